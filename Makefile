@@ -1,0 +1,44 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Needs Python 3.11-3.13 and a package registry.
+SHELL := /bin/sh
+VENV ?= .venv
+BIN := $(VENV)/bin
+CHECKPOINT := checkpoints/smollm2-135m
+RESULTS := results/demo
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+
+.PHONY: demo test check torch clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.experiments $(CHECKPOINT)/config.json
+	$(BIN)/msrnn generate $(CHECKPOINT) --chat --policy tova --budget 64 --max-new-tokens 96 \
+	  --prompt "Explain in three sentences why the sea is salty."
+	$(BIN)/python -m experiments.perplexity $(CHECKPOINT) --segment 512 --segments 4 \
+	  --policy full --policy window --policy window:sinks=4 --policy h2o --policy tova --policy random \
+	  --budget 32 --budget 64 --budget 128 --budget 256 --out $(RESULTS)/perplexity.json
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+# Parity tests against torch run only where it is installed; `make test` names what it skips without.
+torch: $(VENV)/.torch
+
+$(CHECKPOINT)/config.json: | $(VENV)/.experiments
+	$(BIN)/python -m convert smollm2-135m $(CHECKPOINT)
+
+$(VENV)/bin/python:
+	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+	  if $$python -c '$(SUPPORTED)' 2>/dev/null; then exec $$python -m venv $(VENV); fi; \
+	done; echo "make: no Python 3.11, 3.12 or 3.13 found; name one with make PYTHON=/path/to/python" >&2; exit 1
+
+# One stamp for each extra, renewed when the dependencies change.
+$(VENV)/.%: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) checkpoints results build dist *.egg-info

@@ -1,0 +1,76 @@
+"""The files of a checkpoint folder: found, read and hashed, none outside it ever opened."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def parse_object(text: str, name: str) -> dict[str, Any]:
+    """The JSON object in a text; `name` is the file that errors speak of."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is not valid JSON: {error}") from None
+    if type(value) is not dict:
+        raise ValueError(f"{name} holds a JSON {type(value).__name__}; it must be an object")
+    return value
+
+
+class Folder:
+    """A checkpoint folder; it remembers which of its files were asked for."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._used: dict[str, Path] = {}
+
+    def find(self, name: str) -> Path | None:
+        """The path of a file, or None if there is none of that name.
+
+        Raises:
+          ValueError: the name is not a plain file name, or a link leads out of the folder. Links into
+            the `blobs` of a Hugging Face cache are followed, because its folders are made of them.
+        """
+        if name in ("", ".", "..") or any(letter in name for letter in "/\\\0"):
+            raise ValueError(f"{name!r} is not a plain file name inside {self.path}")
+        path = self.path / name
+        if not path.exists():
+            if path.is_symlink():
+                raise ValueError(f"{path} is a link to a file that does not exist")
+            return None
+        if not path.is_file():
+            raise ValueError(f"{path} is not a file")
+        if not self._holds(path.resolve()):
+            raise ValueError(f"{path} is a link that leads out of the folder, to {path.resolve()}")
+        self._used[name] = path
+        return path
+
+    def text(self, name: str) -> str | None:
+        """The content of a text file, or None if there is no such file."""
+        path = self.find(name)
+        if path is None:
+            return None
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} is not UTF-8 text") from None
+
+    def json(self, name: str) -> dict[str, Any] | None:
+        """The JSON object in a file, or None if there is no such file."""
+        text = self.text(name)
+        return None if text is None else parse_object(text, str(self.path / name))
+
+    def digests(self) -> dict[str, str]:
+        """The sha256 of every file that was found, by name."""
+        return {name: digest(path) for name, path in sorted(self._used.items())}
+
+    def _holds(self, target: Path) -> bool:
+        root = self.path.resolve()
+        blobs = root.parent.parent / "blobs"
+        return target.is_relative_to(root) or (root.parent.name == "snapshots" and target.is_relative_to(blobs))

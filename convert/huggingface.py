@@ -1,0 +1,138 @@
+"""Reads a Hugging Face LLaMA folder: config.json, safetensors, tokenizer."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from .checkpoint_files import Checkpoint, text_files
+from .folder import Folder
+from .huggingface_config import read_config, read_dtype
+from .huggingface_tokenizer import read_tokenizer
+from .problems import refuse
+from .tensors import DTYPES, Stored, check, load, widest
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+NAMES = {
+    "embedding": "model.embed_tokens.weight",
+    "final_norm": "model.norm.weight",
+    "unembedding": "lm_head.weight",
+    "attention_norm": "model.layers.{layer}.input_layernorm.weight",
+    "query": "model.layers.{layer}.self_attn.q_proj.weight",
+    "key": "model.layers.{layer}.self_attn.k_proj.weight",
+    "value": "model.layers.{layer}.self_attn.v_proj.weight",
+    "output": "model.layers.{layer}.self_attn.o_proj.weight",
+    "query_bias": "model.layers.{layer}.self_attn.q_proj.bias",
+    "key_bias": "model.layers.{layer}.self_attn.k_proj.bias",
+    "value_bias": "model.layers.{layer}.self_attn.v_proj.bias",
+    "output_bias": "model.layers.{layer}.self_attn.o_proj.bias",
+    "mlp_norm": "model.layers.{layer}.post_attention_layernorm.weight",
+    "gate": "model.layers.{layer}.mlp.gate_proj.weight",
+    "up": "model.layers.{layer}.mlp.up_proj.weight",
+    "down": "model.layers.{layer}.mlp.down_proj.weight",
+    "gate_bias": "model.layers.{layer}.mlp.gate_proj.bias",
+    "up_bias": "model.layers.{layer}.mlp.up_proj.bias",
+    "down_bias": "model.layers.{layer}.mlp.down_proj.bias",
+}
+# Rotary frequencies that old versions saved as buffers; the config says the same.
+BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+
+
+def read_folder(path: Path, dtype: str | None, report: Callable[[str], None]) -> Checkpoint:
+    """The checkpoint in a folder, in `dtype` or else in its own.
+
+    Queries and keys need no permutation: such files rotate halves, as we do.
+
+    Raises:
+      ValueError: a file is missing or unreadable, or anything in it cannot be honoured; all of the latter
+        are listed at once.
+    """
+    folder = Folder(path)
+    fields = folder.json("config.json")
+    if fields is None:
+        ggufs = sorted(file.name for file in path.glob("*.gguf"))
+        hint = f"; to convert {ggufs[0]}, name that file itself" if ggufs else ""
+        raise ValueError(f"{path} holds no config.json{hint}")
+    if "model_dim" in fields:
+        raise ValueError(f"{path} is a checkpoint of msrnn_jax already")
+    problems: list[str] = []
+    config = read_config(fields, problems)
+    stated = read_dtype(fields, problems)
+    facts = read_tokenizer(folder, fields, problems)
+    stored = {name: tensor for name, tensor in _open(folder, problems).items() if not BUFFER.fullmatch(name)}
+    tied_copy = stored.pop(NAMES["unembedding"], None) if config is not None and config.tied_embeddings else None
+    if config is not None:
+        problems += check(config, NAMES, stored, DTYPES)
+    refuse(path, problems)
+    assert config is not None  # without problems there is one
+
+    report(f"reading {len(stored)} tensors")
+    matrices = {DTYPES[tensor.kind] for tensor in stored.values() if len(tensor.shape) == 2}
+    config = config.replace(dtype=dtype or stated or widest(matrices))
+    if tied_copy is not None and not _equal(tied_copy, stored[NAMES["embedding"]]):
+        problems.append(f"{NAMES['unembedding']!r} differs from the embedding, yet tie_word_embeddings is true")
+    params = load(config, NAMES, stored, problems)
+    refuse(path, problems)
+    if facts.tokenizer is None:
+        report(f"note: {path} holds no tokenizer.json, so the result takes and gives token ids only, no text")
+    kinds = (tensor.kind for tensor in stored.values())
+    files = text_files(facts, kind="huggingface", digests=folder.digests(), tensor_types=kinds)
+    return Checkpoint(config, params, files)
+
+
+def _open(folder: Folder, problems: list[str]) -> dict[str, Stored]:
+    single = folder.find(SINGLE)
+    if single is not None:
+        return _open_file(single)
+    index = folder.json(INDEX)
+    if index is not None:
+        return _open_shards(folder, index.get("weight_map"), problems)
+    for pattern in ("*.bin", "*.pth", "*.pt"):
+        for pickle in folder.path.glob(pattern):
+            raise ValueError(
+                f"{folder.path} holds its weights as {pickle.name}; pickle files are never read; "
+                "ask for a safetensors version"
+            )
+    raise ValueError(f"{folder.path} holds neither {SINGLE} nor {INDEX}")
+
+
+def _open_shards(folder: Folder, weight_map: Any, problems: list[str]) -> dict[str, Stored]:
+    if not isinstance(weight_map, Mapping) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{folder.path / INDEX}: weight_map must map tensor names to file names")
+    shards: dict[str, dict[str, Stored]] = {}
+    for name in sorted(set(weight_map.values())):
+        path = folder.find(name)
+        if path is None:
+            problems.append(f"missing file {name!r}, which {INDEX} names")
+        else:
+            shards[name] = _open_file(path)
+    stored = {}
+    for tensor, name in weight_map.items():
+        if tensor in shards.get(name, {}):
+            stored[tensor] = shards[name][tensor]
+        elif name in shards:
+            problems.append(f"tensor {tensor!r} is not in {name}, where {INDEX} puts it")
+    for name, tensors in shards.items():
+        problems += [f"tensor {tensor!r} of {name} is not in {INDEX}" for tensor in tensors if tensor not in weight_map]
+    return stored
+
+
+def _open_file(path: Path) -> dict[str, Stored]:
+    try:
+        file = safetensors.safe_open(path, framework="numpy")  # maps the file and reads its header
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+
+    def stored(name: str) -> Stored:
+        part = file.get_slice(name)
+        return Stored(part.get_dtype(), tuple(part.get_shape()), lambda: file.get_tensor(name))
+
+    return {name: stored(name) for name in file.offset_keys()}
+
+
+def _equal(one: Stored, other: Stored) -> bool:
+    return one.shape == other.shape and one.kind in DTYPES and np.array_equal(one.read(), other.read())

@@ -1,0 +1,124 @@
+"""The config.json of a Hugging Face LLaMA, every key of it accounted for."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from msrnn_jax.config import DTYPES, Config
+
+from .problems import is_count
+from .rope import read_rope
+
+SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "model_dim",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "mlp_dim",
+}
+FLAGS = {"tie_word_embeddings": "tied_embeddings", "attention_bias": "attention_bias", "mlp_bias": "mlp_bias"}
+OTHERS = ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps")
+ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
+DTYPE = ("dtype", "torch_dtype")
+
+# Keys that would change what the model computes; here are the values that do not. The first is named in errors.
+FIXED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("llama",),
+    "hidden_act": ("silu", "swish"),  # two names of one function
+    "pretraining_tp": (1, None),
+    "rope_interleaved": (False, None),
+    "partial_rotary_factor": (1, None),
+    "sliding_window": (None,),
+    "quantization_config": (None,),
+    "auto_map": (None, {}),  # code that comes with the checkpoint
+    "is_encoder_decoder": (False, None),
+    "add_cross_attention": (False, None),
+    "cross_attention_hidden_size": (None,),
+    "tie_encoder_decoder": (False, None),
+    "pruned_heads": ({}, None),
+}
+
+# Keys that say nothing about the function computed: training, bookkeeping, the library's switches, token
+# ids (read by the tokenizer's part), and defaults of `generate` that older versions wrote here.
+MEANINGLESS = """
+    architectures transformers_version transformers.js_config _name_or_path name_or_path _commit_hash
+    use_cache initializer_range attention_dropout is_llama_config unsloth_version unsloth_fixed
+    _attn_implementation _attn_implementation_autoset attn_implementation _flash_attn_2_enabled
+    bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
+    output_attentions output_hidden_states return_dict use_return_dict torchscript use_bfloat16 tf_legacy_loss
+    chunk_size_feed_forward is_decoder id2label label2id num_labels problem_type finetuning_task
+    task_specific_params tokenizer_class prefix
+    max_length max_new_tokens min_length min_new_tokens do_sample early_stopping num_beams num_beam_groups
+    diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores return_dict_in_generate
+    forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty
+    suppress_tokens begin_suppress_tokens
+"""
+IGNORED = frozenset(MEANINGLESS.split())
+KNOWN = {*SIZES, *FLAGS, *OTHERS, *ROPE, *DTYPE, *FIXED, *IGNORED}
+
+
+def read_config(fields: Mapping[str, Any], problems: list[str]) -> Config | None:
+    """Our config, in float32 for now; None if the sizes are too broken to make one.
+
+    Absent keys get the defaults of `transformers.LlamaConfig`, except for the sizes, which must be there.
+    Everything that cannot be honoured is added to `problems`.
+    """
+    problems += [f"missing key {key!r}" for key in (*SIZES, "model_type") if fields.get(key) is None]
+    problems += [f"unknown key {key!r} = {value!r}" for key, value in fields.items() if key not in KNOWN]
+    for key, accepted in FIXED.items():
+        if key in fields and fields[key] not in accepted and not (key == "model_type" and fields[key] is None):
+            problems.append(f"{key} {fields[key]!r} (must be {accepted[0]!r})")
+    rope = read_rope(fields, problems)
+
+    sizes = {key: fields.get(key) for key in SIZES}
+    heads, width = sizes["num_attention_heads"], sizes["hidden_size"]
+    kv_heads = _or(fields, "num_key_value_heads", heads)
+    usual = width // heads if is_count(heads) and is_count(width) and width % heads == 0 else None
+    head_dim = _or(fields, "head_dim", usual)
+    max_length = _or(fields, "max_position_embeddings", 2048)
+    norm_eps = _or(fields, "rms_norm_eps", 1e-6)
+    if head_dim is None and is_count(heads) and is_count(width):
+        problems.append(f"hidden_size {width} is no multiple of num_attention_heads {heads}, and head_dim is not given")
+    counts = {**sizes, "num_key_value_heads": kv_heads, "head_dim": head_dim, "max_position_embeddings": max_length}
+    wrong = [
+        f"{key} is {value!r}; it must be a positive integer"
+        for key, value in counts.items()
+        if value is not None and not is_count(value)
+    ]
+    flags = {key: _or(fields, key, False) for key in FLAGS}
+    wrong += [
+        f"{key} is {value!r}; it must be true or false" for key, value in flags.items() if type(value) is not bool
+    ]
+    if type(norm_eps) not in (int, float) or not 0 < norm_eps < math.inf:
+        wrong.append(f"rms_norm_eps is {norm_eps!r}; it must be a positive number")
+    problems += wrong
+    if wrong or head_dim is None or None in counts.values():
+        return None
+    try:
+        return Config(
+            **{SIZES[key]: value for key, value in sizes.items()},  # pyright: ignore[reportArgumentType]
+            **{FLAGS[key]: value for key, value in flags.items()},
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+            max_length=max_length,
+            norm_eps=float(norm_eps),
+            rope=rope,
+        )
+    except ValueError as error:
+        problems.append(str(error))
+        return None
+
+
+def read_dtype(fields: Mapping[str, Any], problems: list[str]) -> str | None:
+    """The dtype that the config states, if it does."""
+    stated = {str(fields[key]).removeprefix("torch.") for key in DTYPE if fields.get(key) is not None}
+    if len(stated) > 1:
+        problems.append(f"dtype {fields['dtype']!r} and torch_dtype {fields['torch_dtype']!r} contradict each other")
+    problems += [f"dtype {dtype!r} (must be one of {', '.join(DTYPES)})" for dtype in stated if dtype not in DTYPES]
+    return next(iter(stated), None)
+
+
+def _or(fields: Mapping[str, Any], key: str, default: Any) -> Any:
+    value = fields.get(key)
+    return default if value is None else value

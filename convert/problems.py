@@ -1,0 +1,41 @@
+"""How refusals are worded: every problem of a checkpoint at once, one line each."""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+SHOWN = 20  # of one sort; a wrong layer count alone makes hundreds
+
+
+def refuse(source: Path, problems: Sequence[str]) -> None:
+    """Raises a `ValueError` that lists the problems; with none, does nothing."""
+    if problems:
+        raise ValueError("\n  ".join([f"{source} cannot be converted:", *problems]))
+
+
+def shorten(problems: Iterable[str], noun: str) -> list[str]:
+    """The first problems of one sort, and how many more there are."""
+    lines = list(problems)
+    if len(lines) <= SHOWN:
+        return lines
+    return [*lines[:SHOWN], f"and {len(lines) - SHOWN} more {noun}"]
+
+
+@contextlib.contextmanager
+def tokenizer_errors(name: str) -> Iterator[None]:
+    """Turns what the `tokenizers` library raises into a `ValueError` about a file or key of this name.
+
+    It raises plain `Exception`s, and panics that are not even that.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise ValueError(f"{name} is not a tokenizer: {error}") from error
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """Whether this is a positive integer (a JSON true is none)."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,0 +1,1 @@
+"""Experiments of the paper, one file per table or figure; run them from the checkout."""

@@ -1,0 +1,124 @@
+"""LLaMA as a Flax RNN cell: modules that own the weights, around the same pure functions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Int
+
+from msrnn_jax.config import Config
+from msrnn_jax.llama import decoder_layer, run_blocks, unembed
+from msrnn_jax.params import LayerParams, Params, axes
+from msrnn_jax.policies import Policy
+from msrnn_jax.slots import init_state
+from msrnn_jax.state import LayerState, Moment, MultiState
+
+# What the axis letters are called in sharding rules.
+SHARDING_NAMES = {
+    "V": "vocab",
+    "D": "embed",
+    "N": "heads",
+    "K": "kv_heads",
+    "H": "head_dim",
+    "F": "mlp",
+}
+
+
+def _param(value: Array | None, letters: str | None) -> Any:
+    if value is None or letters is None:
+        return None
+    return nnx.Param(value, out_sharding=tuple(SHARDING_NAMES[letter] for letter in letters), eager_sharding=False)
+
+
+class DecoderLayer(nnx.Module):
+    """One decoder layer that owns its weights; calling it is `decoder_layer` applied to them."""
+
+    def __init__(self, config: Config, policy: Policy, weights: LayerParams, index: int):
+        self.config = config
+        self.policy = nnx.data(policy)
+        self.index = index
+        letters = axes(config).layers[index]
+        self.names = tuple(vars(weights))
+        for name in self.names:
+            setattr(self, name, nnx.data(_param(getattr(weights, name), getattr(letters, name))))
+
+    @property
+    def params(self) -> LayerParams:
+        """The weights as the plain pytree, not copied."""
+        return LayerParams(**{name: _value(getattr(self, name)) for name in self.names})
+
+    def __call__(self, layer: LayerState, x: Float[Array, " D"], moment: Moment) -> tuple[LayerState, Array]:
+        return decoder_layer(self.config, self.policy, self.params, layer, x, moment, index=self.index)
+
+
+class MultiStateCell(nnx.RNNCellBase):
+    """A LLaMA whose carry is a `MultiState`: `nnx.RNN(cell)(tokens)` runs it over [T] or [B, T] tokens.
+
+    `nnx.state(cell, nnx.Param)` holds every weight, so optimizers, LoRA and quantisation reach them all.
+
+    Args:
+      params: the weights; they are not copied.
+      budget, slots, positions: as in `init_state`, for carries that the cell makes itself.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        policy: Policy,
+        params: Params,
+        budget: int | Sequence[int],
+        *,
+        slots: int | None = None,
+        positions: str = "absolute",
+    ):
+        init_state(config, policy, budget, slots=slots, positions=positions)  # refuse bad settings here
+        self.config = config
+        self.policy = nnx.data(policy)
+        self.budget = budget if isinstance(budget, int) else tuple(budget)
+        self.slots = slots
+        self.positions = positions
+        letters = axes(config)
+        self.embedding = _param(params.embedding, letters.embedding)  # pyright: ignore[reportArgumentType]
+        self.layers = nnx.List(
+            [DecoderLayer(config, policy, weights, index) for index, weights in enumerate(params.layers)]
+        )
+        self.final_norm = _param(params.final_norm, letters.final_norm)  # pyright: ignore[reportArgumentType]
+        self.unembedding = nnx.data(_param(params.unembedding, letters.unembedding))  # pyright: ignore
+
+    @property
+    def params(self) -> Params:
+        """The weights as the plain pytree, not copied."""
+        return Params(
+            embedding=_value(self.embedding),
+            layers=tuple(layer.params for layer in self.layers),
+            final_norm=_value(self.final_norm),
+            unembedding=_value(self.unembedding),
+        )
+
+    @property
+    def num_feature_axes(self) -> int:
+        """None: an input is a token, a scalar."""
+        return 0
+
+    def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None) -> MultiState:
+        """An empty state, with the leading axes of a batch of tokens of `input_shape`."""
+        del rngs, carry_init
+        state = init_state(self.config, self.policy, self.budget, slots=self.slots, positions=self.positions)
+        return jax.tree.map(lambda leaf: jax.numpy.broadcast_to(leaf, (*input_shape, *leaf.shape)), state)
+
+    def __call__(self, carry: MultiState, inputs: Int[Array, "..."]) -> tuple[MultiState, Float[Array, "... V"]]:
+        """One step: the next state and the logits [..., V], for one token or a batch of any shape."""
+
+        def one(state: MultiState, token: Array) -> tuple[MultiState, Array]:
+            state, x = run_blocks(self.config, _value(self.embedding), list(self.layers), state, token)
+            return state, unembed(self.config, self.params, x)
+
+        for _ in range(inputs.ndim):
+            one = jax.vmap(one)
+        return one(carry, inputs)
+
+
+def _value(param: Any) -> Any:
+    return None if param is None else param[...]

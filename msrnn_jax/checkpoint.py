@@ -1,0 +1,199 @@
+"""Our checkpoint on disk: a folder with config.json, the weights by Orbax, and text files beside them."""
+
+import contextlib
+import logging
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from msrnn_jax.checks import check_dtype
+from msrnn_jax.config import Config
+from msrnn_jax.params import Params, abstract_params
+
+CONFIG_FILE = "config.json"
+PARAMS_FOLDER = "params"
+
+
+def save(
+    path: str | os.PathLike[str],
+    config: Config,
+    params: Params,
+    *,
+    files: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a checkpoint atomically: the whole folder appears at once, or nothing does.
+
+    Args:
+      path: the folder to make; its parents are made too.
+      params: arrays of the shapes and dtype of the config.
+      files: texts to put beside the weights, by plain file name (tokenizer, chat template).
+      overwrite: replace what is there; else an existing path is refused.
+
+    Raises:
+      ValueError: for an existing path, params that do not fit the config, a file name with a folder in it.
+    """
+    path = pathlib.Path(path).absolute()
+    if os.path.lexists(path) and not overwrite:
+        raise ValueError(f"checkpoint {str(path)!r} exists already; choose another path or overwrite it")
+    _check_fit(config, params)
+    texts = {CONFIG_FILE: config.to_json(), **(files or {})}
+    for name in texts:
+        if pathlib.PurePath(name).name != name or name == PARAMS_FOLDER:
+            raise ValueError(f"file name {name!r} must be a plain name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _folder_in_the_making(path) as folder:
+        with _orbax() as orbax:
+            orbax.save(folder / PARAMS_FOLDER, _to_tree(params))
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def load(path: str | os.PathLike[str], *, dtype: str | None = None) -> tuple[Config, Params]:
+    """Reads a checkpoint.
+
+    Args:
+      path: a folder written by `save` or `python -m convert`.
+      dtype: cast the weights to it; by default they stay as they are.
+
+    Returns:
+      The config, its dtype that of the weights, and the weights.
+
+    Raises:
+      ValueError: where the folder is missing, incomplete or damaged, naming what is wrong.
+    """
+    folder = existing(path)
+    config = _read_config(folder)
+    config = config.replace(dtype=check_dtype(config.dtype if dtype is None else dtype).name)
+    _stay_inside(folder)
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), _to_tree(abstract_params(config))
+    )
+    try:
+        with _orbax() as orbax:
+            tree = orbax.restore(folder / PARAMS_FOLDER, wanted)
+    except Exception as error:  # Orbax and TensorStore raise many kinds for missing and truncated files
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"checkpoint {str(path)!r}: the weights cannot be read: {lines[0][:300]}") from error
+    return config, _from_tree(config, tree)
+
+
+def existing(path: str | os.PathLike[str]) -> pathlib.Path:
+    """The absolute folder of a checkpoint that is there."""
+    folder = pathlib.Path(path).absolute()
+    if not folder.exists():
+        raise ValueError(f"checkpoint {str(path)!r} does not exist; `python -m convert SRC DST` makes one")
+    if not (folder / CONFIG_FILE).is_file() or not (folder / PARAMS_FOLDER).is_dir():
+        raise ValueError(
+            f"{str(path)!r} is not a checkpoint of this project: it needs {CONFIG_FILE} and {PARAMS_FOLDER}/; "
+            "`python -m convert SRC DST` makes one"
+        )
+    return folder
+
+
+def _read_config(folder: pathlib.Path) -> Config:
+    try:
+        return Config.from_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{str(folder / CONFIG_FILE)!r} cannot be used: {error}") from error
+
+
+def _check_fit(config: Config, params: Params) -> None:
+    wanted, tree = jax.tree_util.tree_flatten_with_path(abstract_params(config))
+    given = jax.tree.structure(params)
+    if given != tree:
+        raise ValueError("params do not have the weights that the config describes: layers, biases or tying differ")
+    problems = [
+        f"{jax.tree_util.keystr(where)} is {leaf.dtype}{list(leaf.shape)}; it must be {want.dtype}{list(want.shape)}"
+        for (where, want), leaf in zip(wanted, jax.tree.leaves(params), strict=True)
+        if leaf.shape != want.shape or leaf.dtype != want.dtype
+    ]
+    if problems:
+        raise ValueError("params do not fit the config: " + "; ".join(problems))
+
+
+def _to_tree(params: Params) -> dict[str, Any]:
+    """Nested dicts with plain names, so that other programs can read the checkpoint without our classes."""
+
+    def present(node: Any, skip: str = "") -> dict[str, Any]:
+        return {name: leaf for name, leaf in vars(node).items() if leaf is not None and name != skip}
+
+    return {
+        **present(params, "layers"),
+        "layers": {str(index): present(layer) for index, layer in enumerate(params.layers)},
+    }
+
+
+def _from_tree(config: Config, tree: Mapping[str, Any]) -> Params:
+    structure = abstract_params(config)
+    layers = tuple(layer.replace(**tree["layers"][str(index)]) for index, layer in enumerate(structure.layers))
+    return structure.replace(layers=layers, **{name: leaf for name, leaf in tree.items() if name != "layers"})
+
+
+def _stay_inside(folder: pathlib.Path) -> None:
+    """Refuses links that lead out of the checkpoint's folder."""
+    inside = folder.resolve()
+    for place, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            target = pathlib.Path(place, name).resolve()
+            if not target.is_relative_to(inside):
+                raise ValueError(f"{str(pathlib.Path(place, name))!r} leads out of the checkpoint's folder")
+
+
+@contextlib.contextmanager
+def _folder_in_the_making(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary folder beside `path` that becomes it at the end, or leaves no trace."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        folder.chmod(0o755)  # mkdtemp keeps it to its owner
+        yield folder
+        _replace(folder, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replace(new: pathlib.Path, path: pathlib.Path) -> None:
+    if not os.path.lexists(path):
+        new.rename(path)
+        return
+    old = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        path.rename(old / path.name)
+        try:
+            new.rename(path)
+        except BaseException:
+            (old / path.name).rename(path)
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _orbax() -> Iterator[Any]:
+    import orbax.checkpoint  # slow to import, and only files need it
+
+    logging.getLogger("absl").setLevel(logging.ERROR)  # progress of every file, at the default level
+    checkpointer = orbax.checkpoint.StandardCheckpointer()
+    try:
+        yield checkpointer
+        checkpointer.wait_until_finished()
+    finally:
+        checkpointer.close()
+
+
+def fingerprint(params: Params) -> str:
+    """The first 16 hex digits of the SHA-256 of all weights, in the order of their names."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(f"{leaf.dtype}{leaf.shape}".encode())
+        digest.update(jnp.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]

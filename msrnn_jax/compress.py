@@ -1,0 +1,112 @@
+"""Who goes: forgetting slots by a policy's scores, one at a time or many at once."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Int
+
+from msrnn_jax.checks import check_protection, concrete, layer_budgets
+from msrnn_jax.policies import Policy
+from msrnn_jax.policies.base import Score
+from msrnn_jax.slots import cut
+from msrnn_jax.state import EMPTY, LayerState, MultiState
+
+
+def compress(
+    policy: Policy,
+    state: MultiState,
+    budget: int | Sequence[int] | Array | np.ndarray | None = None,
+    *,
+    shrink: bool = False,
+) -> MultiState:
+    """Keeps the best slots of every layer, a pure and jittable function from state to state.
+
+    Unprotected slots go first, those of lowest score before the others (NaN before all), of equal ones
+    the oldest; protected slots go in the same order once nothing else is left.
+
+    Args:
+      budget: how many slots each layer keeps, from now on too: one number, one per layer, or traced. By
+        default each layer's own budget.
+      shrink: also cut the slots to the largest budget + 1; needs a budget that is not traced.
+
+    Raises:
+      ValueError: for a budget below 1, above slots - 1 or below what the policy protects.
+    """
+    budgets = [layer.budget for layer in state.layers]
+    if budget is not None:
+        budgets = layer_budgets(len(state.layers), budget)
+        _check_slots(state, budgets)
+    check_protection(policy, budgets)
+    layers = [
+        keep_best(policy, layer.replace(budget=_as_budget(value, layer)), state.t)
+        for layer, value in zip(state.layers, budgets, strict=True)
+    ]
+    if shrink:
+        known = [concrete(value) for value in budgets]
+        if any(value is None for value in known):
+            raise ValueError("shrink needs a budget that is not traced")
+        slots = max(int(value) for value in known if value is not None) + 1
+        layers = [cut(layer, min(slots, layer.num_slots)) for layer in layers]
+    return state.replace(layers=tuple(layers))
+
+
+def _check_slots(state: MultiState, budgets: Sequence[Any]) -> None:
+    for layer, value in zip(state.layers, budgets, strict=True):
+        known = concrete(value)
+        if known is not None and known > layer.num_slots - 1:
+            raise ValueError(
+                f"budget is {int(known)}, but the state has {layer.num_slots} slots; it must be at most slots - 1"
+            )
+
+
+def worth(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> tuple[Score, Bool[Array, "#K S"]]:
+    """Scores with NaN made minimal, and which held slots are not protected, after `t` tokens were seen."""
+    score = policy.score(layer, t)
+    if score.shape != layer.positions.shape:
+        raise ValueError(f"{policy}: score has shape {score.shape}; it must be {layer.positions.shape}, [#K, S]")
+    if jnp.issubdtype(score.dtype, jnp.floating):
+        score = jnp.where(jnp.isnan(score), -jnp.inf, score)
+    recent = layer.budget // 2 if policy.recent is None else policy.recent
+    held = layer.positions != EMPTY
+    protected = (layer.positions < policy.sinks) | (layer.positions >= t - recent)
+    return score, held & ~protected
+
+
+def forget(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> LayerState:
+    """Frees one slot in every row that holds more than its budget: `keep_best` where one is too many.
+
+    Keys and values stay where they are: a slot is free because its position is EMPTY, and the next
+    `write` takes it.
+    """
+    score, eligible = worth(policy, layer, t)
+    held = layer.positions != EMPTY  # [#K, S]
+    eligible = jnp.where(eligible.any(axis=1, keepdims=True), eligible, held)
+    lowest = jnp.min(score, axis=1, keepdims=True, where=eligible, initial=_highest(score.dtype))  # [#K, 1]
+    oldest = jnp.min(
+        layer.positions, axis=1, keepdims=True, where=eligible & (score <= lowest), initial=_highest(jnp.int32)
+    )  # [#K, 1]
+    full = held.sum(axis=1, keepdims=True, dtype=jnp.int32) > layer.budget  # [#K, 1]
+    # A position is held by one slot of a row at most, so it names the slot that goes.
+    return layer.replace(positions=jnp.where(full & (layer.positions == oldest), EMPTY, layer.positions))
+
+
+def keep_best(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> LayerState:
+    """Frees as many slots of every row as are held beyond its budget."""
+    score, eligible = worth(policy, layer, t)
+    held = layer.positions != EMPTY  # [#K, S]
+    later = jnp.where(eligible, 0, jnp.where(held, 1, 2)).astype(jnp.int32)  # free slots last
+    order = jnp.lexsort((layer.positions, score, later), axis=1)  # [#K, S], who goes first
+    rank = jnp.argsort(order, axis=1)
+    excess = held.sum(axis=1, keepdims=True, dtype=jnp.int32) - layer.budget  # [#K, 1]
+    return layer.replace(positions=jnp.where(rank < excess, EMPTY, layer.positions))
+
+
+def _as_budget(value: Any, layer: LayerState) -> Int[Array, ""]:
+    return jnp.minimum(jnp.asarray(value).astype(jnp.int32), layer.num_slots - 1)  # a traced one may be too large
+
+
+def _highest(dtype: Any) -> Array:
+    return jnp.asarray(jnp.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).max, dtype)

@@ -1,0 +1,167 @@
+"""The static description of a LLaMA: sizes, rotary settings, dtype."""
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+ROPE_KINDS = ("default", "linear", "llama3")
+
+
+class _Record:
+    """JSON-ready mapping there and back, shared by the frozen classes below."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return dataclasses.asdict(self)  # pyright: ignore[reportArgumentType]
+
+
+def _check_keys(cls: type, fields: Mapping[str, Any]) -> None:
+    known = [field.name for field in dataclasses.fields(cls)]
+    required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+    problems = []
+    for name in fields:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            problems.append(f"unknown {name!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
+    problems += [f"missing {name!r}" for name in required if name not in fields]
+    if problems:
+        raise ValueError(f"{cls.__name__}: {', '.join(problems)}")
+
+
+def _require(cls: type, name: str, value: Any, rule: str, good: bool) -> None:
+    if not good:
+        raise ValueError(f"{cls.__name__}.{name} is {value!r}; it must be {rule}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Rope(_Record):
+    """Rotary position settings.
+
+    `linear` divides every frequency by `factor` (Chen et al., 2023, arXiv:2306.15595); `llama3` divides
+    the low ones only, blending between wavelengths `original_length / high_freq_factor` and
+    `original_length / low_freq_factor` (Llama 3.1).
+    """
+
+    theta: float = 10000.0
+    kind: str = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_length: int = 8192
+
+    def __post_init__(self):
+        _require(Rope, "kind", self.kind, f"one of {', '.join(ROPE_KINDS)}", self.kind in ROPE_KINDS)
+        for name in ("theta", "factor", "low_freq_factor", "high_freq_factor"):
+            value = getattr(self, name)
+            _require(Rope, name, value, "a positive number", _is_positive(value))
+        _require(Rope, "original_length", self.original_length, "a positive integer", _is_count(self.original_length))
+        if self.kind == "llama3":
+            rule = f"more than low_freq_factor ({self.low_freq_factor})"
+            _require(
+                Rope, "high_freq_factor", self.high_freq_factor, rule, self.high_freq_factor > self.low_freq_factor
+            )
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Config(_Record):
+    """Sizes and settings of one LLaMA; frozen, compared by value, static under `jit`.
+
+    Attributes:
+      vocab_size: V, number of tokens.
+      model_dim: D, width of the residual stream.
+      num_layers: L.
+      num_heads: N, query heads.
+      num_kv_heads: K, key/value heads; divides N.
+      head_dim: H, even.
+      mlp_dim: F.
+      max_length: tokens the model was trained to see at once; a fact for users, not a limit.
+      norm_eps: added to the mean square in RMSNorm.
+      rope: rotary settings.
+      tied_embeddings: the unembedding is the embedding.
+      attention_bias: q, k, v and output projections have biases.
+      mlp_bias: gate, up and down projections have biases.
+      dtype: of weights and, unless `init_state` says otherwise, of keys and values.
+    """
+
+    vocab_size: int
+    model_dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    max_length: int = 2048
+    norm_eps: float = 1e-5
+    rope: Rope = Rope()
+    tied_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        for name in (
+            "vocab_size",
+            "model_dim",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "mlp_dim",
+            "max_length",
+        ):
+            _require(Config, name, getattr(self, name), "a positive integer", _is_count(getattr(self, name)))
+        rule = f"a divisor of num_heads ({self.num_heads})"
+        _require(Config, "num_kv_heads", self.num_kv_heads, rule, self.num_heads % self.num_kv_heads == 0)
+        _require(Config, "head_dim", self.head_dim, "even", self.head_dim % 2 == 0)
+        _require(Config, "norm_eps", self.norm_eps, "a positive number", _is_positive(self.norm_eps))
+        _require(Config, "rope", self.rope, "a Rope", isinstance(self.rope, Rope))
+        for name in ("tied_embeddings", "attention_bias", "mlp_bias"):
+            _require(Config, name, getattr(self, name), "true or false", isinstance(getattr(self, name), bool))
+        _require(Config, "dtype", self.dtype, f"one of {', '.join(DTYPES)}", self.dtype in DTYPES)
+
+    @property
+    def group_size(self) -> int:
+        """G, query heads that share one key/value head."""
+        return self.num_heads // self.num_kv_heads
+
+    def replace(self, **changes: Any) -> "Config":
+        """A copy with some fields changed, validated again."""
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> str:
+        """The settings as JSON text, readable by `from_json`."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Config":
+        """Builds a config from plain values; unknown and missing names raise `ValueError`."""
+        _check_keys(cls, fields)
+        rope = fields.get("rope", {})
+        if isinstance(rope, Mapping):
+            _check_keys(Rope, rope)
+            rope = Rope(**rope)
+        return cls(**{**fields, "rope": rope})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Config":
+        """Reads what `to_json` wrote."""
+        fields = json.loads(text)
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"Config: the JSON is a {type(fields).__name__}; it must be an object")
+        return cls.from_dict(fields)

@@ -1,0 +1,164 @@
+"""Text generation: prompts in, tokens and states out, in one jitted program."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Int
+
+from msrnn_jax.checks import check_lengths, check_tokens, concrete
+from msrnn_jax.config import Config
+from msrnn_jax.llama import advance, unembed
+from msrnn_jax.params import Params
+from msrnn_jax.policies import Policy
+from msrnn_jax.prefill import check_mode, prefill
+from msrnn_jax.sampling import Greedy, Sampler
+from msrnn_jax.slots import init_state
+from msrnn_jax.state import MultiState
+
+PROMPT_MULTIPLE = 32  # prompts are padded to a multiple of this, so that similar lengths share a compilation
+
+
+def generate(
+    config: Config,
+    policy: Policy,
+    params: Params,
+    prompts: Int[Array, "B T"] | np.ndarray,
+    lengths: Int[Array, " B"] | np.ndarray | Sequence[int] | None = None,
+    *,
+    budget: int | Sequence[int] | Array,
+    max_new_tokens: int = 256,
+    sampler: Sampler = Greedy(),  # noqa: B008, a frozen value
+    key: Array | None = None,
+    stop: Sequence[int] = (),
+    mode: str = "stepwise",
+    slots: int | None = None,
+    positions: str = "absolute",
+    dtype: Any = None,
+) -> tuple[Int[Array, "B M"], Int[Array, " B"], MultiState]:
+    """Continues every prompt, each row by itself, until a stop token or `max_new_tokens`.
+
+    Equal shapes, sampler, policy and slots compile once: another prompt, key, stop-free budget or length
+    within the padded size compiles nothing.
+
+    Args:
+      prompts: B prompts, padded on the right to T.
+      lengths: how many tokens of each prompt are real, from 1; by default T.
+      budget: the multi-state size, as in `init_state`.
+      max_new_tokens: M, the most tokens a row may get; at least 1.
+      sampler: `Greedy()` or `Temperature(...)`.
+      key: a PRNG key, or B of them; one is folded with each row's number. Needed unless the sampler is greedy.
+      stop: token numbers that end a row; the one that did is the row's last token.
+      mode: how prompts are read, "stepwise" or "oneshot" (see `prefill`).
+      slots, positions, dtype: as in `init_state`; give `slots` to serve several budgets by one compilation.
+
+    Returns:
+      tokens [B, M], zero beyond each row's length; lengths [B]; and the states [B, ...], which have seen
+      prompt and continuation, the last token included: a further `prefill` goes on from there.
+
+    Raises:
+      ValueError: for an empty prompt and any argument out of its range, naming it.
+    """
+    check_mode(mode)
+    prompts, lengths = _check_prompts(config, prompts, lengths)
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens!r}; it must be a whole number of at least 1")
+    stop_tokens = np.asarray(list(stop), np.int32).reshape(-1)
+    check_tokens(config, "stop", stop_tokens)
+    empty = init_state(config, policy, budget, slots=slots, positions=positions, dtype=dtype)
+    _check_room(policy, budget, lengths, max_new_tokens)
+    keys = _row_keys(sampler, key, prompts.shape[0])
+    padding = -prompts.shape[1] % PROMPT_MULTIPLE
+    prompts = jnp.pad(prompts, ((0, 0), (0, padding)))
+    return _generate(config, policy, params, empty, prompts, lengths, keys, stop_tokens, sampler, max_new_tokens, mode)
+
+
+@partial(jax.jit, static_argnames=("max_new_tokens", "mode"))
+def _generate(
+    config: Config,
+    policy: Policy,
+    params: Params,
+    empty: MultiState,
+    prompts: Array,
+    lengths: Array,
+    keys: Array,
+    stop: Array,
+    sampler: Sampler,
+    max_new_tokens: int,
+    mode: str,
+) -> tuple[Array, Array, MultiState]:
+    rows = prompts.shape[0]
+    states, logits = jax.vmap(lambda prompt, length: prefill(config, policy, params, empty, prompt, length, mode))(
+        prompts, lengths
+    )
+
+    def write_token(state: MultiState, token: Array, real: Array) -> tuple[MultiState, Array]:
+        state, x = advance(config, policy, params, state, token, real=real)
+        return state, unembed(config, params, x)
+
+    def unfinished(carry: Any) -> Array:
+        count, running, *_ = carry
+        return (count < max_new_tokens) & running.any()
+
+    def one(carry: Any) -> Any:
+        count, running, states, logits, tokens, lengths = carry
+        row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, count)
+        chosen = jnp.where(running, jax.vmap(sampler)(logits, row_keys), 0)  # [B]
+        states, logits = jax.vmap(write_token)(states, chosen, running)
+        tokens = lax.dynamic_update_slice_in_dim(tokens, chosen[:, None], count, axis=1)
+        lengths = lengths + running.astype(jnp.int32)
+        running = running & ~(chosen[:, None] == stop[None]).any(axis=1)
+        return count + 1, running, states, logits, tokens, lengths
+
+    start = (
+        jnp.zeros((), jnp.int32),
+        jnp.ones(rows, bool),
+        states,
+        logits,
+        jnp.zeros((rows, max_new_tokens), jnp.int32),
+        jnp.zeros(rows, jnp.int32),
+    )
+    _, _, states, _, tokens, lengths = lax.while_loop(unfinished, one, start)
+    return tokens, lengths, states
+
+
+def _check_prompts(config: Config, prompts: Any, lengths: Any) -> tuple[Array, Array]:
+    prompts = jnp.asarray(prompts)
+    if prompts.ndim != 2 or 0 in prompts.shape:
+        raise ValueError(f"prompts has shape {prompts.shape}; it must be [B, T] with at least one row and one token")
+    check_tokens(config, "prompts", prompts)
+    lengths = jnp.full(prompts.shape[0], prompts.shape[1]) if lengths is None else jnp.asarray(lengths)
+    if lengths.shape != prompts.shape[:1]:
+        raise ValueError(f"lengths has shape {lengths.shape}; it must be [{prompts.shape[0]}], one per prompt")
+    check_lengths("lengths", lengths, prompts.shape[1])
+    return prompts.astype(jnp.int32), lengths.astype(jnp.int32)
+
+
+def _check_room(policy: Policy, budget: Any, lengths: Array, max_new_tokens: int) -> None:
+    """A policy that forgets nothing must be given room for the prompt and every new token."""
+    longest, known = concrete(lengths), concrete(budget)
+    if policy.forgets or longest is None or known is None:
+        return
+    needed = int(longest.max()) + max_new_tokens
+    if int(known.min()) < needed:
+        raise ValueError(
+            f"budget is {int(known.min())}, but {policy} forgets nothing and must hold {needed} tokens: "
+            f"the longest prompt ({int(longest.max())}) and max_new_tokens ({max_new_tokens})"
+        )
+
+
+def _row_keys(sampler: Sampler, key: Array | None, rows: int) -> Array:
+    if key is None and sampler.random:
+        raise ValueError(f"key is missing; {sampler} draws at random and needs one")
+    given: Array = jax.random.key(0) if key is None else key
+    if not jnp.issubdtype(given.dtype, jax.dtypes.prng_key):
+        given = jax.random.wrap_key_data(given)
+    if given.ndim == 0:
+        return jax.vmap(jax.random.fold_in, (None, 0))(given, jnp.arange(rows))
+    if given.shape != (rows,):
+        raise ValueError(f"key has shape {given.shape}; it must be one key or {rows}, one per prompt")
+    return given

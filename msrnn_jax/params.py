@@ -1,0 +1,117 @@
+"""The weights of a LLaMA as a pytree, and the one table of their axes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from msrnn_jax.config import Config
+
+
+class LayerParams(struct.PyTreeNode):
+    """One decoder layer. A bias is None where the config has none."""
+
+    attention_norm: Array  # [D]
+    query: Array  # [D, N, H]
+    key: Array  # [D, K, H]
+    value: Array  # [D, K, H]
+    output: Array  # [N, H, D]
+    mlp_norm: Array  # [D]
+    gate: Array  # [D, F]
+    up: Array  # [D, F]
+    down: Array  # [F, D]
+    query_bias: Array | None = None  # [N, H]
+    key_bias: Array | None = None  # [K, H]
+    value_bias: Array | None = None  # [K, H]
+    output_bias: Array | None = None  # [D]
+    gate_bias: Array | None = None  # [F]
+    up_bias: Array | None = None  # [F]
+    down_bias: Array | None = None  # [D]
+
+
+class Params(struct.PyTreeNode):
+    """All weights. `unembedding` is None where it is tied to the embedding."""
+
+    embedding: Array  # [V, D]
+    layers: tuple[LayerParams, ...]
+    final_norm: Array  # [D]
+    unembedding: Array | None = None  # [D, V]
+
+
+def axes(config: Config) -> Params:
+    """The axis letters of every weight, as a tree of strings shaped like the params.
+
+    Shapes, initial values, checkpoints and sharding names are all read off this tree.
+    """
+    attention, mlp = config.attention_bias, config.mlp_bias
+    layer: Any = LayerParams(  # strings stand where arrays will
+        **{
+            "attention_norm": "D",
+            "query": "DNH",
+            "key": "DKH",
+            "value": "DKH",
+            "output": "NHD",
+            "mlp_norm": "D",
+            "gate": "DF",
+            "up": "DF",
+            "down": "FD",
+            "query_bias": "NH" if attention else None,
+            "key_bias": "KH" if attention else None,
+            "value_bias": "KH" if attention else None,
+            "output_bias": "D" if attention else None,
+            "gate_bias": "F" if mlp else None,
+            "up_bias": "F" if mlp else None,
+            "down_bias": "D" if mlp else None,
+        }  # pyright: ignore[reportArgumentType]
+    )
+    tree: dict[str, Any] = {
+        "embedding": "VD",
+        "layers": (layer,) * config.num_layers,
+        "final_norm": "D",
+        "unembedding": None if config.tied_embeddings else "DV",
+    }
+    return Params(**tree)
+
+
+def sizes(config: Config) -> dict[str, int]:
+    """How long each lettered axis is."""
+    return {
+        "V": config.vocab_size,
+        "D": config.model_dim,
+        "N": config.num_heads,
+        "K": config.num_kv_heads,
+        "H": config.head_dim,
+        "F": config.mlp_dim,
+    }
+
+
+def abstract_params(config: Config) -> Params:
+    """Shapes and dtypes of all weights, without any memory behind them."""
+    length = sizes(config)
+    dtype = jnp.dtype(config.dtype)
+    return jax.tree.map(
+        lambda letters: jax.ShapeDtypeStruct(tuple(length[letter] for letter in letters), dtype), axes(config)
+    )
+
+
+def init_params(config: Config, key: Array) -> Params:
+    """Random weights: ones for the norms, zeros for biases, else normal with deviation 1 / sqrt(fan-in)."""
+    length = sizes(config)
+    dtype = jnp.dtype(config.dtype)
+    paths, tree = jax.tree_util.tree_flatten_with_path(axes(config))
+    keys = jax.random.split(key, len(paths))
+    leaves = []
+    for (path, letters), leaf_key in zip(paths, keys, strict=True):
+        shape = tuple(length[letter] for letter in letters)
+        name = path[-1].name
+        if name.endswith("norm"):
+            leaves.append(jnp.ones(shape, dtype))
+        elif name.endswith("bias"):
+            leaves.append(jnp.zeros(shape, dtype))
+        else:
+            fan_in = config.num_heads * config.head_dim if name == "output" else length[letters[0]]
+            scale = 1.0 if name == "embedding" else fan_in**-0.5
+            leaves.append((scale * jax.random.normal(leaf_key, shape, jnp.float32)).astype(dtype))
+    return jax.tree.unflatten(tree, leaves)

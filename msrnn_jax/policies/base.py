@@ -1,0 +1,92 @@
+"""The contract of a compression policy: three pure functions and what the engine protects."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from flax import struct
+from jax import Array
+from jax.core import Tracer
+from jaxtyping import Int, Real
+
+from msrnn_jax.state import LayerState, View
+
+SCOPES = ("layer", "head")
+
+Stats = Any  # leaves [#K, S, ...]
+Score = Real[Array, "#K S"]
+
+
+class Policy(struct.PyTreeNode, kw_only=True):
+    """Decides which token a layer forgets; a frozen value that passes through `jit` as an argument.
+
+    A subclass overrides `score` and, where scores depend on attention, `init` and `observe`. Its own
+    options are fields: `struct.field(pytree_node=False, default=...)` for static ones; a field without
+    that is data and gets gradients. A policy must not depend on the order of the slots.
+
+    Attributes:
+      scope: "layer", all heads forget the same token, or "head", every KV head for itself.
+      sinks: the first `sinks` tokens of the text are protected.
+      recent: the newest `recent` tokens are protected; None means half the budget.
+    """
+
+    scope: str = struct.field(pytree_node=False, default="layer")
+    sinks: int = struct.field(pytree_node=False, default=0)
+    recent: int | None = struct.field(pytree_node=False, default=0)
+
+    static: ClassVar[bool] = False  # scores depend on the token alone, not on what was attended to
+    forgets: ClassVar[bool] = True  # False: a state that would outgrow its budget is an error
+
+    def __post_init__(self):
+        name = type(self).__name__
+        if self.scope not in SCOPES:
+            raise ValueError(f"{name}: scope is {self.scope!r}; it must be one of {', '.join(SCOPES)}")
+        if not _is_size(self.sinks):
+            raise ValueError(f"{name}: sinks is {self.sinks!r}; it must be an integer of at least 0")
+        if self.recent is not None and not _is_size(self.recent):
+            raise ValueError(f"{name}: recent is {self.recent!r}; it must be an integer of at least 0, or half")
+
+    def init(self, rows: int, slots: int) -> Stats:
+        """The statistics of free slots; a newly written slot gets them again. Leaves [rows, slots, ...]."""
+        del rows, slots
+        return None
+
+    def observe(self, stats: Stats, view: View) -> Stats:
+        """Statistics after the newest token's attention; called once per token, nowhere else."""
+        del view
+        return stats
+
+    def score(self, layer: LayerState, t: Int[Array, ""]) -> Score:
+        """What each slot is worth after `t` tokens were seen; the lowest is forgotten, NaN before all."""
+        raise NotImplementedError(f"{type(self).__name__} must define score(layer, t)")
+
+    def __str__(self) -> str:
+        """The text that `parse_policy` reads: a name and the options that differ from the defaults."""
+        own = dataclasses.fields(self)
+        options = [f"{field.name}={_text(getattr(self, field.name))}" for field in own if _differs(self, field)]
+        return ":".join([name_of(type(self))] + ([",".join(options)] if options else []))
+
+
+def name_of(policy: type[Policy]) -> str:
+    """How text names a policy: the class name in lower case for ours, `module:Class` for others."""
+    ours = policy.__module__.startswith(__package__ or "msrnn_jax.policies")
+    return policy.__name__.lower() if ours else f"{policy.__module__}:{policy.__qualname__}"
+
+
+def _differs(policy: Policy, field: dataclasses.Field) -> bool:
+    value = getattr(policy, field.name)
+    same_type = type(value) is type(field.default)
+    return not (same_type and bool(np.all(value == field.default)))
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "half"
+    if isinstance(value, Tracer):
+        return "<traced>"
+    return str(np.asarray(value).tolist()) if isinstance(value, jax.Array | np.ndarray) else str(value)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -1,0 +1,95 @@
+"""Reading a prompt: many tokens into the state, the logits of the last one out."""
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float, Int
+
+from msrnn_jax.checks import check_lengths, check_room, check_state, check_tokens, concrete
+from msrnn_jax.compress import keep_best
+from msrnn_jax.config import Config
+from msrnn_jax.llama import advance, unembed
+from msrnn_jax.params import Params
+from msrnn_jax.policies import Policy
+from msrnn_jax.slots import cut, grow
+from msrnn_jax.state import MultiState
+
+PROMPT_MODES = ("stepwise", "oneshot")
+
+
+def prefill(
+    config: Config,
+    policy: Policy,
+    params: Params,
+    state: MultiState,
+    tokens: Int[Array, " T"],
+    length: int | Int[Array, ""] | None = None,
+    mode: str = "stepwise",
+) -> tuple[MultiState, Float[Array, " V"]]:
+    """Reads a prompt.
+
+    Args:
+      tokens: padded on the right; padding writes nothing and advances nothing.
+      length: how many of the tokens are real, from 1; by default all.
+      mode: "stepwise" is the recurrence, T steps. "oneshot" is the authors' `generate`: from an empty state,
+        full attention over the whole prompt, the policy observing every row, then one cut to the budget.
+
+    Returns:
+      The state after the last real token, and the logits of the token that follows it.
+
+    Raises:
+      ValueError: for an empty prompt, tokens outside the vocabulary, a length outside 1 .. T, an unknown
+        mode, "oneshot" from a state that has seen tokens, a full state that would outgrow its budget.
+    """
+    check_state(config, policy, state)
+    check_mode(mode)
+    if tokens.ndim != 1 or tokens.shape[0] == 0:
+        raise ValueError(f"tokens has shape {tokens.shape}; it must be [T] with at least one token")
+    check_tokens(config, "tokens", tokens)
+    if length is not None:
+        check_lengths("length", length, tokens.shape[0])
+    check_room(policy, state, tokens.shape[0] if length is None else length)
+    if mode == "stepwise":
+        state, x = read(config, policy, params, state, tokens, length)
+    else:
+        seen = concrete(state.t)
+        if seen is not None and seen.any():
+            raise ValueError(f"mode 'oneshot' starts from an empty state; this one has seen {int(seen)} tokens")
+        roomy = state.replace(layers=tuple(grow(policy, layer, tokens.shape[0]) for layer in state.layers))
+        roomy, x = read(config, policy, params, roomy, tokens, length, forgetting=False)
+        layers = [
+            cut(keep_best(policy, wide, roomy.t), layer.num_slots)
+            for wide, layer in zip(roomy.layers, state.layers, strict=True)
+        ]
+        state = roomy.replace(layers=tuple(layers))
+    return state, unembed(config, params, x)
+
+
+def check_mode(mode: str) -> None:
+    """Refuses an unknown prompt mode."""
+    if mode not in PROMPT_MODES:
+        raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(PROMPT_MODES)}")
+
+
+def read(
+    config: Config,
+    policy: Policy,
+    params: Params,
+    state: MultiState,
+    tokens: Int[Array, " T"],
+    length: int | Int[Array, ""] | None = None,
+    *,
+    forgetting: bool = True,
+) -> tuple[MultiState, Float[Array, " D"]]:
+    """Steps over the tokens; returns the state and the residual stream of the last real one."""
+
+    def one(carry: tuple[MultiState, Array], item: tuple[Array, Array]) -> tuple[tuple[MultiState, Array], None]:
+        state, last = carry
+        token, index = item
+        real = None if length is None else index < length
+        state, x = advance(config, policy, params, state, token, real=real, forgetting=forgetting)
+        return (state, x if real is None else jnp.where(real, x, last)), None
+
+    nothing = jnp.zeros_like(params.embedding[0])
+    index = jnp.arange(tokens.shape[0], dtype=jnp.int32)
+    (state, x), _ = lax.scan(one, (state, nothing), (tokens, index))
+    return state, x

@@ -1,0 +1,66 @@
+"""What a result must say about where it came from."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import tempfile
+from typing import Any
+
+import jax
+
+PACKAGES = ("msrnn_jax", "jax", "jaxlib", "flax", "numpy")
+
+
+def provenance() -> dict[str, Any]:
+    """Versions and device of this process, as JSON values."""
+    device = jax.local_devices()[0]
+    return {
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "device": f"{device.platform} {device.device_kind}",
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def text_hash(text: str) -> str:
+    """The first 16 hex digits of the SHA-256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes JSON atomically: the file is the old one or the new one, never a part of it.
+
+    Numbers that JSON does not have (nan, inf) become null, so that any program can read the file.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(finite(value), indent=2, allow_nan=False) + "\n"
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)  # mkstemp keeps it to its owner
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def finite(value: Any) -> Any:
+    """The same value with nan and inf as None, tuples as lists."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and value - value != 0:
+        return None
+    return value

@@ -1,0 +1,67 @@
+"""The multi-state: a fixed number of key/value slots per layer."""
+
+from typing import Any
+
+from flax import struct
+from jax import Array
+
+EMPTY = -1  # the position of a free slot
+POSITION_MODES = ("absolute", "cache", "gap")
+
+
+class LayerState(struct.PyTreeNode):
+    """What one layer remembers: an unordered set of slots.
+
+    A slot is held where `positions` is not EMPTY; keys, values and statistics of a free slot are
+    leftovers that nobody reads. `#K` is one row where the policy's scope is the layer and K rows where
+    every KV head forgets for itself.
+    """
+
+    keys: Array  # [K, S, H], rotated
+    values: Array  # [K, S, H]
+    positions: Array  # [#K, S] int32, EMPTY where the slot is free
+    stats: Any  # the policy's, leaves [#K, S, ...]
+    budget: Array  # [] int32, slots held after a step; traced
+
+    @property
+    def num_rows(self) -> int:
+        return self.positions.shape[0]
+
+    @property
+    def num_slots(self) -> int:
+        return self.positions.shape[1]
+
+
+class MultiState(struct.PyTreeNode):
+    """The state of the whole recurrent network."""
+
+    layers: tuple[LayerState, ...]
+    t: Array  # [] int32, position of the next token: how many were seen
+    mode: str = struct.field(pytree_node=False, default="absolute")  # how positions are rotated
+
+
+class View(struct.PyTreeNode):
+    """What one layer shows a policy right after the newest token's attention.
+
+    Slots that are free have position EMPTY and probability 0; their keys and values hold anything.
+    """
+
+    probs: Array  # [K, G, S] attention probabilities of the newest token, at least float32
+    positions: Array  # [#K, S] int32
+    t: Array  # [] int32, position of the newest token
+    token: Array  # [] int32, the newest token
+    queries: Array  # [N, H], rotated
+    keys: Array  # [K, S, H]
+    values: Array  # [K, S, H]
+    layer: int = struct.field(pytree_node=False, default=0)  # index of the layer
+
+
+class Moment(struct.PyTreeNode):
+    """The token that all layers are reading."""
+
+    token: Array  # [] int32
+    position: Array  # [] int32, EMPTY for padding, which writes nothing
+    seen: Array  # [] int32, tokens seen, this one included unless it is padding
+    cos: Array  # [H / 2], the rotation of its query and key
+    sin: Array  # [H / 2]
+    forgetting: bool = struct.field(pytree_node=False, default=True)  # False: slots are held beyond the budget

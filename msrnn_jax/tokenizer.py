@@ -1,0 +1,116 @@
+"""Text to tokens and back, and chats to tokens, from the files of a checkpoint."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from msrnn_jax.checkpoint import existing
+
+TOKENIZER_FILE = "tokenizer.json"
+SETTINGS_FILE = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
+
+
+class Tokenizer:
+    """Wraps a `tokenizers.Tokenizer` with the ids that start and stop a text.
+
+    Attributes:
+      bos: id of the token that begins a text, or None.
+      stop: ids that end an answer.
+      template: the chat template, in jinja2, or None.
+    """
+
+    def __init__(self, backend: Any, *, bos: int | None, stop: Sequence[int], template: str | None):
+        self.backend = backend
+        self.bos = bos
+        self.stop = tuple(stop)
+        self.template = template
+
+    def encode(self, text: str) -> list[int]:
+        """Token numbers of a text, with BOS where the tokenizer itself adds it."""
+        return self.backend.encode(text).ids
+
+    def decode(self, tokens: Sequence[int] | np.ndarray, *, skip_special: bool = True) -> str:
+        """The text of token numbers, special tokens left out unless asked for."""
+        return self.backend.decode([int(token) for token in tokens], skip_special_tokens=skip_special)
+
+    def chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> list[int]:
+        """Token numbers of a conversation in the model's own format.
+
+        The template runs in jinja2's sandbox.
+
+        Args:
+          messages: mappings with `role` and `content`.
+          add_generation_prompt: end with the words that open the assistant's turn.
+
+        Raises:
+          ValueError: where the checkpoint has no template, or the template refuses the messages.
+        """
+        import jinja2
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        if self.template is None:
+            raise ValueError(f"the checkpoint has no {TEMPLATE_FILE}; encode the text yourself")
+
+        def refuse(message: str) -> None:
+            raise ValueError(f"chat template: {message}")
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = refuse
+        names = {name: self._spell(token) for name, token in (("bos_token", self.bos), ("eos_token", self._eos()))}
+        try:
+            text = environment.from_string(self.template).render(
+                messages=list(messages), add_generation_prompt=add_generation_prompt, **names
+            )
+        except jinja2.TemplateError as error:
+            raise ValueError(f"chat template: {error}") from error
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def _eos(self) -> int | None:
+        return self.stop[0] if self.stop else None
+
+    def _spell(self, token: int | None) -> str:
+        return "" if token is None else self.backend.id_to_token(token) or ""
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """Reads the tokenizer of a checkpoint.
+
+    Raises:
+      ValueError: where the checkpoint or its tokenizer is missing or damaged.
+    """
+    import tokenizers  # a quarter of a second, and only text needs it
+
+    folder = existing(path)
+    if not (folder / TOKENIZER_FILE).is_file():
+        raise ValueError(f"checkpoint {str(path)!r} has no {TOKENIZER_FILE}; it was converted without a tokenizer")
+    try:
+        backend = tokenizers.Tokenizer.from_str(_read(folder / TOKENIZER_FILE))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise ValueError(f"{str(folder / TOKENIZER_FILE)!r} cannot be used: {error}") from error
+    settings = {"bos_token_id": None, "eos_token_ids": []}
+    if (folder / SETTINGS_FILE).is_file():
+        settings |= _read_settings(folder / SETTINGS_FILE)
+    template = _read(folder / TEMPLATE_FILE) if (folder / TEMPLATE_FILE).is_file() else None
+    return Tokenizer(backend, bos=settings["bos_token_id"], stop=settings["eos_token_ids"], template=template)
+
+
+def _read_settings(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(_read(path))
+        numbers = [settings.get("bos_token_id"), *settings.get("eos_token_ids", [])]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} cannot be used: {error}") from error
+    if not all(number is None or isinstance(number, int) for number in numbers):
+        raise ValueError(f"{str(path)!r} cannot be used: token ids must be integers")
+    return settings
+
+
+def _read(path: pathlib.Path) -> str:
+    if not path.resolve().is_relative_to(path.parent.resolve()):
+        raise ValueError(f"{str(path)!r} leads out of the checkpoint's folder")
+    return path.read_text(encoding="utf-8")

@@ -1,0 +1,47 @@
+"""Strict JAX settings, run-time shape checks, and the models that tests share."""
+
+import pathlib
+import sys
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+_ROOT = pathlib.Path(__file__).parent.parent
+
+# Data classes stay unchecked: transformations put things that are no arrays into them.
+_UNCHECKED = {"msrnn_jax.params", "msrnn_jax.state"}
+_CHECKED = [
+    ".".join(path.relative_to(_ROOT).with_suffix("").parts)
+    for path in sorted((_ROOT / "msrnn_jax").rglob("*.py"))
+    if path.name != "__init__.py"
+]
+_CHECKED = [name for name in _CHECKED if name not in _UNCHECKED]
+assert "msrnn_jax.llama" in _CHECKED and "msrnn_jax.policies.tova" in _CHECKED
+assert not any(name in sys.modules for name in _CHECKED), "the library was imported before its hook"
+install_import_hook(_CHECKED, "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The real SmolLM2-135M-Instruct, converted once for all tests."""
+    from convert import convert
+
+    return convert("smollm2-135m", tmp_path_factory.mktemp("checkpoints") / "smollm2-135m")
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Names what was skipped and why, once more at the end."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if skipped:
+        terminalreporter.write_line(f"skipped: {len(skipped)}; install the extra 'torch' for the parity tests")

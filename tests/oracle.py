@@ -1,0 +1,261 @@
+"""The recurrence written from its definition: numpy float64 and Python lists of remembered tokens.
+
+Nothing here comes from the library; only the names of config fields and weights are shared. Axis letters are
+those of the library: D model width, N query heads, K key/value heads, G = N // K, H head width, F mlp width,
+V vocabulary, T time. A row is one list of remembered tokens: all K heads of a layer share one where the
+policy's scope is the layer, each head has its own where it is the head.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from msrnn_jax.config import Config
+    from msrnn_jax.params import Params
+
+
+@dataclass
+class Memory:
+    """One remembered token of one row, with what its row has seen of it."""
+
+    position: int
+    key: np.ndarray  # [K, H], rotated
+    value: np.ndarray  # [K, H]
+    latest: float = 0.0  # probability given to it by the newest query, mean over the row's query heads
+    total: float = 0.0  # probability given to it since it was written, summed over time and those heads
+
+
+@dataclass
+class Moment:
+    """What is seen of one token.
+
+    `kept[layer][row]` are the positions held after the step, sorted. `scores[layer][row]` are the scores of
+    the tokens that could have been forgotten in it (the eligible ones), by position; None where none was.
+    """
+
+    logits: np.ndarray  # [V]
+    kept: list[list[list[int]]]
+    scores: list[list[dict[int, float] | None]]
+
+
+@dataclass
+class Rule:
+    """A policy's text form, read."""
+
+    name: str
+    scope: str
+    sinks: int
+    recent: int | None  # None: half the budget
+    seed: int
+
+
+def run(
+    config: "Config",
+    policy: str,
+    params: "Params",
+    tokens: Sequence[int],
+    budget: int | Sequence[int],
+    oneshot: int = 0,
+) -> list[Moment]:
+    """Steps through the tokens from an empty state.
+
+    Args:
+      budget: tokens kept after a step, one number or one per layer.
+      oneshot: so many tokens are a prompt in the authors' way: nothing is forgotten before its last token,
+        after which the whole surplus goes.
+    """
+    rule = read_policy(policy)
+    weights = as_numpy(params)
+    budgets = np.broadcast_to(budget, config.num_layers).tolist()
+    all_heads = list(range(config.num_kv_heads))
+    heads_of_row = [all_heads] if rule.scope == "layer" else [[head] for head in all_heads]
+    state: list[list[list[Memory]]] = [[[] for _ in heads_of_row] for _ in range(config.num_layers)]
+    moments = []
+    for t, token in enumerate(tokens):
+        x = weights.embedding[int(token)]  # [D]
+        scores = []
+        for layer, rows, limit in zip(weights.layers, state, budgets, strict=True):
+            x = x + attention(config, layer, rows, heads_of_row, norm(config, x, layer.attention_norm), t)
+            x = x + mlp(layer, norm(config, x, layer.mlp_norm))
+            limit = limit if t >= oneshot - 1 else t + 1
+            scores.append([forget(rule, number, row, t, limit) for number, row in enumerate(rows)])
+        logits = norm(config, x, weights.final_norm) @ weights.unembedding
+        kept = [[sorted(memory.position for memory in row) for row in rows] for rows in state]
+        moments.append(Moment(logits, kept, scores))
+    return moments
+
+
+def attention(
+    config: "Config",
+    layer: SimpleNamespace,
+    rows: list[list[Memory]],
+    heads_of_row: list[list[int]],
+    x: np.ndarray,
+    t: int,
+) -> np.ndarray:
+    """Writes the token, attends to all that is held, and notes in each memory what it received; [D]."""
+    queries, keys, values = projections(config, layer, x, t)  # [N, H], [K, H], [K, H]
+    mixed = np.zeros_like(queries)  # [N, H]
+    for row, kv_heads in zip(rows, heads_of_row, strict=True):
+        row.append(Memory(t, keys, values))
+        received = []  # one [len(row)] per query head of the row
+        for n in range(config.num_heads):
+            k = n // config.group_size
+            if k in kv_heads:
+                probs = softmax(np.array([queries[n] @ memory.key[k] for memory in row]) / math.sqrt(config.head_dim))
+                for prob, memory in zip(probs, row, strict=True):
+                    mixed[n] += prob * memory.value[k]
+                received.append(probs)
+        for i, memory in enumerate(row):
+            memory.latest = sum(probs[i] for probs in received) / len(received)
+            memory.total += sum(probs[i] for probs in received)
+    return plus(np.einsum("nh,nhd->d", mixed, layer.output), layer.output_bias)
+
+
+def forget(rule: Rule, number: int, row: list[Memory], t: int, budget: int) -> dict[int, float] | None:
+    """Removes tokens from a row until `budget` are left; the scores that decided, None if nothing went."""
+    recent = budget // 2 if rule.recent is None else rule.recent
+    considered = {}
+    while len(row) > budget:
+        eligible = [m for m in row if rule.sinks <= m.position <= t - recent] or row
+        scores = {m.position: score(rule, number, m) for m in eligible}
+        # A NaN is the lowest score; among equals the oldest token goes.
+        lowest = min(scores, key=lambda position: (as_lowest(scores[position]), position))
+        row[:] = [m for m in row if m.position != lowest]
+        considered |= scores
+    return considered or None
+
+
+def score(rule: Rule, number: int, memory: Memory) -> float:
+    """What a token is worth to the policy; `number` is its row's."""
+    match rule.name:
+        case "full" | "window":
+            return memory.position
+        case "random":
+            return random_score(rule.seed, number, memory.position)
+        case "h2o":
+            return memory.total
+        case "tova":
+            return memory.latest
+    raise ValueError(f"policy {rule.name!r} has no score in the oracle")
+
+
+def as_lowest(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
+
+
+def random_score(seed: int, row: int, position: int) -> int:
+    """A hash of 32 bits."""
+    x = (position * 0x9E3779B1 + row * 0x85EBCA77 + seed * 0xC2B2AE3D) % 2**32
+    x ^= x >> 16
+    x = x * 0x7FEB352D % 2**32
+    x ^= x >> 15
+    x = x * 0x846CA68B % 2**32
+    x ^= x >> 16
+    return x
+
+
+def read_policy(text: str) -> Rule:
+    """Reads `name` or `name:option=value,...`; `recent=half` is half the budget, H2O's default."""
+    name, _, rest = text.partition(":")
+    options = dict(option.split("=") for option in rest.split(",") if option)
+    scope = options.pop("scope", "head" if name == "h2o" else "layer")
+    recent = options.pop("recent", "half" if name == "h2o" else "0")
+    sinks, seed = int(options.pop("sinks", "0")), int(options.pop("seed", "0"))
+    if name not in ("full", "random", "window", "h2o", "tova") or scope not in ("layer", "head") or options:
+        raise ValueError(f"the oracle cannot read policy {text!r}")
+    return Rule(name, scope, sinks, None if recent == "half" else int(recent), seed)
+
+
+def full_logits(config: "Config", params: "Params", tokens: Sequence[int]) -> np.ndarray:
+    """The transformer as it is usually written, all tokens at once under a causal mask; [T, V]."""
+    weights = as_numpy(params)
+    x = weights.embedding[np.asarray(tokens)]  # [T, D]
+    times = np.arange(len(x))
+    future = times[None, :] > times[:, None]  # [T, T], query by key
+    for layer in weights.layers:
+        queries, keys, values = projections(config, layer, norm(config, x, layer.attention_norm), times)
+        keys, values = (np.repeat(heads, config.group_size, axis=1) for heads in (keys, values))  # [T, N, H]
+        products = np.einsum("tnh,snh->nts", queries, keys) / np.sqrt(config.head_dim)
+        probs = softmax(np.where(future, -np.inf, products))  # [N, T, T]
+        mixed = np.einsum("nts,snh->tnh", probs, values)
+        x = x + plus(np.einsum("tnh,nhd->td", mixed, layer.output), layer.output_bias)
+        x = x + mlp(layer, norm(config, x, layer.mlp_norm))
+    return norm(config, x, weights.final_norm) @ weights.unembedding
+
+
+# The parts that see one token at a time; x is [D] or [T, D], `time` accordingly.
+
+
+def projections(config: "Config", layer: SimpleNamespace, x: np.ndarray, time: int | np.ndarray):
+    """Query [..., N, H] and key [..., K, H], both rotated to `time`, and value [..., K, H]."""
+    query = plus(np.einsum("...d,dnh->...nh", x, layer.query), layer.query_bias)
+    key = plus(np.einsum("...d,dkh->...kh", x, layer.key), layer.key_bias)
+    value = plus(np.einsum("...d,dkh->...kh", x, layer.value), layer.value_bias)
+    return rotate(config, query, time), rotate(config, key, time), value
+
+
+def rotate(config: "Config", heads: np.ndarray, time: int | np.ndarray) -> np.ndarray:
+    """Turns each pair (i, i + H/2) by the angle time * frequency_i."""
+    angle = np.multiply.outer(time, frequencies(config))[..., None, :]  # [..., 1, H/2]
+    first, second = np.split(heads, 2, axis=-1)
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def frequencies(config: "Config") -> np.ndarray:
+    """Radians per position of each rotated pair; [H/2]."""
+    rope = config.rope
+    result = []
+    for i in range(config.head_dim // 2):
+        frequency = rope.theta ** (-2 * i / config.head_dim)
+        if rope.kind == "linear":
+            frequency /= rope.factor
+        elif rope.kind == "llama3":
+            turns = rope.original_length * frequency / (2 * math.pi)  # original_length / wavelength
+            if turns < rope.low_freq_factor:
+                frequency /= rope.factor
+            elif turns <= rope.high_freq_factor:
+                smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+                frequency = (1 - smooth) * frequency / rope.factor + smooth * frequency
+        result.append(frequency)
+    return np.array(result)
+
+
+def norm(config: "Config", x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + config.norm_eps) * weight
+
+
+def mlp(layer: SimpleNamespace, x: np.ndarray) -> np.ndarray:
+    gate = plus(x @ layer.gate, layer.gate_bias)  # [..., F]
+    up = plus(x @ layer.up, layer.up_bias)
+    return plus(gate / (1 + np.exp(-gate)) * up @ layer.down, layer.down_bias)
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    weights = np.exp(x - x.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def plus(x: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    return x if bias is None else x + bias
+
+
+def as_numpy(params: "Params") -> SimpleNamespace:
+    """The weights in float64, under the same names; a tied unembedding is filled in."""
+
+    def convert(node: Any) -> SimpleNamespace:
+        return SimpleNamespace(**{n: None if w is None else np.asarray(w, np.float64) for n, w in vars(node).items()})
+
+    embedding, unembedding = np.asarray(params.embedding, np.float64), params.unembedding
+    return SimpleNamespace(
+        embedding=embedding,
+        layers=[convert(layer) for layer in params.layers],
+        final_norm=np.asarray(params.final_norm, np.float64),
+        unembedding=embedding.T if unembedding is None else np.asarray(unembedding, np.float64),
+    )
