@@ -14,7 +14,7 @@ from rich.table import Table
 
 from experiments.results import write_result
 from msrnn_jax.command import plain_errors
-from msrnn_jax.measure import measure, read_inputs
+from msrnn_jax.measure import measure, origin, read_inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ def run(settings: Settings, console: Console) -> dict[str, Any]:
     inputs = read_inputs(settings.checkpoint, settings.texts, settings.segment, settings.segments, settings.dtype)
     with console.status("compiling") as status:
         rows = list(measure(inputs, settings.policies, settings.budgets, batch=settings.batch, report=status.update))
-    return {"text_sha256": inputs.text_hash, "tokens": inputs.tokens, "rows": rows}
+    return {**origin(inputs), "tokens": inputs.tokens, "rows": rows}
 
 
 def table(result: dict[str, Any]) -> Table:

@@ -95,6 +95,7 @@ def run(settings: Settings) -> dict[str, Any]:
                 series[name].append(seconds)
     return {
         "model_sha256": fingerprint(params),
+        "dtype": config.dtype,
         "milliseconds": {name: 1e3 * statistics.median(values) for name, values in series.items()},
         "step_over_floor": median_ratio(series["early"], series["floor"]),
         "late_over_early": median_ratio(series["late"], series["early"]),

@@ -102,17 +102,18 @@ def perplexity(
     from rich.console import Console
     from rich.table import Table
 
-    from msrnn_jax.measure import measure, read_inputs
+    from msrnn_jax.measure import measure, origin, read_inputs
 
     if segments < 0:
         raise ValueError(f"segments is {segments}; it must be at least 0")
     inputs = read_inputs(checkpoint, text, segment, segments, dtype)
+    about = origin(inputs) if as_json else {}
     console = Console(stderr=True)
     table = Table("policy", "budget", "perplexity", "nats per token", "standard error")
     with console.status("compiling") as status:
         for row in measure(inputs, policy or ["tova"], budget or [256], batch=batch, report=status.update):
             if as_json:
-                typer.echo(json.dumps(row))
+                typer.echo(json.dumps({**row, **about}))
             stderr = "-" if row["stderr"] is None else f"{row['stderr']:.4f}"
             table.add_row(row["policy"], str(row["budget"]), f"{row['perplexity']:.2f}", f"{row['nll']:.4f}", stderr)
     if not as_json:

@@ -99,7 +99,7 @@ def keep_best(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> LayerStat
     held = layer.positions != EMPTY  # [#K, S]
     later = jnp.where(eligible, 0, jnp.where(held, 1, 2)).astype(jnp.int32)  # free slots last
     order = jnp.lexsort((layer.positions, score, later), axis=1)  # [#K, S], who goes first
-    rank = jnp.argsort(order, axis=1)
+    rank = jnp.argsort(order, axis=1).astype(jnp.int32)
     excess = held.sum(axis=1, keepdims=True, dtype=jnp.int32) - layer.budget  # [#K, 1]
     return layer.replace(positions=jnp.where(rank < excess, EMPTY, layer.positions))
 

@@ -134,6 +134,8 @@ def _check_prompts(config: Config, prompts: Any, lengths: Any) -> tuple[Array, A
     lengths = jnp.full(prompts.shape[0], prompts.shape[1]) if lengths is None else jnp.asarray(lengths)
     if lengths.shape != prompts.shape[:1]:
         raise ValueError(f"lengths has shape {lengths.shape}; it must be [{prompts.shape[0]}], one per prompt")
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise ValueError(f"lengths has dtype {lengths.dtype}; lengths must be integers")
     check_lengths("lengths", lengths, prompts.shape[1])
     return prompts.astype(jnp.int32), lengths.astype(jnp.int32)
 

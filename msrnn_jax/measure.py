@@ -48,6 +48,17 @@ def read_inputs(
     return Inputs(config, params, segments, lengths, text_hash("\0".join(contents)))
 
 
+def origin(inputs: Inputs) -> dict[str, Any]:
+    """What was measured on what, as JSON values: the same for every row of a run."""
+    return {
+        "segment": inputs.segments.shape[1],
+        "text_sha256": inputs.text_hash,
+        "model_sha256": fingerprint(inputs.params),
+        "dtype": inputs.config.dtype,
+        **provenance(),
+    }
+
+
 def measure(
     inputs: Inputs,
     policies: Sequence[str],
@@ -61,13 +72,6 @@ def measure(
     A policy that forgets nothing is measured once, with room for a whole segment: budgets do not apply to it.
     """
     chosen = [parse_policy(text) for text in policies]
-    origin = {
-        "segment": inputs.segments.shape[1],
-        "text_sha256": inputs.text_hash,
-        "model_sha256": fingerprint(inputs.params),
-        "dtype": inputs.config.dtype,
-        **provenance(),
-    }
     for policy in chosen:
         mine = list(budgets) if policy.forgets else [int(inputs.lengths.max()) - 1]
         total = len(mine) * len(inputs.segments)
@@ -84,6 +88,4 @@ def measure(
         )
         for budget, result in zip(mine, results, strict=True):
             bits = result.nll / math.log(2)
-            yield finite(
-                {"policy": str(policy), "budget": budget, **result._asdict(), "bits_per_token": bits, **origin}
-            )
+            yield finite({"policy": str(policy), "budget": budget, **result._asdict(), "bits_per_token": bits})

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jax import Array
 
 from msrnn_jax.checkpoint import existing
 
@@ -34,9 +35,9 @@ class Tokenizer:
         """Token numbers of a text, with BOS where the tokenizer itself adds it."""
         return self.backend.encode(text).ids
 
-    def decode(self, tokens: Sequence[int] | np.ndarray, *, skip_special: bool = True) -> str:
+    def decode(self, tokens: Sequence[int] | np.ndarray | Array, *, skip_special: bool = True) -> str:
         """The text of token numbers, special tokens left out unless asked for."""
-        return self.backend.decode([int(token) for token in tokens], skip_special_tokens=skip_special)
+        return self.backend.decode(np.asarray(tokens, np.int64).tolist(), skip_special_tokens=skip_special)
 
     def chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> list[int]:
         """Token numbers of a conversation in the model's own format.

@@ -13,8 +13,8 @@ import msrnn_jax as ms
 RECORDED = json.loads((pathlib.Path(__file__).parent / "data" / "smollm2_logits.json").read_text())
 RUNS = sorted(RECORDED["runs"])
 LONGEST = max(len(run["tokens"]) for run in RECORDED["runs"].values())
-# float32 sums in another order, through 30 layers; logits reach 32, and 2e-4 was the largest difference.
-TOLERANCE = 2e-3
+# float32 sums in another order, through 30 layers; logits reach 31, and 5e-5 was the largest difference.
+TOLERANCE = 1e-3
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ import msrnn_jax as ms
 
 TEXT = (
     "The lighthouse keeper had counted ships for thirty years. Every evening he climbed the spiral stairs, lit the "
-    "lamp, and wrote the names of the vessels that passed into a small blue notebook. One night in October, no ships came at all, and so"
+    "lamp, and wrote the names of the vessels that passed into a small blue notebook. One night in October, no ships "
+    "came at all, and so"
 )
 MESSAGES = [{"role": "user", "content": "What is the capital of France? Answer with one word."}]
 NUM_POSITIONS = 8

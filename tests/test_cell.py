@@ -1,0 +1,103 @@
+"""The Flax cell: the same numbers as the step, and weights that every Flax tool reaches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from flax import nnx
+
+import msrnn_jax as ms
+from msrnn_jax.cell import MultiStateCell
+
+UNTIED = tiny.CONFIG
+BIASED = tiny.CONFIG.replace(tied_embeddings=True, attention_bias=True, mlp_bias=True)
+
+
+def make(policy, config=UNTIED, budget=6):
+    return MultiStateCell(config, policy, tiny.params(config=config), budget)
+
+
+@pytest.mark.parametrize("config", [UNTIED, BIASED], ids=["untied", "tied and biased"])
+@pytest.mark.parametrize("policy", [ms.TOVA(), ms.H2O(), ms.Window(sinks=1)], ids=str)
+def test_rnn_equals_the_step(policy, config):
+    """Bit by bit on [T]; a batch [B, T] multiplies in other shapes, so up to rounding there."""
+    cell, tokens = make(policy, config), jnp.asarray(tiny.tokens(24))
+    state = ms.init_state(config, policy, 6)
+    last, (logits, _) = jax.jit(tiny.unroll)(config, policy, tiny.params(config=config), state, tokens)
+    carry, outputs = nnx.jit(lambda cell, tokens: nnx.RNN(cell, return_carry=True)(tokens))(cell, tokens)
+    np.testing.assert_array_equal(outputs, logits)
+    jax.tree.map(np.testing.assert_array_equal, carry, last)
+    rows = jnp.stack([tokens, tokens[::-1]])
+    batched = nnx.RNN(cell)(rows)
+    assert batched.shape == (2, 24, config.vocab_size)
+    np.testing.assert_allclose(batched[0], logits, atol=2e-5)
+    np.testing.assert_allclose(batched[1], nnx.RNN(cell)(rows[1]), atol=2e-5)
+
+
+@pytest.mark.parametrize("config", [UNTIED, BIASED], ids=["untied", "tied and biased"])
+def test_one_optimizer_step_changes_every_weight(config):
+    cell, tokens = make(ms.TOVA(), config), jnp.asarray(tiny.tokens(30))
+    optimizer = nnx.Optimizer(cell, optax.adam(1e-3), wrt=nnx.Param)
+    before = jax.tree.map(jnp.copy, cell.params)
+
+    @nnx.jit
+    def train(cell, optimizer):
+        def loss(cell):
+            logits = nnx.RNN(cell)(tokens[:-1])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[1:]).mean()
+
+        value, gradient = nnx.value_and_grad(loss)(cell)
+        optimizer.update(cell, gradient)
+        return value
+
+    first, second = train(cell, optimizer), train(cell, optimizer)
+    assert second < first
+    changed = jax.tree.map(lambda old, new: bool((old != new).any()), before, cell.params)
+    assert all(jax.tree.leaves(changed)), changed
+    assert len(jax.tree.leaves(nnx.state(cell, nnx.Param))) == len(jax.tree.leaves(before))
+
+
+def test_params_go_in_and_out_without_a_copy():
+    params = tiny.params(config=BIASED)
+    cell = MultiStateCell(BIASED, ms.TOVA(), params, 6)
+    given, returned = jax.tree.leaves(params), jax.tree.leaves(cell.params)
+    assert jax.tree.structure(params) == jax.tree.structure(cell.params)
+    pointers = [[leaf.unsafe_buffer_pointer() for leaf in leaves] for leaves in (given, returned)]
+    assert pointers[0] == pointers[1]
+
+
+def test_every_weight_has_sharding_names():
+    for param in jax.tree.leaves(nnx.state(make(ms.TOVA()), nnx.Param), is_leaf=lambda x: isinstance(x, nnx.Variable)):
+        names = param.get_metadata("out_sharding")
+        assert len(names) == param[...].ndim
+    layer = make(ms.TOVA()).layers[0]
+    assert layer.query.get_metadata("out_sharding") == ("embed", "heads", "head_dim")
+    assert layer.down.get_metadata("out_sharding") == ("mlp", "embed")
+
+
+def test_a_replaced_layer_is_the_one_that_runs():
+    """Whoever wraps a layer, as LoRA does, must see its calls."""
+
+    class Louder(nnx.Module):
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __call__(self, layer, x, moment):
+            layer, x = self.inner(layer, x, moment)
+            return layer, 3 * x
+
+    cell, tokens = make(ms.TOVA()), jnp.asarray(tiny.tokens(5))
+    plain = nnx.RNN(cell)(tokens)
+    cell.layers[1] = Louder(cell.layers[1])
+    np.testing.assert_allclose(nnx.RNN(cell)(tokens), plain, atol=1e-5)  # a final norm undoes the factor
+    cell.layers[0] = Louder(cell.layers[0])
+    assert np.abs(np.asarray(nnx.RNN(cell)(tokens) - plain)).max() > 0.1
+
+
+def test_bad_settings_are_refused_when_the_cell_is_made():
+    with pytest.raises(ValueError, match="budget is 0"):
+        make(ms.TOVA(), budget=0)
+    with pytest.raises(ValueError, match="budget is 3, but window:sinks=4 protects"):
+        make(ms.Window(sinks=4), budget=3)

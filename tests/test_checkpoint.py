@@ -1,0 +1,173 @@
+"""Checkpoints on disk: whole or not at all, and nothing read from outside."""
+
+import json
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+import msrnn_jax as ms
+from msrnn_jax import checkpoint
+
+TIED = tiny.CONFIG.replace(tied_embeddings=True, attention_bias=True)
+
+
+@pytest.fixture
+def saved(tmp_path) -> pathlib.Path:
+    ms.save(tmp_path / "model", tiny.CONFIG, tiny.params(), files={"note.txt": "é"})
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("config", [tiny.CONFIG, TIED], ids=["untied", "tied and biased"])
+def test_there_and_back(tmp_path, config, dtype):
+    config, params = config.replace(dtype=dtype), tiny.params(dtype, config=config)
+    ms.save(tmp_path / "deep" / "model", config, params)
+    loaded_config, loaded = ms.load(tmp_path / "deep" / "model")
+    assert loaded_config == config
+    assert jax.tree.structure(loaded) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(loaded)} == {dtype}
+
+
+def test_loading_casts_on_request(saved):
+    config, params = ms.load(saved, dtype="bfloat16")
+    assert config == tiny.CONFIG.replace(dtype="bfloat16")
+    jax.tree.map(lambda ours, full: np.testing.assert_array_equal(ours, full.astype("bfloat16")), params, tiny.params())
+
+
+def test_float64_needs_x64(saved, x64):
+    config, params = ms.load(saved, dtype="float64")
+    assert config.dtype == "float64" and params.embedding.dtype == jnp.float64
+    with jax.enable_x64(False), pytest.raises(ValueError, match="dtype is 'float64'; JAX holds it only with"):
+        ms.load(saved, dtype="float64")
+
+
+def test_an_existing_path_is_refused_or_replaced_whole(saved):
+    other = tiny.params(seed=1)
+    with pytest.raises(ValueError, match="model' exists already; choose another path or overwrite it"):
+        ms.save(saved, tiny.CONFIG, other)
+    np.testing.assert_array_equal(ms.load(saved)[1].embedding, tiny.params().embedding)
+    ms.save(saved, tiny.CONFIG, other, overwrite=True)
+    np.testing.assert_array_equal(ms.load(saved)[1].embedding, other.embedding)
+    assert not (saved / "note.txt").exists() and os.listdir(saved.parent) == ["model"]
+
+
+@pytest.mark.parametrize("moment", ["weights", "texts", "rename"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_interrupted_save_leaves_no_trace(tmp_path, monkeypatch, moment, overwrite):
+    path = tmp_path / "model"
+    if overwrite:
+        ms.save(path, tiny.CONFIG, tiny.params())
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    if moment == "weights":
+        import orbax.checkpoint
+
+        monkeypatch.setattr(orbax.checkpoint.StandardCheckpointer, "save", interrupt)
+    elif moment == "texts":
+        monkeypatch.setattr(pathlib.Path, "write_text", interrupt)
+    else:
+        rename = pathlib.Path.rename
+
+        def once(self, target):  # the new folder's own move fails; moving the old one away and back works
+            return interrupt() if self.name.startswith(".model.") else rename(self, target)
+
+        monkeypatch.setattr(pathlib.Path, "rename", once)
+    with pytest.raises(KeyboardInterrupt):
+        ms.save(path, tiny.CONFIG, tiny.params(seed=1), overwrite=overwrite)
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == (["model"] if overwrite else [])
+    if overwrite:
+        np.testing.assert_array_equal(ms.load(path)[1].embedding, tiny.params().embedding)
+
+
+def refused(message, call, *args, **options):
+    with pytest.raises(ValueError) as raised:
+        call(*args, **options)
+    assert message in str(raised.value)
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    params = tiny.params()
+    refused("params do not have the weights that the config describes", ms.save, tmp_path / "a", TIED, params)
+    wrong = params.replace(final_norm=jnp.ones(23), embedding=params.embedding.astype("bfloat16"))
+    refused(
+        "params do not fit the config: .embedding is bfloat16[50, 24]; it must be float32[50, 24]; "
+        ".final_norm is float32[23]; it must be float32[24]",
+        ms.save,
+        tmp_path / "a",
+        tiny.CONFIG,
+        wrong,
+    )
+    refused(
+        "file name '../note.txt' must be a plain name",
+        ms.save,
+        tmp_path / "a",
+        tiny.CONFIG,
+        params,
+        files={"../note.txt": ""},
+    )
+    assert os.listdir(tmp_path) == []
+
+
+def test_damage_is_named(saved, tmp_path):
+    refused("checkpoint 'nowhere' does not exist; `python -m convert SRC DST` makes one", ms.load, "nowhere")
+    (tmp_path / "empty").mkdir()
+    refused("is not a checkpoint of this project: it needs config.json and params/", ms.load, tmp_path / "empty")
+    refused("dtype is 'int8'; it must be one of bfloat16", ms.load, saved, dtype="int8")
+    refused("has no tokenizer.json; it was converted without a tokenizer", ms.load_tokenizer, saved)
+    good = (saved / "config.json").read_text()
+    fields = json.loads(good)
+    for change, message in [
+        ({"num_layer": 3}, "unknown 'num_layer' (did you mean 'num_layers'?)"),
+        ({"num_kv_heads": 4}, "num_kv_heads is 4; it must be a divisor of num_heads (6)"),
+        ({"head_dim": 9}, "head_dim is 9; it must be even"),
+        ({"norm_eps": 0}, "norm_eps is 0; it must be a positive number"),
+        ({"vocab_size": True}, "vocab_size is True; it must be a positive integer"),
+        ({"dtype": "int4"}, "dtype is 'int4'; it must be one of"),
+        ({"rope": {"kind": "yarn"}}, "Rope.kind is 'yarn'; it must be one of default, linear, llama3"),
+        ({"rope": {"base": 1}}, "Rope: unknown 'base'"),
+        ({"model_dim": 23}, "the weights cannot be read"),
+        ({"num_layers": 3}, "the weights cannot be read"),
+        ({"num_layers": 1}, "the weights cannot be read"),
+        ({"tied_embeddings": True}, "the weights cannot be read"),
+    ]:
+        (saved / "config.json").write_text(json.dumps({**fields, **change}))
+        refused(message, ms.load, saved)
+    (saved / "config.json").write_text(json.dumps({k: v for k, v in fields.items() if k != "mlp_dim"}))
+    refused("missing 'mlp_dim'", ms.load, saved)
+    for text in ("", "[]", good[:40]):
+        (saved / "config.json").write_text(text)
+        refused("config.json' cannot be used", ms.load, saved)
+
+
+def test_truncated_weights_are_refused(saved):
+    files = sorted((path for path in (saved / "params").rglob("*") if path.is_file()), key=lambda p: -p.stat().st_size)
+    largest = files[0]
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    refused("the weights cannot be read", ms.load, saved)
+
+
+def test_links_out_of_the_folder_are_refused(saved, tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_text("{}")
+    (saved / "params" / "link").symlink_to(tmp_path / "outside")
+    refused("params/link' leads out of the checkpoint's folder", ms.load, saved)
+    (saved / "params" / "link").unlink()
+    (saved / "tokenizer.json").symlink_to(tmp_path / "outside" / "secret")
+    refused("tokenizer.json' leads out of the checkpoint's folder", ms.load_tokenizer, saved)
+
+
+def test_a_fingerprint_is_that_of_the_weights(saved):
+    original = checkpoint.fingerprint(tiny.params())
+    assert checkpoint.fingerprint(ms.load(saved)[1]) == original
+    params = tiny.params()
+    nudged = params.replace(final_norm=params.final_norm.at[3].add(1e-3))
+    assert checkpoint.fingerprint(nudged) != original and len(original) == 16

@@ -1,0 +1,162 @@
+"""The commands as a user types them, on a small model and on a real one."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+import tiny
+from tokenizers import Tokenizer, models, pre_tokenizers
+from typer.testing import CliRunner
+
+import msrnn_jax as ms
+from experiments import perplexity as perplexity_experiment
+from experiments import throughput as throughput_experiment
+from msrnn_jax.cli import app
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> str:
+    """A random model with a tokenizer of single characters."""
+    alphabet = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTU.\n"
+    vocabulary = {"?": 0, **{letter: number for number, letter in enumerate(alphabet[:49], 1)}}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    path = tmp_path_factory.mktemp("models") / "toy"
+    settings = json.dumps({"bos_token_id": None, "eos_token_ids": [3]})
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    files = {
+        "tokenizer.json": tokenizer.to_str(),
+        "tokenizer_config.json": settings,
+        "chat_template.jinja": template
+        + "{% if messages[0]['content'] == 'x' %}{{ raise_exception('no x') }}{% endif %}",
+    }
+    ms.save(path, tiny.CONFIG, tiny.params(), files=files)
+    return str(path)
+
+
+def run(*arguments: str, code: int = 0, command=app):
+    result = CliRunner().invoke(command, list(arguments), catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_generate_continues_every_prompt(toy):
+    arguments = ["generate", toy, "--prompt", "hello", "--prompt", "a b", "--budget", "4", "--max-new-tokens", "6"]
+    rows = [json.loads(line) for line in run(*arguments, "--json").stdout.splitlines()]
+    config, params = ms.load(toy)
+    tokenizer = ms.load_tokenizer(toy)
+    for row, prompt in zip(rows, ["hello", "a b"], strict=True):
+        ids = tokenizer.encode(prompt)
+        assert len(ids) == len(prompt)
+        tokens, lengths, _ = ms.generate(
+            config, ms.TOVA(), params, tiny.np.asarray([ids]), budget=4, max_new_tokens=6, stop=(3,)
+        )
+        assert row["tokens"] == tokens[0, : lengths[0]].tolist() and row["text"] == tokenizer.decode(row["tokens"])
+        assert (row["prompt"], row["policy"], row["budget"], row["mode"]) == (prompt, "tova", 4, "stepwise")
+    plain = run(*arguments).stdout
+    assert plain == "".join(row["prompt"] + row["text"] + "\n" for row in rows)
+    drawn = [run(*arguments, "--json", "--temperature", "2", "--seed", seed).stdout for seed in "112"]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_perplexity_prints_one_object_for_each_pair(toy, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 3)
+    arguments = ["perplexity", toy, "--text", str(text), "--policy", "tova", "--policy", "window:sinks=1"]
+    arguments += ["--policy", "full", "--budget", "4", "--budget", "8", "--segment", "32"]
+    rows = [json.loads(line) for line in run(*arguments, "--json").stdout.splitlines()]
+    pairs = [(row["policy"], row["budget"]) for row in rows]
+    assert pairs == [("tova", 4), ("tova", 8), ("window:sinks=1", 4), ("window:sinks=1", 8), ("full", 31)]
+    for row in rows:
+        assert row["tokens"] == 135 - 5 and row["segments"] == 5 and row["segment"] == 32
+        assert row["perplexity"] > 1 and row["stderr"] > 0
+        assert {"text_sha256", "model_sha256", "dtype", "versions", "python", "device"} <= set(row)
+    assert len({row["model_sha256"] for row in rows}) == 1
+    table = run(*arguments).stdout
+    assert all(f"{row['perplexity']:.2f}" in table for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "nowhere", "--prompt", "a"], "checkpoint 'nowhere' does not exist"),
+        (["generate", "TOY"], "--prompt is missing; give at least one"),
+        (["generate", "TOY", "--prompt", ""], "prompt '' is empty; it must have at least one token"),
+        (["generate", "TOY", "--prompt", "a", "--budget", "0"], "budget is 0; it must be a whole number"),
+        (["generate", "TOY", "--prompt", "a", "--policy", "lru"], "policy 'lru' is unknown; it must be one of full"),
+        (["generate", "TOY", "--prompt", "a", "--policy", "full", "--budget", "4"], "full forgets nothing and must"),
+        (["generate", "TOY", "--prompt", "a", "--temperature", "-1"], "temperature is -1.0; it must be at least 0"),
+        (["generate", "TOY", "--prompt", "a", "--max-new-tokens", "0"], "max_new_tokens is 0; it must be"),
+        (["generate", "TOY", "--prompt", "a", "--mode", "both"], "mode is 'both'; it must be one of"),
+        (["generate", "TOY", "--prompt", "a", "--dtype", "int8"], "dtype is 'int8'; it must be one of"),
+        (["generate", "TOY", "--chat", "--prompt", "x"], "chat template: no x"),
+        (["perplexity", "TOY", "--text", "no.txt"], "text file 'no.txt' does not exist"),
+        (["perplexity", "TOY", "--text", "FOLDER"], "is not a file"),
+        (["perplexity", "TOY", "--text", "EMPTY"], "empty.txt' is empty"),
+        (["perplexity", "TOY", "--text", "BINARY"], "is not UTF-8: invalid start byte at byte 0"),
+        (["perplexity", "TOY", "--segment", "1"], "segment size is 1; it must be at least 2"),
+        (["perplexity", "TOY", "--segments", "-1"], "segments is -1; it must be at least 0"),
+        (["perplexity", "TOY", "--text", "TEXT", "--batch", "0"], "batch is 0; it must be at least 1"),
+        (["perplexity", "TOY", "--text", "TEXT", "--budget", "-5"], "budget is -5; it must be a whole number"),
+        (["perplexity", "TOY", "--text", "TEXT", "--policy", "tova:sinks=9", "--budget", "4"], "protects 9 sinks"),
+        (["convert", "nowhere", "out"], "nowhere does not exist; the source must be"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(arguments, message, toy, tmp_path):
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "text.txt").write_text("a b c")
+    places = {"TOY": toy, "FOLDER": str(tmp_path), "TEXT": str(tmp_path / "text.txt")}
+    places |= {"EMPTY": str(tmp_path / "empty.txt"), "BINARY": str(tmp_path / "binary.txt")}
+    result = run(*(places.get(argument, argument) for argument in arguments), code=2)
+    assert message in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    assert result.stderr.startswith("error: ") and not result.stdout
+
+
+def test_an_interrupt_ends_with_130(toy, tmp_path):
+    """Ctrl-C after the first of many results: those printed stay, and no traceback follows."""
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 200)
+    command = [sys.executable, "-m", "msrnn_jax.cli", "perplexity", toy, "--text", str(text), "--budget", "8", "--json"]
+    for seed in range(200):
+        command += ["--policy", f"random:seed={seed}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
+    first = json.loads(process.stdout.readline())
+    process.send_signal(signal.SIGINT)
+    rest, error = process.communicate(timeout=240)
+    assert process.returncode == 130
+    assert error.strip() == "interrupted"
+    assert first["policy"] == "random" and len(rest.splitlines()) < 199
+
+
+def test_the_perplexity_experiment_writes_json_and_a_plot(toy, tmp_path):
+    text, out = tmp_path / "text.txt", tmp_path / "out" / "result.json"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 2)
+    arguments = [toy, "--text", str(text), "--policy", "tova", "--policy", "full", "--budget", "4", "--budget", "8"]
+    printed = run(*arguments, "--segment", "30", "--out", str(out), command=perplexity_experiment.app).stdout
+    result = json.loads(out.read_text())
+    assert result["settings"]["policies"] == ["tova", "full"] and result["tokens"] == 87
+    assert {"commit", "versions", "device", "model_sha256", "text_sha256"} <= set(result)
+    assert [(row["policy"], row["budget"]) for row in result["rows"]] == [("tova", 4), ("tova", 8), ("full", 29)]
+    assert all(f"{row['perplexity']:.2f}" in printed for row in result["rows"])
+    assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    assert sorted(os.listdir(out.parent)) == ["result.json", "result.png"]
+    run(*arguments, "--out", "plot.png", code=2, command=perplexity_experiment.app)
+
+
+def test_the_throughput_experiment_runs_and_says_what_it_timed(toy, tmp_path):
+    out = tmp_path / "result.json"
+    arguments = [toy, "--budget", "8", "--turns", "3", "--calls", "2", "--out", str(out)]
+    run(*arguments, command=throughput_experiment.app)
+    result = json.loads(out.read_text())
+    assert result["settings"]["policy"] == "tova" and set(result["milliseconds"]) == {"floor", "early", "late"}
+    assert result["step_over_floor"] > 0 and result["late_over_early"] > 0
+    assert result["memory"]["aliased"] >= result["memory"]["state"] > 0
+    run(*arguments[:-2], "--calls", "0", code=2, command=throughput_experiment.app)

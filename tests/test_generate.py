@@ -1,0 +1,138 @@
+"""Generation against a plain loop over steps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+import msrnn_jax as ms
+from msrnn_jax.generate import _generate
+
+CONFIG = tiny.CONFIG
+generate = ms.generate
+
+
+def by_hand(policy, prompt, budget, count, stop=(), mode="stepwise"):
+    """Greedy continuation, one step at a time."""
+    state = ms.init_state(CONFIG, policy, budget)
+    step = jax.jit(ms.step)
+    state, logits = ms.prefill(CONFIG, policy, tiny.params(), state, jnp.asarray(prompt), mode=mode)
+    tokens = []
+    while len(tokens) < count and not (tokens and tokens[-1] in stop):
+        tokens.append(int(jnp.argmax(logits)))
+        state, logits = step(CONFIG, policy, tiny.params(), state, jnp.int32(tokens[-1]))
+    return tokens, state
+
+
+@pytest.mark.parametrize("mode", ["stepwise", "oneshot"])
+@pytest.mark.parametrize("policy", [ms.TOVA(), ms.H2O(), ms.Window(sinks=1)], ids=str)
+def test_every_row_of_a_ragged_batch_equals_the_row_alone(policy, mode):
+    prompts = [tiny.tokens(n, seed) for seed, n in enumerate([5, 11, 1, 8])]
+    padded = np.full((4, 11), 13, np.int32)  # what padding holds must not matter
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    plain, _ = by_hand(policy, prompts[0], 6, 20, mode=mode)
+    stop = (plain[7],)  # a token that some row is known to reach
+    tokens, lengths, states = generate(
+        CONFIG,
+        policy,
+        tiny.params(),
+        padded,
+        [len(p) for p in prompts],
+        budget=6,
+        max_new_tokens=20,
+        stop=stop,
+        mode=mode,
+    )
+    assert lengths[0] == plain.index(stop[0]) + 1
+    for row, prompt in enumerate(prompts):
+        expected, state = by_hand(policy, prompt, 6, 20, stop, mode)
+        assert tokens[row, : lengths[row]].tolist() == expected
+        assert not tokens[row, lengths[row] :].any()
+        mine = jax.tree.map(lambda leaf, row=row: leaf[row], states)
+        assert int(mine.t) == len(prompt) + len(expected)
+        assert [tiny.held(layer) for layer in mine.layers] == [tiny.held(layer) for layer in state.layers]
+
+
+def test_the_state_has_seen_everything_and_goes_on():
+    policy, prompt = ms.TOVA(), tiny.tokens(6)
+    tokens, _, states = generate(CONFIG, policy, tiny.params(), prompt[None], budget=5, max_new_tokens=12)
+    first, _, half = generate(CONFIG, policy, tiny.params(), prompt[None], budget=5, max_new_tokens=11)
+    assert first[0].tolist() == tokens[0, :11].tolist()
+    state = jax.tree.map(lambda leaf: leaf[0], half)
+    state, _ = ms.step(CONFIG, policy, tiny.params(), state, tokens[0, 11])
+    last = jax.tree.map(lambda leaf: leaf[0], states)
+    assert int(state.t) == int(last.t) == 18
+    assert [tiny.held(layer) for layer in state.layers] == [tiny.held(layer) for layer in last.layers]
+
+
+def test_another_prompt_length_seed_or_budget_compiles_nothing():
+    options = {"max_new_tokens": 6, "sampler": ms.Temperature(0.9), "slots": 9}
+    generate(
+        CONFIG, ms.TOVA(), tiny.params(), tiny.tokens(5)[None], budget=4, key=jax.random.key(0), stop=(3,), **options
+    )
+    compiled = _generate._cache_size()
+    for seed, budget, count in [(1, 4, 5), (0, 8, 9), (2, (3, 5), 17)]:
+        policy = ms.parse_policy("tova")
+        key = jax.random.key(seed)
+        prompt = tiny.tokens(count, seed)[None]
+        generate(CONFIG, policy, tiny.params(), prompt, budget=budget, key=key, stop=(seed,), **options)
+    assert _generate._cache_size() == compiled
+    generate(CONFIG, ms.TOVA(), tiny.params(), tiny.tokens(40)[None], budget=4, key=jax.random.key(0), **options)
+    assert _generate._cache_size() == compiled + 1  # a longer padded size does
+
+
+def test_a_seed_gives_the_same_text_alone_and_in_a_batch():
+    keys = jax.random.split(jax.random.key(7), 3)
+    prompts = np.stack([tiny.tokens(6, seed) for seed in range(3)])
+    options = {"budget": 5, "max_new_tokens": 10, "sampler": ms.Temperature(1.5)}
+    together, *_ = generate(CONFIG, ms.TOVA(), tiny.params(), prompts, key=keys, **options)
+    for row in range(3):
+        alone, *_ = generate(
+            CONFIG, ms.TOVA(), tiny.params(), prompts[row : row + 1], key=keys[row : row + 1], **options
+        )
+        assert alone[0].tolist() == together[row].tolist()
+    repeated, *_ = generate(CONFIG, ms.TOVA(), tiny.params(), np.stack([prompts[0]] * 3), key=keys[0], **options)
+    assert len({tuple(row) for row in repeated.tolist()}) == 3  # one key draws differently in every row
+
+
+def test_temperature_draws_from_the_softmax():
+    logits = jnp.log(jnp.asarray([0.7, 0.2, 0.1]))
+    keys = jax.random.split(jax.random.key(0), 4000)
+    warm = jnp.bincount(jax.vmap(lambda key: ms.Temperature(1.0)(logits, key))(keys), length=3) / 4000
+    np.testing.assert_allclose(warm, [0.7, 0.2, 0.1], atol=0.03)  # four deviations of sqrt(0.21 / 4000)
+    cool = jnp.bincount(jax.vmap(lambda key: ms.Temperature(0.5)(logits, key))(keys), length=3) / 4000
+    np.testing.assert_allclose(cool, np.array([49, 4, 1]) / 54, atol=0.03)
+    assert int(ms.Greedy()(jnp.asarray([1.0, 3.0, 3.0]), keys[0])) == 1
+
+
+def test_refusals_name_what_is_wrong():
+    def refused(message, prompts=None, lengths=None, policy=None, **options):
+        prompts = tiny.tokens(4)[None] if prompts is None else prompts
+        options = {"budget": 4, "max_new_tokens": 2, **options}
+        with pytest.raises(ValueError, match=message):
+            generate(CONFIG, policy or ms.TOVA(), tiny.params(), prompts, lengths, **options)
+
+    refused(r"prompts has shape \(1, 0\); it must be \[B, T\] with at least one row", np.zeros((1, 0), np.int32))
+    refused(r"prompts has shape \(4,\); it must be \[B, T\]", tiny.tokens(4))
+    refused("prompts holds the token 99; it must be from 0 to 49", np.full((1, 3), 99))
+    refused("prompts has dtype float32; token numbers must be integers", np.ones((1, 3), np.float32))
+    refused("lengths is 0; it must be from 1 to 4", lengths=[0])
+    refused("lengths is 5; it must be from 1 to 4", lengths=[5])
+    refused(r"lengths has shape \(2,\); it must be \[1\], one per prompt", lengths=[1, 2])
+    refused("lengths has dtype float32; lengths must be integers", lengths=np.asarray([2.5], np.float32))
+    refused("max_new_tokens is 0; it must be a whole number of at least 1", max_new_tokens=0)
+    refused("budget is 0; it must be a whole number of at least 1", budget=0)
+    refused("stop holds the token 50; it must be from 0 to 49", stop=(50,))
+    refused("mode is 'all'; it must be one of stepwise, oneshot", mode="all")
+    refused(r"key is missing; Temperature\(temperature=1.0\) draws at random", sampler=ms.Temperature())
+    refused(r"key has shape \(3,\); it must be one key or 1", key=jax.random.split(jax.random.key(0), 3))
+    refused(
+        r"budget is 5, but full forgets nothing and must hold 6 tokens: the longest prompt \(4\) and max_new_tokens",
+        policy=ms.Full(),
+        budget=5,
+    )
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="temperature is .*; it must be a positive number"):
+            ms.Temperature(wrong)

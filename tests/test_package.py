@@ -1,0 +1,130 @@
+"""The package as a user gets it: without the tests' checks, without extras, as a wheel."""
+
+import pathlib
+import subprocess
+import sys
+import textwrap
+import zipfile
+
+import pytest
+import tiny
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def python(code: str, *flags: str) -> str:
+    """Runs code in a fresh interpreter and returns what it printed."""
+    command = [sys.executable, *flags, "-c", textwrap.dedent(code)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_wrong_types_are_refused_in_words():
+    """Here the tests' own type checks are off, as they are for a user."""
+    printed = python(
+        f"""
+        import jax.numpy as jnp, numpy as np
+        import msrnn_jax as ms
+        config = ms.{tiny.CONFIG!r}
+        """.replace("rope=Rope", "rope=ms.Rope")
+        + """
+        import jax
+        params = ms.init_params(config, jax.random.key(0))
+        state = ms.init_state(config, ms.TOVA(), 4)
+        ids = jnp.zeros(3, jnp.int32)
+        cases = [
+            lambda: ms.nll(config, ms.TOVA(), params, state, ids, ids[:2]),
+            lambda: ms.nll(config, ms.TOVA(), params, state, jnp.ones(3), ids),
+            lambda: ms.prefill(config, ms.TOVA(), params, state, ids[None]),
+            lambda: ms.init_state(config, ms.TOVA(), "64"),
+            lambda: ms.init_state(config, ms.TOVA(), 1.5),
+            lambda: ms.init_state(config, ms.TOVA(), 4, slots=9.0),
+            lambda: ms.Temperature("hot"),
+            lambda: ms.TOVA(sinks=-1),
+            lambda: ms.TOVA(sinks=1.0),
+            lambda: ms.TOVA(scope="model"),
+            lambda: ms.H2O(recent="all"),
+            lambda: ms.Config(**{**config.to_dict(), "rope": "yarn"}),
+        ]
+        for case in cases:
+            try:
+                case()
+            except ValueError as error:
+                print(error)
+        """
+    )
+    assert printed.splitlines() == [
+        "tokens (3,) and targets (2,) must both be [T], with at least one token",
+        "tokens has dtype float32; token numbers must be integers",
+        "tokens has shape (1, 3); it must be [T] with at least one token",
+        "budget is '64'; it must be a whole number of at least 1",
+        "budget is 1.5; it must be a whole number of at least 1",
+        "slots is 9.0; it must be a whole number of at least 2",
+        "temperature is 'hot'; it must be a positive number (Greedy() is the limit 0)",
+        "TOVA: sinks is -1; it must be an integer of at least 0",
+        "TOVA: sinks is 1.0; it must be an integer of at least 0",
+        "TOVA: scope is 'model'; it must be one of layer, head",
+        "H2O: recent is 'all'; it must be an integer of at least 0, or half",
+        "Config.rope is 'yarn'; it must be a Rope",
+    ]
+
+
+def test_the_library_needs_no_torch_and_no_extra():
+    printed = python(
+        """
+        import sys
+        for name in ("torch", "transformers", "matplotlib", "gguf", "safetensors", "beartype", "pytest"):
+            sys.modules[name] = None  # importing it fails
+        import msrnn_jax, msrnn_jax.cli, msrnn_jax.cell
+        print("ready")
+        """
+    )
+    assert printed == "ready\n"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    copy = folder / "source"
+    # Built from a copy, so that building leaves nothing in the checkout.
+    subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], check=True, capture_output=True)
+    copy.mkdir()
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes((ROOT / name).read_bytes())
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(copy)]
+    subprocess.run(command, check=True, capture_output=True)
+    (made,) = folder.glob("*.whl")
+    return made
+
+
+def test_the_wheel_has_one_top_level_name(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"msrnn_jax"}
+    for name in ("msrnn_jax/py.typed", "msrnn_jax/policies/tova.py", "msrnn_jax/convert/cli.py"):
+        assert name in names
+    library = {str(path.relative_to(ROOT)) for path in (ROOT / "msrnn_jax").rglob("*.py")}
+    assert library <= set(names)
+
+
+def test_the_wheel_works_away_from_the_checkout(wheel, tmp_path):
+    """The command and its converter run from the installed files alone."""
+    target = tmp_path / "site"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
+    subprocess.run(command, check=True, capture_output=True)
+    code = f"import sys; sys.path.insert(0, {str(target)!r}); from msrnn_jax.cli import main; import msrnn_jax; "
+    code += "print(msrnn_jax.__file__, file=sys.stderr); sys.argv = ['msrnn', *sys.argv[1:]]; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", code, "convert", "nowhere", "out"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert result.returncode == 2 and str(target) in result.stderr
+    assert "error: nowhere does not exist; the source must be" in result.stderr

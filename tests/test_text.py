@@ -1,0 +1,111 @@
+"""Policies as text, there and back."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+
+import msrnn_jax as ms
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "full",
+        "random",
+        "random:seed=7",
+        "window",
+        "window:sinks=4",
+        "h2o",
+        "h2o:scope=layer,recent=128",
+        "h2o:recent=0",
+        "tova",
+        "tova:scope=head",
+        "tova:sinks=2,recent=5",
+        "tova:recent=half",
+    ],
+)
+def test_text_is_a_fixed_point(text):
+    policy = ms.parse_policy(text)
+    assert ms.parse_policy(str(policy)) == policy
+    assert sorted(str(policy).replace(":", ",").split(",")) == sorted(text.replace(":", ",").split(","))
+
+
+def test_options_are_what_they_say():
+    assert ms.parse_policy("h2o") == ms.H2O() == ms.H2O(scope="head", recent=None, sinks=0)
+    assert ms.parse_policy("h2o:recent=half,sinks=2") == ms.H2O(sinks=2)
+    assert ms.parse_policy(" window:sinks=4 ") == ms.Window(sinks=4) != ms.Window(sinks=3)
+    assert ms.parse_policy("random:seed=-2") == ms.Random(seed=-2)
+    assert str(ms.H2O(scope="layer", recent=3)) == "h2o:scope=layer,recent=3"
+    assert ms.TOVA() != ms.H2O() and len({ms.TOVA(), ms.TOVA(), ms.Window()}) == 2
+
+
+FILE = '''
+import jax.numpy as jnp
+from flax import struct
+from msrnn_jax import Policy
+
+class Mine(Policy):
+    """Keeps what lies near a position."""
+
+    centre: int = struct.field(pytree_node=False, default=3)
+    on: bool = struct.field(pytree_node=False, default=True)
+    alpha: float = 0.5
+
+    def score(self, layer, t):
+        return -self.alpha * jnp.abs(layer.positions - self.centre).astype(jnp.float32)
+'''
+
+
+def test_a_policy_of_your_own_from_a_file(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(FILE)
+    policy = ms.parse_policy(f"{file}:Mine:centre=5,alpha=2,on=False")
+    assert (policy.centre, policy.alpha, policy.on) == (5, 2.0, False)
+    again = ms.parse_policy(str(policy))
+    assert again == policy and type(again) is type(policy)  # one class per file, or jit would retrace
+    state = ms.init_state(tiny.CONFIG, policy, 4)
+    last, _ = tiny.unroll_jit(tiny.CONFIG, policy, tiny.params(), state, tiny.tokens(12))
+    assert tiny.held(last.layers[0]) == [[4, 5, 6, 7]]  # of 3 and 7, equally far, the older went
+    assert jax.tree.leaves(policy) == [2.0]
+
+
+def test_a_policy_of_your_own_from_a_module(tmp_path, monkeypatch):
+    (tmp_path / "some_policies.py").write_text(FILE)
+    monkeypatch.syspath_prepend(tmp_path)
+    policy = ms.parse_policy("some_policies:Mine")
+    assert str(policy) == "some_policies:Mine" and policy.centre == 3
+    assert str(policy.replace(alpha=jnp.float32(0.25))) == "some_policies:Mine:alpha=0.25"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "policy '' is unknown; it must be one of full, random, window, h2o, tova, or module:Class"),
+        ("tovva", "policy 'tovva' is unknown"),
+        ("tova:sink=4", "option 'sink=4' is unknown; it must be one of scope=, sinks=, recent="),
+        ("tova:sinks", "option 'sinks' is unknown"),
+        ("tova:sinks=four", "sinks is 'four'; it must be an integer"),
+        ("tova:sinks=1,sinks=2", "option 'sinks' is given twice"),
+        ("tova:recent=all", "recent is 'all'; it must be an integer"),
+        ("tova:sinks=-1", "TOVA: sinks is -1; it must be an integer of at least 0"),
+        ("tova:scope=model", "TOVA: scope is 'model'; it must be one of layer, head"),
+        ("no_such_module:Mine", "policy 'no_such_module' is neither one of full"),
+        ("no/such/file.py:Mine", "policy file 'no/such/file.py' does not exist"),
+        ("json:JSONDecoder", "policy json:JSONDecoder: 'JSONDecoder' is not a Policy in json"),
+    ],
+)
+def test_refusals_name_what_is_wrong(text, message):
+    with pytest.raises(ValueError) as raised:
+        ms.parse_policy(text)
+    assert message in str(raised.value)
+
+
+def test_a_file_that_does_not_run_is_refused(tmp_path):
+    file = tmp_path / "broken.py"
+    file.write_text("1 / 0")
+    with pytest.raises(ValueError, match="does not run: ZeroDivisionError: division by zero"):
+        ms.parse_policy(f"{file}:Mine")
+    file.write_text(FILE + "\n    unknown: bool = struct.field(pytree_node=False, default=True)\n")
+    with pytest.raises(ValueError, match="on is 'maybe'; it must be True or False"):
+        ms.parse_policy(f"{file}:Mine:on=maybe")
