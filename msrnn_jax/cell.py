@@ -90,9 +90,13 @@ class MultiStateCell(nnx.RNNCellBase):
     @property
     def params(self) -> Params:
         """The weights as the plain pytree, not copied."""
+        return self._outer().replace(layers=tuple(layer.params for layer in self.layers))
+
+    def _outer(self) -> Params:
+        """The weights outside the layers, which may be modules of somebody else by now."""
         return Params(
             embedding=_value(self.embedding),
-            layers=tuple(layer.params for layer in self.layers),
+            layers=(),
             final_norm=_value(self.final_norm),
             unembedding=_value(self.unembedding),
         )
@@ -112,8 +116,9 @@ class MultiStateCell(nnx.RNNCellBase):
         """One step: the next state and the logits [..., V], for one token or a batch of any shape."""
 
         def one(state: MultiState, token: Array) -> tuple[MultiState, Array]:
-            state, x = run_blocks(self.config, _value(self.embedding), list(self.layers), state, token)
-            return state, unembed(self.config, self.params, x)
+            outer = self._outer()
+            state, x = run_blocks(self.config, outer.embedding, list(self.layers), state, token)
+            return state, unembed(self.config, outer, x)
 
         for _ in range(inputs.ndim):
             one = jax.vmap(one)

@@ -62,7 +62,8 @@ def rotation(config: Config, position: Int[Array, ""]) -> tuple[Float[Array, " R
     """Cosine and sine of the R = H / 2 angles by which a query or key at `position` is rotated."""
     frequency = jnp.asarray(inverse_frequencies(config.rope, config.head_dim), wide(config.dtype))
     angle = position.astype(frequency.dtype) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
+    # Without the barrier XLA computes sine and cosine again for every element that every layer rotates.
+    return lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle)))
 
 
 def rotate(x: Float[Array, "heads H"], cos: Float[Array, " R"], sin: Float[Array, " R"]) -> Float[Array, "heads H"]:

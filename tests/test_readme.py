@@ -1,0 +1,53 @@
+"""Every code block of the README runs."""
+
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import msrnn_jax as ms
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+
+
+def test_python_blocks_run_one_after_another(smollm2, tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "smollm2-135m").symlink_to(smollm2)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    found = blocks("python")
+    assert len(found) == 4
+    for block in found:
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["logits"].shape == (49152,)  # of the last block's prefill
+    assert names["state"].layers[0].keys.shape == (3, 9, 64)
+
+
+def test_commands_run(smollm2, tmp_path):
+    """Each line of the shell block, in a folder where its paths exist or can be made."""
+    (tmp_path / "checkpoints").mkdir()
+    path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    (block,) = blocks("sh")
+    lines = block.strip().splitlines()
+    assert len(lines) == 5
+    for line in lines:
+        result = subprocess.run(shlex.split(line), cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, f"{line}\n{result.stderr}"
+    made = tmp_path / "checkpoints" / "smollm2-135m"
+    assert (made / "config.json").read_bytes() == (smollm2 / "config.json").read_bytes()
+
+
+def test_the_table_of_policies_is_complete():
+    """A row for every policy there is, each saying the text that makes it."""
+    rows = re.findall(r"^\| `(\w+\(.*?\))` \| `(.*?)` \|", README, re.M)
+    for code, text in rows:
+        assert ms.parse_policy(text) == eval(code.replace("=i", "=4"), {**vars(ms)})
+    assert {text.split(":")[0] for _, text in rows} == set(ms.policies.POLICIES)
