@@ -43,7 +43,7 @@ def convert(
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
     path = Path(destination)
-    _check_destination(path, force)
+    checkpoint.check_destination(path, force)
     if source == NAME:
         file = fetch(SMOLLM2, default_cache() if cache is None else cache, report)
         found = _read_gguf(file, dtype, report, kind=NAME)
@@ -88,16 +88,6 @@ def _extra() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise ValueError(f"the package {error.name!r} is missing; pip install 'msrnn_jax[convert]'") from error
-
-
-def _check_destination(path: Path, force: bool) -> None:
-    if not (path.exists() or path.is_symlink()):
-        return
-    if not force:
-        raise ValueError(f"{path} exists; choose another destination, or replace it with --force (force=True)")
-    ours = path.is_dir() and (path / "config.json").is_file() and (path / "params").is_dir()
-    if not ours and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(f"{path} exists and is no checkpoint of msrnn_jax, so it is not replaced; remove it yourself")
 
 
 @contextlib.contextmanager

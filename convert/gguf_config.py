@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from msrnn_jax.config import Config, Rope
+from msrnn_jax.layers import inverse_frequencies
 
 from .problems import is_count
 
@@ -138,22 +139,15 @@ def _match_frequencies(rope: Rope, head_dim: int, frequencies: np.ndarray, probl
         if (frequencies == 1).all():
             return rope
         for known in LLAMA3:
+            scaled = Rope(**{**known.to_dict(), "theta": rope.theta})
+            factors = inverse_frequencies(rope, head_dim) / inverse_frequencies(scaled, head_dim)
             # The file's factors are float32 results of the same formula, in another order of operations.
-            if np.allclose(frequencies, _llama3_factors(known, rope.theta, head_dim), rtol=1e-4, atol=0):
-                return Rope(**{**known.to_dict(), "theta": rope.theta})
+            if np.allclose(frequencies, factors, rtol=1e-4, atol=0):
+                return scaled
     problems.append(
         "tensor 'rope_freqs.weight' is neither the scaling of Llama 3.1 (factor 8) nor that of 3.2 (factor 32)"
     )
     return rope
-
-
-def _llama3_factors(rope: Rope, theta: float, head_dim: int) -> np.ndarray:
-    """What `llama3` scaling divides the frequencies of a head by, [H/2]."""
-    wavelength = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
-    smooth = (rope.original_length / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-    blended = 1 / ((1 - smooth) / rope.factor + smooth)
-    low, high = rope.original_length / rope.low_freq_factor, rope.original_length / rope.high_freq_factor
-    return np.where(wavelength < high, 1.0, np.where(wavelength > low, rope.factor, blended))
 
 
 def _shortest(value: Any) -> Any:

@@ -5,6 +5,7 @@ python -m experiments.perplexity checkpoints/smollm2-135m --segment 512 --segmen
 
 import dataclasses
 import json
+import math
 import pathlib
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from rich.table import Table
 
 from experiments.results import write_result
 from msrnn_jax.command import plain_errors
-from msrnn_jax.measure import measure, origin, read_inputs
+from msrnn_jax.measure import decimals, measure, origin, read_inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ def table(result: dict[str, Any]) -> Table:
     made = Table("policy", *(str(budget) for budget in budgets), title="Perplexity by multi-state size")
     for policy in dict.fromkeys(row["policy"] for row in result["rows"]):
         found = {row["budget"]: row["perplexity"] for row in result["rows"] if row["policy"] == policy}
-        made.add_row(policy, *(f"{found[budget]:.2f}" if budget in found else "" for budget in budgets))
+        made.add_row(policy, *(decimals(found[budget], 2) if budget in found else "" for budget in budgets))
     return made
 
 
@@ -60,13 +61,18 @@ def plot(path: pathlib.Path) -> pathlib.Path:
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     markers = iter("os^Dv<>ph*")
     for policy in dict.fromkeys(row["policy"] for row in result["rows"]):
-        rows = sorted((row["budget"], row["perplexity"]) for row in result["rows"] if row["policy"] == policy)
+        rows = sorted(
+            (row["budget"], math.nan if row["perplexity"] is None else row["perplexity"])
+            for row in result["rows"]
+            if row["policy"] == policy
+        )
         if policy == "full":  # the topline: no budget of its own
             axes.axhline(rows[0][1], color="black", linestyle="--", linewidth=1, label="full attention")
         else:
             axes.plot(*zip(*rows, strict=True), marker=next(markers, "o"), label=policy)
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    if any(row["perplexity"] for row in result["rows"]):  # a model that yields no number has no scale
+        axes.set_yscale("log")
     ticks = sorted({row["budget"] for row in result["rows"] if row["policy"] != "full"})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xlabel("multi-state size (tokens kept per layer)")

@@ -1,5 +1,6 @@
 """LLaMA as a multi-state RNN in JAX: (state, token) -> (state, logits), with a state of fixed size."""
 
+from msrnn_jax.cell import MultiStateCell
 from msrnn_jax.checkpoint import load, save
 from msrnn_jax.compress import compress
 from msrnn_jax.config import Config, Rope
@@ -24,6 +25,7 @@ __all__ = [
     "LayerParams",
     "LayerState",
     "MultiState",
+    "MultiStateCell",
     "Params",
     "Policy",
     "Random",

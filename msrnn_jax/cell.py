@@ -1,6 +1,5 @@
 """LLaMA as a Flax RNN cell: modules that own the weights, around the same pure functions."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,6 +7,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
+from msrnn_jax.checks import Budget, Count, check_state, layer_budgets
 from msrnn_jax.config import Config
 from msrnn_jax.llama import decoder_layer, run_blocks, unembed
 from msrnn_jax.params import LayerParams, Params, axes
@@ -35,9 +35,8 @@ def _param(value: Array | None, letters: str | None) -> Any:
 class DecoderLayer(nnx.Module):
     """One decoder layer that owns its weights; calling it is `decoder_layer` applied to them."""
 
-    def __init__(self, config: Config, policy: Policy, weights: LayerParams, index: int):
+    def __init__(self, config: Config, weights: LayerParams, index: int):
         self.config = config
-        self.policy = nnx.data(policy)
         self.index = index
         letters = axes(config).layers[index]
         self.names = tuple(vars(weights))
@@ -49,8 +48,10 @@ class DecoderLayer(nnx.Module):
         """The weights as the plain pytree, not copied."""
         return LayerParams(**{name: _value(getattr(self, name)) for name in self.names})
 
-    def __call__(self, layer: LayerState, x: Float[Array, " D"], moment: Moment) -> tuple[LayerState, Array]:
-        return decoder_layer(self.config, self.policy, self.params, layer, x, moment, index=self.index)
+    def __call__(
+        self, policy: Policy, layer: LayerState, x: Float[Array, " D"], moment: Moment
+    ) -> tuple[LayerState, Array]:
+        return decoder_layer(self.config, self.params, policy, layer, x, moment, index=self.index)
 
 
 class MultiStateCell(nnx.RNNCellBase):
@@ -68,22 +69,21 @@ class MultiStateCell(nnx.RNNCellBase):
         config: Config,
         policy: Policy,
         params: Params,
-        budget: int | Sequence[int],
+        budget: Budget,
         *,
-        slots: int | None = None,
+        slots: Count | None = None,
         positions: str = "absolute",
     ):
-        init_state(config, policy, budget, slots=slots, positions=positions)  # refuse bad settings here
+        budgets = tuple(int(value) for value in layer_budgets(config.num_layers, budget))
+        jax.eval_shape(lambda: init_state(config, policy, budgets, slots=slots, positions=positions))  # refuse here
         self.config = config
-        self.policy = nnx.data(policy)
-        self.budget = budget if isinstance(budget, int) else tuple(budget)
+        self._policy = nnx.data(jax.tree.map(nnx.Param, policy))  # its arrays, if it has any, are trained too
+        self.budget = budgets
         self.slots = slots
         self.positions = positions
         letters = axes(config)
         self.embedding = _param(params.embedding, letters.embedding)  # pyright: ignore[reportArgumentType]
-        self.layers = nnx.List(
-            [DecoderLayer(config, policy, weights, index) for index, weights in enumerate(params.layers)]
-        )
+        self.layers = nnx.List([DecoderLayer(config, weights, index) for index, weights in enumerate(params.layers)])
         self.final_norm = _param(params.final_norm, letters.final_norm)  # pyright: ignore[reportArgumentType]
         self.unembedding = nnx.data(_param(params.unembedding, letters.unembedding))  # pyright: ignore
 
@@ -102,6 +102,11 @@ class MultiStateCell(nnx.RNNCellBase):
         )
 
     @property
+    def policy(self) -> Policy:
+        """The policy, with its arrays as they are now."""
+        return jax.tree.map(_value, self._policy, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+    @property
     def num_feature_axes(self) -> int:
         """None: an input is a token, a scalar."""
         return 0
@@ -116,8 +121,9 @@ class MultiStateCell(nnx.RNNCellBase):
         """One step: the next state and the logits [..., V], for one token or a batch of any shape."""
 
         def one(state: MultiState, token: Array) -> tuple[MultiState, Array]:
+            check_state(self.config, self.policy, state)
             outer = self._outer()
-            state, x = run_blocks(self.config, outer.embedding, list(self.layers), state, token)
+            state, x = run_blocks(self.config, self.policy, outer.embedding, list(self.layers), state, token)
             return state, unembed(self.config, outer, x)
 
         for _ in range(inputs.ndim):

@@ -34,14 +34,16 @@ def save(
       path: the folder to make; its parents are made too.
       params: arrays of the shapes and dtype of the config.
       files: texts to put beside the weights, by plain file name (tokenizer, chat template).
-      overwrite: replace what is there; else an existing path is refused.
+      overwrite: replace the checkpoint that is there; else an existing path is refused. Between the two
+        renames that this takes there is a moment without either, and a process killed just then leaves the
+        old one in a hidden folder beside it.
 
     Raises:
-      ValueError: for an existing path, params that do not fit the config, a file name with a folder in it.
+      ValueError: for an existing path (with `overwrite`, one that is no checkpoint), params that do not fit
+        the config, a file name with a folder in it.
     """
     path = pathlib.Path(path).absolute()
-    if os.path.lexists(path) and not overwrite:
-        raise ValueError(f"checkpoint {str(path)!r} exists already; choose another path or overwrite it")
+    check_destination(path, overwrite)
     _check_fit(config, params)
     texts = {CONFIG_FILE: config.to_json(), **(files or {})}
     for name in texts:
@@ -53,6 +55,17 @@ def save(
             orbax.save(folder / PARAMS_FOLDER, _to_tree(params))
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
+
+
+def check_destination(path: pathlib.Path, overwrite: bool) -> None:
+    """Refuses to write over anything but a checkpoint of ours or an empty folder, and that unless asked to."""
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise ValueError(f"{str(path)!r} exists already; choose another path or overwrite it (--force, overwrite=True)")
+    ours = (path / CONFIG_FILE).is_file() and (path / PARAMS_FOLDER).is_dir()
+    if path.is_symlink() or not path.is_dir() or not (ours or not any(path.iterdir())):
+        raise ValueError(f"{str(path)!r} exists and is no checkpoint of msrnn_jax, so it is not replaced")
 
 
 def load(path: str | os.PathLike[str], *, dtype: str | None = None) -> tuple[Config, Params]:
@@ -71,7 +84,6 @@ def load(path: str | os.PathLike[str], *, dtype: str | None = None) -> tuple[Con
     folder = existing(path)
     config = _read_config(folder)
     config = config.replace(dtype=check_dtype(config.dtype if dtype is None else dtype).name)
-    _stay_inside(folder)
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), _to_tree(abstract_params(config))
@@ -95,6 +107,7 @@ def existing(path: str | os.PathLike[str]) -> pathlib.Path:
             f"{str(path)!r} is not a checkpoint of this project: it needs {CONFIG_FILE} and {PARAMS_FOLDER}/; "
             "`python -m convert SRC DST` makes one"
         )
+    _stay_inside(folder)
     return folder
 
 
@@ -179,13 +192,16 @@ def _replace(new: pathlib.Path, path: pathlib.Path) -> None:
 def _orbax() -> Iterator[Any]:
     import orbax.checkpoint  # slow to import, and only files need it
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # progress of every file, at the default level
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # else it tells the progress of every file
     checkpointer = orbax.checkpoint.StandardCheckpointer()
     try:
         yield checkpointer
         checkpointer.wait_until_finished()
     finally:
         checkpointer.close()
+        logger.setLevel(level)
 
 
 def fingerprint(params: Params) -> str:

@@ -1,16 +1,21 @@
 """Checks at the entry points: values are looked at only where they are concrete."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import Tracer
 
 from msrnn_jax.config import DTYPES, Config
 from msrnn_jax.policies import Policy
-from msrnn_jax.state import MultiState
+from msrnn_jax.state import LayerState, MultiState
+
+Count = int | np.integer
+Budget = Count | Array | np.ndarray | Sequence[Count | Array]  # one number or one per layer
 
 MAX_BUDGET = 2**31 - 2  # positions and slots are int32
 
@@ -38,11 +43,24 @@ def layer_budgets(num_layers: int, budget: Any) -> list[Any]:
         raise ValueError(f"budget has {len(values)} entries; it must be one number or {num_layers}, one per layer")
     for value in values:
         known = concrete(value)
+        if known is None and not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+            raise ValueError(f"budget has dtype {jnp.result_type(value)}; it must be an integer")
         if known is not None and (known.ndim or known.dtype.kind not in "iu" or known < 1):
             raise ValueError(f"budget is {known.tolist()!r}; it must be a whole number of at least 1")
         if known is not None and known > MAX_BUDGET:
             raise ValueError(f"budget is {known.tolist()!r}; it must be at most {MAX_BUDGET}")
     return values
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """A static size given as any integer type.
+
+    Raises:
+      ValueError: for another type, or a number below `least`.
+    """
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+    return int(value)
 
 
 def check_dtype(dtype: Any) -> jnp.dtype:
@@ -77,27 +95,38 @@ def check_protection(policy: Policy, budgets: Sequence[Any]) -> None:
 
 
 def check_state(config: Config, policy: Policy, state: MultiState) -> None:
-    """Refuses a state made for another model or policy, by its shapes (free of charge under `jit`)."""
+    """Refuses a state made for another model, scope or shape of statistics (free of charge under `jit`).
+
+    Policies whose statistics look alike cannot be told apart: switching between them in mid-text goes on
+    with the numbers of the other.
+    """
+    if state.mode != "absolute":
+        raise ValueError(f"state: positions are {state.mode!r}; only 'absolute' is supported yet")
     if len(state.layers) != config.num_layers:
         raise ValueError(f"state has {len(state.layers)} layers; the config has {config.num_layers}")
+    rows = 1 if policy.scope == "layer" else config.num_kv_heads
     for index, layer in enumerate(state.layers):
+        check_single(layer)
         heads, slots, width = layer.keys.shape
         if (heads, width) != (config.num_kv_heads, config.head_dim):
             raise ValueError(
                 f"state: layer {index} has {heads} KV heads of width {width}; "
                 f"the config has {config.num_kv_heads} of width {config.head_dim}"
             )
-        rows = 1 if policy.scope == "layer" else config.num_kv_heads
         if layer.num_rows != rows:
             raise ValueError(
                 f"state: layer {index} has {layer.num_rows} rows of slots, but {policy} forgets by {policy.scope}, "
                 f"which takes {rows}; a state goes only with the scope it was made for"
             )
-        wanted = jax.eval_shape(lambda: policy.init(rows, slots))  # noqa: B023
+        wanted = jax.eval_shape(partial(policy.init, rows, slots))
         if _shapes(wanted) != _shapes(layer.stats):
-            raise ValueError(
-                f"state: layer {index} holds the statistics of another policy than {policy}; make a new one"
-            )
+            raise ValueError(f"state: layer {index} has other statistics than those of {policy}; make a new one")
+
+
+def check_single(layer: LayerState) -> None:
+    """Refuses a batch of states where one is needed."""
+    if layer.keys.ndim != 3:
+        raise ValueError(f"state: keys have shape {layer.keys.shape}; they must be [K, S, H], so vmap over a batch")
 
 
 def _shapes(stats: Any) -> Any:
@@ -106,7 +135,7 @@ def _shapes(stats: Any) -> Any:
 
 
 def check_room(policy: Policy, state: MultiState, count: Any) -> None:
-    """Refuses `count` more tokens where the policy forgets nothing and the budget is known not to hold them."""
+    """Refuses `count` more tokens (a number or one per row) for a policy that forgets nothing, if known not to fit."""
     if policy.forgets:
         return
     seen, more = concrete(state.t), concrete(count)

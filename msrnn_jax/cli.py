@@ -102,7 +102,7 @@ def perplexity(
     from rich.console import Console
     from rich.table import Table
 
-    from msrnn_jax.measure import measure, origin, read_inputs
+    from msrnn_jax.measure import decimals, measure, origin, read_inputs
 
     if segments < 0:
         raise ValueError(f"segments is {segments}; it must be at least 0")
@@ -114,8 +114,8 @@ def perplexity(
         for row in measure(inputs, policy or ["tova"], budget or [256], batch=batch, report=status.update):
             if as_json:
                 typer.echo(json.dumps({**row, **about}))
-            stderr = "-" if row["stderr"] is None else f"{row['stderr']:.4f}"
-            table.add_row(row["policy"], str(row["budget"]), f"{row['perplexity']:.2f}", f"{row['nll']:.4f}", stderr)
+            numbers = (decimals(row[name], places) for name, places in (("perplexity", 2), ("nll", 4), ("stderr", 4)))
+            table.add_row(row["policy"], str(row["budget"]), *numbers)
     if not as_json:
         Console().print(table)
         typer.echo(f"{inputs.tokens} tokens predicted in {len(inputs.segments)} segments, text {inputs.text_hash}")

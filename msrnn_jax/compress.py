@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jaxtyping import Bool, Int
 
-from msrnn_jax.checks import check_protection, concrete, layer_budgets
+from msrnn_jax.checks import Budget, check_protection, check_single, concrete, layer_budgets
 from msrnn_jax.policies import Policy
 from msrnn_jax.policies.base import Score
 from msrnn_jax.slots import cut
@@ -18,7 +17,7 @@ from msrnn_jax.state import EMPTY, LayerState, MultiState
 def compress(
     policy: Policy,
     state: MultiState,
-    budget: int | Sequence[int] | Array | np.ndarray | None = None,
+    budget: Budget | None = None,
     *,
     shrink: bool = False,
 ) -> MultiState:
@@ -35,6 +34,8 @@ def compress(
     Raises:
       ValueError: for a budget below 1, above slots - 1 or below what the policy protects.
     """
+    for layer in state.layers:
+        check_single(layer)
     budgets = [layer.budget for layer in state.layers]
     if budget is not None:
         budgets = layer_budgets(len(state.layers), budget)

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from msrnn_jax.checks import check_lengths, check_room, check_state, check_tokens
+from msrnn_jax.checks import Count, check_lengths, check_room, check_state, check_tokens
 from msrnn_jax.config import Config
 from msrnn_jax.llama import advance, unembed
 from msrnn_jax.params import Params
@@ -26,7 +26,7 @@ def nll(
     state: MultiState,
     tokens: Int[Array, " T"],
     targets: Int[Array, " T"],
-    length: int | Int[Array, ""] | None = None,
+    length: Count | Int[Array, ""] | None = None,
 ) -> tuple[MultiState, Float[Array, " T"]]:
     """Reads tokens and measures how well each next one was foreseen.
 
@@ -49,8 +49,21 @@ def nll(
     check_tokens(config, "targets", targets)
     if length is not None:
         check_lengths("length", length, tokens.shape[0])
+        length = jnp.asarray(length, jnp.int32)
     check_room(policy, state, tokens.shape[0] if length is None else length)
+    return _nll(config, policy, params, state, jnp.asarray(tokens, jnp.int32), jnp.asarray(targets, jnp.int32), length)
 
+
+@jax.jit  # a scan over a new closure would compile at every call outside jit
+def _nll(
+    config: Config,
+    policy: Policy,
+    params: Params,
+    state: MultiState,
+    tokens: Int[Array, " T"],
+    targets: Int[Array, " T"],
+    length: Int[Array, ""] | None,
+) -> tuple[MultiState, Float[Array, " T"]]:
     def one(state: MultiState, item: tuple[Array, Array, Array]) -> tuple[MultiState, Array]:
         token, target, index = item
         real = None if length is None else index < length
@@ -97,7 +110,7 @@ def segment_nll(
     policy: Policy,
     params: Params,
     tokens: Int[Array, " T"],
-    length: int | Int[Array, ""],
+    length: Count | Int[Array, ""],
     budget: Any,
     *,
     slots: int | None = None,

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Int
 
-from msrnn_jax.checks import check_lengths, check_tokens, concrete
+from msrnn_jax.checks import Budget, Count, check_lengths, check_room, check_tokens, whole
 from msrnn_jax.config import Config
 from msrnn_jax.llama import advance, unembed
 from msrnn_jax.params import Params
@@ -30,20 +30,20 @@ def generate(
     prompts: Int[Array, "B T"] | np.ndarray,
     lengths: Int[Array, " B"] | np.ndarray | Sequence[int] | None = None,
     *,
-    budget: int | Sequence[int] | Array,
-    max_new_tokens: int = 256,
+    budget: Budget,
+    max_new_tokens: Count = 256,
     sampler: Sampler = Greedy(),  # noqa: B008, a frozen value
     key: Array | None = None,
     stop: Sequence[int] = (),
     mode: str = "stepwise",
-    slots: int | None = None,
+    slots: Count | None = None,
     positions: str = "absolute",
     dtype: Any = None,
 ) -> tuple[Int[Array, "B M"], Int[Array, " B"], MultiState]:
     """Continues every prompt, each row by itself, until a stop token or `max_new_tokens`.
 
-    Equal shapes, sampler, policy and slots compile once: another prompt, key, stop-free budget or length
-    within the padded size compiles nothing.
+    Jitted: another prompt of the same padded length, other stop tokens, another key or another budget below
+    the same `slots` compiles nothing; another number of rows, slots or new tokens, policy or sampler does.
 
     Args:
       prompts: B prompts, padded on the right to T.
@@ -65,12 +65,11 @@ def generate(
     """
     check_mode(mode)
     prompts, lengths = _check_prompts(config, prompts, lengths)
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens!r}; it must be a whole number of at least 1")
+    max_new_tokens = whole("max_new_tokens", max_new_tokens, 1)
     stop_tokens = np.asarray(list(stop), np.int32).reshape(-1)
     check_tokens(config, "stop", stop_tokens)
     empty = init_state(config, policy, budget, slots=slots, positions=positions, dtype=dtype)
-    _check_room(policy, budget, lengths, max_new_tokens)
+    check_room(policy, empty, lengths + max_new_tokens)
     keys = _row_keys(sampler, key, prompts.shape[0])
     padding = -prompts.shape[1] % PROMPT_MULTIPLE
     prompts = jnp.pad(prompts, ((0, 0), (0, padding)))
@@ -140,23 +139,12 @@ def _check_prompts(config: Config, prompts: Any, lengths: Any) -> tuple[Array, A
     return prompts.astype(jnp.int32), lengths.astype(jnp.int32)
 
 
-def _check_room(policy: Policy, budget: Any, lengths: Array, max_new_tokens: int) -> None:
-    """A policy that forgets nothing must be given room for the prompt and every new token."""
-    longest, known = concrete(lengths), concrete(budget)
-    if policy.forgets or longest is None or known is None:
-        return
-    needed = int(longest.max()) + max_new_tokens
-    if int(known.min()) < needed:
-        raise ValueError(
-            f"budget is {int(known.min())}, but {policy} forgets nothing and must hold {needed} tokens: "
-            f"the longest prompt ({int(longest.max())}) and max_new_tokens ({max_new_tokens})"
-        )
-
-
 def _row_keys(sampler: Sampler, key: Array | None, rows: int) -> Array:
     if key is None and sampler.random:
         raise ValueError(f"key is missing; {sampler} draws at random and needs one")
     given: Array = jax.random.key(0) if key is None else key
+    if not isinstance(given, jax.Array):
+        raise ValueError(f"key is {key!r}; it must be a PRNG key, such as jax.random.key(0)")
     if not jnp.issubdtype(given.dtype, jax.dtypes.prng_key):
         given = jax.random.wrap_key_data(given)
     if given.ndim == 0:

@@ -21,6 +21,9 @@ def wide(dtype: Any) -> jnp.dtype:
 def project(equation: str, x: Array, weight: Array, bias: Array | None = None, dtype: Any = None) -> Array:
     """Every product with a weight: `x` contracted with `weight`, accumulated in at least float32.
 
+    Its precision is JAX's default, which on GPU and TPU is below float32 for float32 operands; set
+    `jax_default_matmul_precision` to "highest" where the last digits matter.
+
     Args:
       equation: einsum letters such as "d,dnh->nh", each either contracted or in the result, those of `x`
         first.
@@ -41,7 +44,7 @@ def project(equation: str, x: Array, weight: Array, bias: Array | None = None, d
 def rms_norm(config: Config, x: Float[Array, " D"], weight: Float[Array, " D"]) -> Float[Array, " D"]:
     """x / sqrt(mean(x^2) + eps) * weight, in at least float32."""
     y = x.astype(wide(x.dtype))
-    y = y * lax.rsqrt(jnp.mean(y * y) + config.norm_eps)
+    y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + config.norm_eps)
     return y.astype(x.dtype) * weight
 
 

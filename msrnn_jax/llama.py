@@ -18,7 +18,7 @@ from msrnn_jax.policies.base import Stats
 from msrnn_jax.slots import write
 from msrnn_jax.state import EMPTY, LayerState, Moment, MultiState, View
 
-Block = Callable[[LayerState, Array, Moment], tuple[LayerState, Array]]
+Block = Callable[[Policy, LayerState, Array, Moment], tuple[LayerState, Array]]
 
 
 def step(
@@ -37,7 +37,7 @@ def step(
       The next state and the logits of the next token, at least float32.
 
     Raises:
-      ValueError: where the state was made for another config or scope.
+      ValueError: where the state was made for another config or scope (see `check_state`).
     """
     check_state(config, policy, state)
     state, x = advance(config, policy, params, state, token)
@@ -60,14 +60,13 @@ def advance(
       real: False for a padded token, which writes nothing and advances nothing; None means True.
       forgetting: False leaves slots held beyond the budget, and there must be room for them.
     """
-    blocks = [
-        partial(decoder_layer, config, policy, weights, index=index) for index, weights in enumerate(params.layers)
-    ]
-    return run_blocks(config, params.embedding, blocks, state, token, real=real, forgetting=forgetting)
+    blocks = [partial(decoder_layer, config, weights, index=index) for index, weights in enumerate(params.layers)]
+    return run_blocks(config, policy, params.embedding, blocks, state, token, real=real, forgetting=forgetting)
 
 
 def run_blocks(
     config: Config,
+    policy: Policy,
     embedding: Float[Array, "V D"],
     blocks: Sequence[Block],
     state: MultiState,
@@ -76,7 +75,7 @@ def run_blocks(
     real: Bool[Array, ""] | None = None,
     forgetting: bool = True,
 ) -> tuple[MultiState, Float[Array, " D"]]:
-    """Sends one token through the decoder layers, given as functions (layer state, x, moment) -> (layer state, x)."""
+    """Sends one token through decoder layers given as functions: `decoder_layer` without config and weights."""
     cos, sin = rotation(config, state.t)
     moment = Moment(
         token=token,
@@ -89,15 +88,15 @@ def run_blocks(
     x = embedding[token]
     layers = []
     for block, layer in zip(blocks, state.layers, strict=True):
-        layer, x = block(layer, x, moment)
+        layer, x = block(policy, layer, x, moment)
         layers.append(layer)
     return state.replace(layers=tuple(layers), t=moment.seen), x
 
 
 def decoder_layer(
     config: Config,
-    policy: Policy,
     weights: LayerParams,
+    policy: Policy,
     layer: LayerState,
     x: Float[Array, " D"],
     moment: Moment,
@@ -105,29 +104,38 @@ def decoder_layer(
     index: int,
 ) -> tuple[LayerState, Float[Array, " D"]]:
     """One decoder layer, itself a multi-state RNN: (layer state, x) -> (layer state, x)."""
-    layer, mixed = attention(config, policy, weights, layer, rms_norm(config, x, weights.attention_norm), moment, index)
-    x = x + mixed
+    query, key, value = project_heads(config, weights, x)
+    query, key = rotate(query, moment.cos, moment.sin), rotate(key, moment.cos, moment.sin)
+    layer, mixed = remember(policy, layer, query, key, value, moment, index)
+    x = x + project("nh,nhd->d", mixed, weights.output, weights.output_bias)
     return layer, x + mlp(weights, rms_norm(config, x, weights.mlp_norm))
 
 
-def attention(
-    config: Config,
-    policy: Policy,
-    weights: LayerParams,
-    layer: LayerState,
-    x: Float[Array, " D"],
-    moment: Moment,
-    index: int,
-) -> tuple[LayerState, Float[Array, " D"]]:
-    """Writes the token, attends to every held slot, lets the policy observe, and forgets."""
+def project_heads(
+    config: Config, weights: LayerParams, x: Float[Array, " D"]
+) -> tuple[Float[Array, "N H"], Float[Array, "K H"], Float[Array, "K H"]]:
+    """Query, key and value of the normed residual stream, not yet rotated."""
+    x = rms_norm(config, x, weights.attention_norm)
     query = project("d,dnh->nh", x, weights.query, weights.query_bias)
     key = project("d,dkh->kh", x, weights.key, weights.key_bias)
     value = project("d,dkh->kh", x, weights.value, weights.value_bias)
-    query, key = rotate(query, moment.cos, moment.sin), rotate(key, moment.cos, moment.sin)
+    return query, key, value
+
+
+def remember(
+    policy: Policy,
+    layer: LayerState,
+    query: Float[Array, "N H"],
+    key: Float[Array, "K H"],
+    value: Float[Array, "K H"],
+    moment: Moment,
+    index: int,
+) -> tuple[LayerState, Float[Array, "N H"]]:
+    """The recurrence of one layer: write the token, attend to every held slot, observe, forget."""
     layer, slot = write(policy, layer, key, value, moment.position)
     # The newest slot is visible even to padding, whose row is thrown away but must stay finite.
     newest = jnp.arange(layer.num_slots, dtype=jnp.int32)[None] == slot[:, None]  # [#K, S]
-    grouped = query.reshape(config.num_kv_heads, config.group_size, config.head_dim)
+    grouped = query.reshape(key.shape[0], -1, query.shape[1])  # [K, G, H]
     mixed, probs = attend(grouped, layer.keys, layer.values, newest | (layer.positions != EMPTY))
     view = View(
         probs=probs,
@@ -142,8 +150,7 @@ def attention(
     layer = layer.replace(stats=_observe(policy, layer.stats, view))
     if moment.forgetting:
         layer = forget(policy, layer, moment.seen)
-    mixed = mixed.reshape(config.num_heads, config.head_dim)
-    return layer, project("nh,nhd->d", mixed, weights.output, weights.output_bias)
+    return layer, mixed.reshape(query.shape)
 
 
 def _observe(policy: Policy, stats: Stats, view: View) -> Stats:

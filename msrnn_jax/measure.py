@@ -12,7 +12,7 @@ from msrnn_jax.evaluate import segment_texts
 from msrnn_jax.params import Params
 from msrnn_jax.policies import parse_policy
 from msrnn_jax.record import finite, provenance, text_hash
-from msrnn_jax.sweep import sweep
+from msrnn_jax.sweep import check_settings, sweep
 from msrnn_jax.texts import default_text, read_texts
 from msrnn_jax.tokenizer import load_tokenizer
 
@@ -71,9 +71,11 @@ def measure(
 
     A policy that forgets nothing is measured once, with room for a whole segment: budgets do not apply to it.
     """
-    chosen = [parse_policy(text) for text in policies]
-    for policy in chosen:
-        mine = list(budgets) if policy.forgets else [int(inputs.lengths.max()) - 1]
+    full = [int(inputs.lengths.max()) - 1]
+    plans = [(policy, list(budgets) if policy.forgets else full) for policy in map(parse_policy, policies)]
+    for policy, mine in plans:  # a mistake in the last setting must not cost the work on the first
+        check_settings(inputs.config, policy, inputs.lengths, mine, batch=batch)
+    for policy, mine in plans:
         total = len(mine) * len(inputs.segments)
         report(f"{policy}: {total} rows")
         results = sweep(
@@ -89,3 +91,8 @@ def measure(
         for budget, result in zip(mine, results, strict=True):
             bits = result.nll / math.log(2)
             yield finite({"policy": str(policy), "budget": budget, **result._asdict(), "bits_per_token": bits})
+
+
+def decimals(value: float | None, places: int) -> str:
+    """A number of a row for reading, `-` where it is none (nan, inf)."""
+    return "-" if value is None else f"{value:.{places}f}"

@@ -1,10 +1,13 @@
 """Reading a prompt: many tokens into the state, the logits of the last one out."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from msrnn_jax.checks import check_lengths, check_room, check_state, check_tokens, concrete
+from msrnn_jax.checks import Count, check_lengths, check_room, check_state, check_tokens, concrete
 from msrnn_jax.compress import keep_best
 from msrnn_jax.config import Config
 from msrnn_jax.llama import advance, unembed
@@ -22,7 +25,7 @@ def prefill(
     params: Params,
     state: MultiState,
     tokens: Int[Array, " T"],
-    length: int | Int[Array, ""] | None = None,
+    length: Count | Int[Array, ""] | None = None,
     mode: str = "stepwise",
 ) -> tuple[MultiState, Float[Array, " V"]]:
     """Reads a prompt.
@@ -47,21 +50,34 @@ def prefill(
     check_tokens(config, "tokens", tokens)
     if length is not None:
         check_lengths("length", length, tokens.shape[0])
+        length = jnp.asarray(length, jnp.int32)
     check_room(policy, state, tokens.shape[0] if length is None else length)
+    seen = concrete(state.t)
+    if mode == "oneshot" and seen is not None and seen.any():
+        raise ValueError(f"mode 'oneshot' starts from an empty state; this one has seen {int(seen)} tokens")
+    return _prefill(config, policy, params, state, jnp.asarray(tokens, jnp.int32), length, mode)
+
+
+@partial(jax.jit, static_argnames="mode")  # a scan over a new closure would compile at every call outside jit
+def _prefill(
+    config: Config,
+    policy: Policy,
+    params: Params,
+    state: MultiState,
+    tokens: Int[Array, " T"],
+    length: Int[Array, ""] | None,
+    mode: str,
+) -> tuple[MultiState, Float[Array, " V"]]:
     if mode == "stepwise":
-        state, x = read(config, policy, params, state, tokens, length)
-    else:
-        seen = concrete(state.t)
-        if seen is not None and seen.any():
-            raise ValueError(f"mode 'oneshot' starts from an empty state; this one has seen {int(seen)} tokens")
-        roomy = state.replace(layers=tuple(grow(policy, layer, tokens.shape[0]) for layer in state.layers))
-        roomy, x = read(config, policy, params, roomy, tokens, length, forgetting=False)
-        layers = [
-            cut(keep_best(policy, wide, roomy.t), layer.num_slots)
-            for wide, layer in zip(roomy.layers, state.layers, strict=True)
-        ]
-        state = roomy.replace(layers=tuple(layers))
-    return state, unembed(config, params, x)
+        state, x = _read(config, policy, params, state, tokens, length, forgetting=True)
+        return state, unembed(config, params, x)
+    roomy = state.replace(layers=tuple(grow(policy, layer, tokens.shape[0]) for layer in state.layers))
+    roomy, x = _read(config, policy, params, roomy, tokens, length, forgetting=False)
+    layers = [
+        cut(keep_best(policy, wide, roomy.t), layer.num_slots)
+        for wide, layer in zip(roomy.layers, state.layers, strict=True)
+    ]
+    return roomy.replace(layers=tuple(layers)), unembed(config, params, x)
 
 
 def check_mode(mode: str) -> None:
@@ -70,15 +86,15 @@ def check_mode(mode: str) -> None:
         raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(PROMPT_MODES)}")
 
 
-def read(
+def _read(
     config: Config,
     policy: Policy,
     params: Params,
     state: MultiState,
     tokens: Int[Array, " T"],
-    length: int | Int[Array, ""] | None = None,
+    length: Int[Array, ""] | None,
     *,
-    forgetting: bool = True,
+    forgetting: bool,
 ) -> tuple[MultiState, Float[Array, " D"]]:
     """Steps over the tokens; returns the state and the residual stream of the last real one."""
 

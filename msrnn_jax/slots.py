@@ -5,11 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from msrnn_jax.checks import check_dtype, check_protection, concrete, layer_budgets
+from msrnn_jax.checks import Budget, Count, check_dtype, check_protection, concrete, layer_budgets, whole
 from msrnn_jax.config import Config
 from msrnn_jax.policies import Policy
 from msrnn_jax.state import EMPTY, POSITION_MODES, LayerState, MultiState
@@ -18,9 +17,9 @@ from msrnn_jax.state import EMPTY, POSITION_MODES, LayerState, MultiState
 def init_state(
     config: Config,
     policy: Policy,
-    budget: int | Sequence[int] | Array | np.ndarray,
+    budget: Budget,
     *,
-    slots: int | None = None,
+    slots: Count | None = None,
     positions: str = "absolute",
     dtype: Any = None,
 ) -> MultiState:
@@ -60,14 +59,13 @@ def init_state(
     return MultiState(layers=layers, t=jnp.zeros((), jnp.int32), mode=positions)
 
 
-def _num_slots(budgets: Sequence[Any], slots: int | None) -> int:
+def _num_slots(budgets: Sequence[Any], slots: Count | None) -> int:
     known = [int(value) for value in map(concrete, budgets) if value is not None]
     if slots is None:
         if len(known) < len(budgets):
             raise ValueError("slots is missing; it must be given where the budget is traced")
         return max(known) + 1
-    if isinstance(slots, bool) or not isinstance(slots, int) or slots < 2:
-        raise ValueError(f"slots is {slots!r}; it must be a whole number of at least 2")
+    slots = whole("slots", slots, 2)
     if known and max(known) > slots - 1:
         raise ValueError(f"budget is {max(known)}, but there are {slots} slots; it must be at most slots - 1")
     return slots

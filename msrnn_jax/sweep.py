@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from msrnn_jax.checks import whole
 from msrnn_jax.config import Config
 from msrnn_jax.evaluate import Perplexity, perplexity, segment_nll
 from msrnn_jax.params import Params
@@ -42,13 +43,7 @@ def sweep(
       ValueError: for a budget or batch out of range, and for a policy that forgets nothing whose budget
         does not hold a segment.
     """
-    if batch < 1:
-        raise ValueError(f"batch is {batch}; it must be at least 1")
-    for budget in budgets:
-        init_state(config, policy, budget, positions=positions)  # refuse bad budgets before any work
-        needed = int(lengths.max()) - 1
-        if not policy.forgets and budget < needed:
-            raise ValueError(f"budget is {budget}, but {policy} forgets nothing and must hold {needed} tokens")
+    check_settings(config, policy, lengths, budgets, batch=batch, positions=positions)
     number = len(segments)
     rows = [(budget, index) for budget in budgets for index in range(number)]
     losses = np.zeros((len(rows), segments.shape[1] - 1))
@@ -63,6 +58,24 @@ def sweep(
         losses[start : start + len(some)] = np.asarray(result)[: len(some)]
         report(start + len(some))
     return [perplexity(losses[i * number : (i + 1) * number], lengths - 1) for i in range(len(budgets))]
+
+
+def check_settings(
+    config: Config,
+    policy: Policy,
+    lengths: np.ndarray,
+    budgets: Sequence[int],
+    *,
+    batch: int = 16,
+    positions: str = "absolute",
+) -> None:
+    """Raises what `sweep` would, before any work and without any memory for states."""
+    whole("batch", batch, 1)
+    needed = int(lengths.max()) - 1
+    for budget in budgets:
+        jax.eval_shape(partial(init_state, config, policy, budget, positions=positions))
+        if not policy.forgets and budget < needed:
+            raise ValueError(f"budget is {budget}, but {policy} forgets nothing and must hold {needed} tokens")
 
 
 @partial(jax.jit, static_argnames=("slots", "positions"))

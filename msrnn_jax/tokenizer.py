@@ -51,7 +51,6 @@ class Tokenizer:
         Raises:
           ValueError: where the checkpoint has no template, or the template refuses the messages.
         """
-        import jinja2
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         if self.template is None:
@@ -67,7 +66,9 @@ class Tokenizer:
             text = environment.from_string(self.template).render(
                 messages=list(messages), add_generation_prompt=add_generation_prompt, **names
             )
-        except jinja2.TemplateError as error:
+        except ValueError:
+            raise
+        except Exception as error:  # a template is somebody's program and may fail in any way
             raise ValueError(f"chat template: {error}") from error
         return self.backend.encode(text, add_special_tokens=False).ids
 
@@ -112,6 +113,7 @@ def _read_settings(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _read(path: pathlib.Path) -> str:
-    if not path.resolve().is_relative_to(path.parent.resolve()):
-        raise ValueError(f"{str(path)!r} leads out of the checkpoint's folder")
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(path)!r} cannot be used: it is not UTF-8") from error

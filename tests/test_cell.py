@@ -9,14 +9,13 @@ import tiny
 from flax import nnx
 
 import msrnn_jax as ms
-from msrnn_jax.cell import MultiStateCell
 
 UNTIED = tiny.CONFIG
 BIASED = tiny.CONFIG.replace(tied_embeddings=True, attention_bias=True, mlp_bias=True)
 
 
 def make(policy, config=UNTIED, budget=6):
-    return MultiStateCell(config, policy, tiny.params(config=config), budget)
+    return ms.MultiStateCell(config, policy, tiny.params(config=config), budget)
 
 
 @pytest.mark.parametrize("config", [UNTIED, BIASED], ids=["untied", "tied and biased"])
@@ -62,7 +61,7 @@ def test_one_optimizer_step_changes_every_weight(config):
 
 def test_params_go_in_and_out_without_a_copy():
     params = tiny.params(config=BIASED)
-    cell = MultiStateCell(BIASED, ms.TOVA(), params, 6)
+    cell = ms.MultiStateCell(BIASED, ms.TOVA(), params, 6)
     given, returned = jax.tree.leaves(params), jax.tree.leaves(cell.params)
     assert jax.tree.structure(params) == jax.tree.structure(cell.params)
     pointers = [[leaf.unsafe_buffer_pointer() for leaf in leaves] for leaves in (given, returned)]
@@ -85,8 +84,8 @@ def test_a_replaced_layer_is_the_one_that_runs():
         def __init__(self, inner):
             self.inner = inner
 
-        def __call__(self, layer, x, moment):
-            layer, x = self.inner(layer, x, moment)
+        def __call__(self, policy, layer, x, moment):
+            layer, x = self.inner(policy, layer, x, moment)
             return layer, 3 * x
 
     cell, tokens = make(ms.TOVA()), jnp.asarray(tiny.tokens(5))
@@ -95,6 +94,41 @@ def test_a_replaced_layer_is_the_one_that_runs():
     np.testing.assert_allclose(nnx.RNN(cell)(tokens), plain, atol=1e-5)  # a final norm undoes the factor
     cell.layers[0] = Louder(cell.layers[0])
     assert np.abs(np.asarray(nnx.RNN(cell)(tokens) - plain)).max() > 0.1
+
+
+class Learned(ms.Policy):
+    """A scorer with a weight of its own."""
+
+    weight: jax.Array
+
+    def score(self, layer, t):
+        return (layer.keys @ self.weight).mean(axis=0)[None]
+
+
+def test_a_policy_with_arrays_is_one_of_the_weights():
+    """They stand in the cell once, as a Param, and what is set there is what runs."""
+    cell, tokens = make(Learned(weight=jnp.ones(10))), jnp.asarray(tiny.tokens(20))
+    leaves = jax.tree.leaves(nnx.state(cell, nnx.Param))
+    assert len(leaves) == len(jax.tree.leaves(tiny.params())) + 1 == len(jax.tree.leaves(nnx.state(cell)))
+    first = nnx.RNN(cell)(tokens)
+    nnx.update(cell, jax.tree.map(lambda leaf: -leaf if leaf.shape == (10,) else leaf, nnx.state(cell, nnx.Param)))
+    np.testing.assert_array_equal(cell.policy.weight, -np.ones(10))
+    state = ms.init_state(UNTIED, Learned(weight=-jnp.ones(10)), 6)
+    _, (expected, _) = tiny.unroll_jit(UNTIED, Learned(weight=-jnp.ones(10)), tiny.params(), state, tokens)
+    np.testing.assert_allclose(nnx.RNN(cell)(tokens), expected, atol=1e-5)
+    assert np.abs(np.asarray(first - expected)).max() > 1e-3
+
+
+def test_a_carry_goes_only_with_its_scope():
+    wrong = ms.init_state(UNTIED, ms.H2O(), 6)
+    with pytest.raises(ValueError, match="3 rows of slots, but tova forgets by layer, which takes 1"):
+        nnx.RNN(make(ms.TOVA()))(jnp.asarray(tiny.tokens(5)), initial_carry=wrong)
+
+
+@pytest.mark.parametrize("budget", [np.int64(6), np.asarray([6, 4]), [6, np.int32(4)]], ids=repr)
+def test_a_budget_may_be_any_integer(budget):
+    carry = make(ms.TOVA(), budget=budget).initialize_carry((2,))
+    assert carry.layers[0].budget.tolist() == [6, 6]
 
 
 def test_bad_settings_are_refused_when_the_cell_is_made():

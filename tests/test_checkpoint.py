@@ -49,7 +49,7 @@ def test_float64_needs_x64(saved, x64):
 
 def test_an_existing_path_is_refused_or_replaced_whole(saved):
     other = tiny.params(seed=1)
-    with pytest.raises(ValueError, match="model' exists already; choose another path or overwrite it"):
+    with pytest.raises(ValueError, match="model' exists already; choose another path or overwrite it \\(--force"):
         ms.save(saved, tiny.CONFIG, other)
     np.testing.assert_array_equal(ms.load(saved)[1].embedding, tiny.params().embedding)
     ms.save(saved, tiny.CONFIG, other, overwrite=True)
@@ -86,6 +86,22 @@ def test_an_interrupted_save_leaves_no_trace(tmp_path, monkeypatch, moment, over
     assert os.listdir(tmp_path) == (["model"] if overwrite else [])
     if overwrite:
         np.testing.assert_array_equal(ms.load(path)[1].embedding, tiny.params().embedding)
+
+
+def test_nothing_but_a_checkpoint_is_overwritten(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("years of work")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "thesis")
+    for name in ("thesis", "file", "link"):
+        with pytest.raises(
+            ValueError, match=f"{name}' exists and is no checkpoint of msrnn_jax, so it is not replaced"
+        ):
+            ms.save(tmp_path / name, tiny.CONFIG, tiny.params(), overwrite=True)
+    assert (tmp_path / "thesis" / "thesis.txt").read_text() == "years of work"
+    (tmp_path / "empty").mkdir()
+    ms.save(tmp_path / "empty", tiny.CONFIG, tiny.params(), overwrite=True)
+    assert ms.load(tmp_path / "empty")[0] == tiny.CONFIG
 
 
 def refused(message, call, *args, **options):
@@ -161,6 +177,11 @@ def test_links_out_of_the_folder_are_refused(saved, tmp_path):
     (saved / "params" / "link").symlink_to(tmp_path / "outside")
     refused("params/link' leads out of the checkpoint's folder", ms.load, saved)
     (saved / "params" / "link").unlink()
+    (saved / "config.json").rename(tmp_path / "outside" / "config.json")
+    (saved / "config.json").symlink_to(tmp_path / "outside" / "config.json")
+    refused("config.json' leads out of the checkpoint's folder", ms.load, saved)
+    (saved / "config.json").unlink()
+    (tmp_path / "outside" / "config.json").rename(saved / "config.json")
     (saved / "tokenizer.json").symlink_to(tmp_path / "outside" / "secret")
     refused("tokenizer.json' leads out of the checkpoint's folder", ms.load_tokenizer, saved)
 

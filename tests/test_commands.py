@@ -82,6 +82,20 @@ def test_perplexity_prints_one_object_for_each_pair(toy, tmp_path):
     assert all(f"{row['perplexity']:.2f}" in table for row in rows)
 
 
+def test_a_perplexity_that_is_no_number_is_said_so(toy, tmp_path):
+    broken, text = tmp_path / "broken", tmp_path / "text.txt"
+    config, params = ms.load(toy)
+    files = {path.name: path.read_text() for path in pathlib.Path(toy).iterdir() if path.is_file()}
+    del files["config.json"]
+    ms.save(broken, config, params.replace(final_norm=params.final_norm * tiny.np.nan), files=files)
+    text.write_text("the quick brown fox")
+    arguments = [str(broken), "--text", str(text), "--budget", "4", "--segment", "16"]
+    assert " - " in run("perplexity", *arguments).stdout
+    assert json.loads(run("perplexity", *arguments, "--json").stdout)["perplexity"] is None
+    run(*arguments, "--out", str(tmp_path / "result.json"), command=perplexity_experiment.app)
+    assert json.loads((tmp_path / "result.json").read_text())["rows"][0]["perplexity"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -102,9 +116,16 @@ def test_perplexity_prints_one_object_for_each_pair(toy, tmp_path):
         (["perplexity", "TOY", "--text", "BINARY"], "is not UTF-8: invalid start byte at byte 0"),
         (["perplexity", "TOY", "--segment", "1"], "segment size is 1; it must be at least 2"),
         (["perplexity", "TOY", "--segments", "-1"], "segments is -1; it must be at least 0"),
-        (["perplexity", "TOY", "--text", "TEXT", "--batch", "0"], "batch is 0; it must be at least 1"),
+        (
+            ["perplexity", "TOY", "--text", "TEXT", "--batch", "0"],
+            "batch is 0; it must be a whole number of at least 1",
+        ),
         (["perplexity", "TOY", "--text", "TEXT", "--budget", "-5"], "budget is -5; it must be a whole number"),
         (["perplexity", "TOY", "--text", "TEXT", "--policy", "tova:sinks=9", "--budget", "4"], "protects 9 sinks"),
+        (
+            ["perplexity", "TOY", "--text", "LONG", "--policy", "tova", "--policy", "window:sinks=9", "--budget", "4"],
+            "budget is 4, but window:sinks=9 protects 9 sinks",  # before tova is measured
+        ),
         (["convert", "nowhere", "out"], "nowhere does not exist; the source must be"),
     ],
 )
@@ -112,7 +133,13 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, message, toy, tmp_pa
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "text.txt").write_text("a b c")
-    places = {"TOY": toy, "FOLDER": str(tmp_path), "TEXT": str(tmp_path / "text.txt")}
+    (tmp_path / "long.txt").write_text("a b c d e f " * 20)
+    places = {
+        "TOY": toy,
+        "LONG": str(tmp_path / "long.txt"),
+        "FOLDER": str(tmp_path),
+        "TEXT": str(tmp_path / "text.txt"),
+    }
     places |= {"EMPTY": str(tmp_path / "empty.txt"), "BINARY": str(tmp_path / "binary.txt")}
     result = run(*(places.get(argument, argument) for argument in arguments), code=2)
     assert message in result.stderr and len(result.stderr.strip().splitlines()) == 1
@@ -148,7 +175,8 @@ def test_the_perplexity_experiment_writes_json_and_a_plot(toy, tmp_path):
     assert all(f"{row['perplexity']:.2f}" in printed for row in result["rows"])
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
     assert sorted(os.listdir(out.parent)) == ["result.json", "result.png"]
-    run(*arguments, "--out", "plot.png", code=2, command=perplexity_experiment.app)
+    failed = run(*arguments, "--out", "plot.png", code=2, command=perplexity_experiment.app)
+    assert "out is 'plot.png'; it must end in .json" in failed.stderr
 
 
 def test_the_throughput_experiment_runs_and_says_what_it_timed(toy, tmp_path):

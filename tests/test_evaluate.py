@@ -91,7 +91,7 @@ def test_refusals_name_what_is_wrong():
     segments, lengths = segment(tiny.tokens(32), 16)
     with pytest.raises(ValueError, match="budget is 8, but full forgets nothing and must hold 15 tokens"):
         sweep(CONFIG, ms.Full(), tiny.params(), segments, lengths, [8])
-    with pytest.raises(ValueError, match="batch is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match="batch is 0; it must be a whole number of at least 1"):
         sweep(CONFIG, ms.TOVA(), tiny.params(), segments, lengths, [8], batch=0)
     state = ms.init_state(CONFIG, ms.TOVA(), 4)
     with pytest.raises(ValueError, match="targets holds the token 50"):

@@ -97,6 +97,13 @@ def test_a_seed_gives_the_same_text_alone_and_in_a_batch():
     assert len({tuple(row) for row in repeated.tolist()}) == 3  # one key draws differently in every row
 
 
+def test_sizes_may_be_numpy_integers_and_budgets_traced():
+    prompt, options = tiny.tokens(5)[None], {"max_new_tokens": np.int64(4), "slots": np.int64(9)}
+    expected, *_ = generate(CONFIG, ms.TOVA(), tiny.params(), prompt, budget=(4, 5), **options)
+    traced = jax.jit(lambda b: generate(CONFIG, ms.TOVA(), tiny.params(), prompt, budget=[b, b + 1], **options)[0])
+    np.testing.assert_array_equal(traced(jnp.int32(4)), expected)
+
+
 def test_temperature_draws_from_the_softmax():
     logits = jnp.log(jnp.asarray([0.7, 0.2, 0.1]))
     keys = jax.random.split(jax.random.key(0), 4000)
@@ -127,9 +134,11 @@ def test_refusals_name_what_is_wrong():
     refused("stop holds the token 50; it must be from 0 to 49", stop=(50,))
     refused("mode is 'all'; it must be one of stepwise, oneshot", mode="all")
     refused(r"key is missing; Temperature\(temperature=1.0\) draws at random", sampler=ms.Temperature())
+    with pytest.raises(ValueError, match="budget has dtype float32; it must be an integer"):
+        jax.jit(lambda b: generate(CONFIG, ms.TOVA(), tiny.params(), tiny.tokens(4)[None], budget=b, slots=9))(4.7)
     refused(r"key has shape \(3,\); it must be one key or 1", key=jax.random.split(jax.random.key(0), 3))
     refused(
-        r"budget is 5, but full forgets nothing and must hold 6 tokens: the longest prompt \(4\) and max_new_tokens",
+        "budget is 5, but full forgets nothing and must hold 6 tokens",
         policy=ms.Full(),
         budget=5,
     )

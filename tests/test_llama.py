@@ -158,13 +158,32 @@ def test_a_state_goes_only_with_its_scope_policy_and_model():
     message = refusal(lambda: ms.step(CONFIG, ms.TOVA(scope="head"), params, layerwise, token))
     assert "1 rows of slots" in message and "tova:scope=head" in message
     message = refusal(lambda: ms.step(CONFIG, ms.Window(), params, layerwise, token))
-    assert "statistics of another policy than window" in message
+    assert "other statistics than those of window" in message
+    cache = layerwise.replace(mode="cache")
+    message = refusal(lambda: ms.step(CONFIG, ms.TOVA(), params, cache, token))
+    assert "positions are 'cache'; only 'absolute' is supported yet" in message
+    batch = jax.tree.map(lambda leaf: leaf[None], layerwise)
+    for call in (
+        lambda: ms.step(CONFIG, ms.TOVA(), params, batch, token),
+        lambda: ms.compress(ms.TOVA(), batch, 2),
+    ):
+        assert "keys have shape (1, 3, 6, 10); they must be [K, S, H], so vmap over a batch" in refusal(call)
     other = CONFIG.replace(num_layers=3)
     message = refusal(lambda: ms.step(other, ms.TOVA(), tiny.params(config=other), layerwise, token))
     assert "state has 2 layers; the config has 3" in message
     other = CONFIG.replace(head_dim=12)
     message = refusal(lambda: ms.step(other, ms.TOVA(), tiny.params(config=other), layerwise, token))
     assert "3 KV heads of width 10; the config has 3 of width 12" in message
+
+
+def test_the_cache_may_have_a_dtype_of_its_own():
+    """Half the memory; keys and values are rounded once, when they are written."""
+    tokens = tiny.tokens(20)
+    exact = scan(ms.TOVA(), ms.init_state(CONFIG, ms.TOVA(), 20), tokens)[1]
+    last, rounded = scan(ms.TOVA(), ms.init_state(CONFIG, ms.TOVA(), 20, dtype="bfloat16"), tokens)
+    assert last.layers[0].keys.dtype == jnp.bfloat16 and rounded.dtype == jnp.float32
+    np.testing.assert_allclose(rounded, exact, atol=0.1)  # 8 bits of mantissa
+    assert np.abs(np.asarray(rounded - exact)).max() > 1e-4
 
 
 def test_a_score_of_another_shape_is_refused():

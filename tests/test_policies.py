@@ -139,6 +139,20 @@ def test_does_not_depend_on_the_order_of_slots(policy):
     assert tiny.held(forget(policy, layer, last.t)) == tiny.held(forget(policy, shuffled, last.t))
 
 
+static = [policy for policy in tiny.POLICIES if policy.static]
+
+
+@pytest.mark.parametrize("policy", static, ids=str)
+def test_a_static_policy_looks_at_the_token_alone(policy):
+    """Whatever was attended to, whatever the keys, values and statistics, scores stay."""
+    state = ms.init_state(tiny.CONFIG, policy, tiny.budget_for(policy, 25))
+    last, _ = tiny.unroll_jit(tiny.CONFIG, policy, tiny.params(), state, tiny.tokens(25))
+    layer = last.layers[1]
+    other = layer.replace(keys=-layer.keys, values=layer.values + 1)
+    np.testing.assert_array_equal(policy.score(layer, last.t), policy.score(other, last.t))
+    assert jax.tree.leaves(layer.stats) == []
+
+
 def test_the_trace_of_figure_2():
     """Oren et al., Figure 2: five slots, scores as printed there, and what each step drops."""
     steps = [

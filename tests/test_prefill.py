@@ -1,5 +1,6 @@
 """Prompts: the recurrence, and the authors' one cut."""
 
+import compilations
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,6 +59,25 @@ def test_stepwise_is_the_recurrence():
     np.testing.assert_allclose(parted, only, atol=1e-5)
     for layers in zip(last.layers, after.layers, again.layers, strict=True):
         assert tiny.held(layers[0]) == tiny.held(layers[1]) == tiny.held(layers[2])
+
+
+@pytest.mark.parametrize("mode", ["stepwise", "oneshot"])
+def test_a_second_call_outside_jit_compiles_nothing(mode):
+    state = ms.init_state(CONFIG, ms.TOVA(), 6)
+    calls = [
+        lambda ids, length=None: ms.prefill(CONFIG, ms.parse_policy("tova"), tiny.params(), state, ids, length, mode)
+    ]
+    if mode == "stepwise":
+        calls.append(lambda ids, length=None: ms.nll(CONFIG, ms.TOVA(), tiny.params(), state, ids, ids, length))
+    for call in calls:
+        with compilations.count() as compiled:
+            call(jnp.asarray(tiny.tokens(13)))
+            call(jnp.asarray(tiny.tokens(13)), 9)
+        assert compiled() > 0
+        with compilations.count() as compiled:
+            call(jnp.asarray(tiny.tokens(13, seed=1)))
+            call(jnp.asarray(tiny.tokens(13, seed=1)), np.int64(4))
+        assert compiled() == 0
 
 
 def test_the_two_modes_differ():

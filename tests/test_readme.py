@@ -17,6 +17,10 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
 
 
+def test_every_number_is_filled_in():
+    assert not re.findall(r"@\w+@", README)
+
+
 def test_python_blocks_run_one_after_another(smollm2, tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "smollm2-135m").symlink_to(smollm2)

@@ -38,7 +38,10 @@ def parse_policy(text: str) -> Policy:
         raise ValueError(
             f"policy {text!r} is unknown; it must be one of {', '.join(POLICIES)}, or module:Class, or file.py:Class"
         )
-    return policy(**_parse_options(text, policy, options))
+    try:
+        return policy(**_parse_options(text, policy, options))
+    except TypeError as error:  # a required field of somebody's own policy
+        raise ValueError(f"policy {text!r}: {error}") from None
 
 
 def _parse_options(text: str, policy: type[Policy], options: str) -> dict[str, Any]:
