@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from experiments.results import write_result
+from experiments.results import check_out, write_result
 from msrnn_jax.command import plain_errors
 from msrnn_jax.measure import decimals, measure, origin, read_inputs
 
@@ -104,8 +104,7 @@ def main(
         "results/perplexity.json"
     ),
 ) -> None:
-    if out.suffix != ".json":
-        raise ValueError(f"out is {str(out)!r}; it must end in .json")
+    check_out(out)
     settings = Settings(
         checkpoint=checkpoint,
         texts=tuple(text or ()),

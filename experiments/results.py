@@ -2,11 +2,21 @@
 
 import dataclasses
 import datetime
+import os
 import pathlib
 import subprocess
 from typing import Any
 
 from msrnn_jax.record import provenance, write_json
+
+
+def check_out(path: pathlib.Path) -> None:
+    """Refuses, before any work, a result path that could not be written after it."""
+    if path.suffix != ".json":
+        raise ValueError(f"out is {str(path)!r}; it must end in .json")
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"out is {str(path)!r}; it must be a file in a folder that can be written to")
 
 
 def write_result(path: str | pathlib.Path, name: str, settings: Any, numbers: dict[str, Any]) -> None:

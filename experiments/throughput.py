@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import msrnn_jax as ms
-from experiments.results import write_result
+from experiments.results import check_out, write_result
 from msrnn_jax.checkpoint import fingerprint
 from msrnn_jax.command import plain_errors
 from msrnn_jax.layers import project
@@ -171,6 +171,7 @@ def main(
     dtype: Annotated[str | None, typer.Option(help="Cast the weights.")] = None,
     out: Annotated[pathlib.Path, typer.Option(help="JSON to write.")] = pathlib.Path("results/throughput.json"),
 ) -> None:
+    check_out(out)
     for name, value in (("turns", turns), ("calls", calls)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")

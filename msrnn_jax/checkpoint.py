@@ -6,13 +6,14 @@ import os
 import pathlib
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from msrnn_jax.checks import check_dtype
+from msrnn_jax.checks import check_dtype, check_params
 from msrnn_jax.config import Config
 from msrnn_jax.params import Params, abstract_params
 
@@ -44,11 +45,11 @@ def save(
     """
     path = pathlib.Path(path).absolute()
     check_destination(path, overwrite)
-    _check_fit(config, params)
+    check_params(config, params, dtypes=True)
+    for name in files or {}:
+        if not name or pathlib.PurePath(name).name != name or name in (PARAMS_FOLDER, CONFIG_FILE):
+            raise ValueError(f"file name {name!r} must be a plain name, and neither {PARAMS_FOLDER} nor {CONFIG_FILE}")
     texts = {CONFIG_FILE: config.to_json(), **(files or {})}
-    for name in texts:
-        if pathlib.PurePath(name).name != name or name == PARAMS_FOLDER:
-            raise ValueError(f"file name {name!r} must be a plain name")
     path.parent.mkdir(parents=True, exist_ok=True)
     with _folder_in_the_making(path) as folder:
         with _orbax() as orbax:
@@ -59,6 +60,9 @@ def save(
 
 def check_destination(path: pathlib.Path, overwrite: bool) -> None:
     """Refuses to write over anything but a checkpoint of ours or an empty folder, and that unless asked to."""
+    parent = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"{str(path)!r} cannot be made: {str(parent)!r} is no folder that can be written to")
     if not os.path.lexists(path):
         return
     if not overwrite:
@@ -90,11 +94,30 @@ def load(path: str | os.PathLike[str], *, dtype: str | None = None) -> tuple[Con
     )
     try:
         with _orbax() as orbax:
+            _compare(wanted, orbax.metadata(folder / PARAMS_FOLDER).item_metadata)
             tree = orbax.restore(folder / PARAMS_FOLDER, wanted)
     except Exception as error:  # Orbax and TensorStore raise many kinds for missing and truncated files
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"checkpoint {str(path)!r}: the weights cannot be read: {lines[0][:300]}") from error
     return config, _from_tree(config, tree)
+
+
+def _compare(wanted: Any, stored: Any) -> None:
+    """Names the weights that are not as the config describes; to restore them anyway would fail noisily."""
+    ours, theirs = (
+        {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (wanted, dict(stored))
+    )
+    problems = [f"{name} is missing" for name in ours if name not in theirs]
+    problems += [f"{name} is not in the config's model" for name in theirs if name not in ours]
+    problems += [
+        f"{name} is {list(theirs[name])}; it must be {list(shape)}"
+        for name, shape in ours.items()
+        if theirs.get(name, shape) != shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError("; ".join(problems[:5]) + more)
 
 
 def existing(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -114,22 +137,8 @@ def existing(path: str | os.PathLike[str]) -> pathlib.Path:
 def _read_config(folder: pathlib.Path) -> Config:
     try:
         return Config.from_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{str(folder / CONFIG_FILE)!r} cannot be used: {error}") from error
-
-
-def _check_fit(config: Config, params: Params) -> None:
-    wanted, tree = jax.tree_util.tree_flatten_with_path(abstract_params(config))
-    given = jax.tree.structure(params)
-    if given != tree:
-        raise ValueError("params do not have the weights that the config describes: layers, biases or tying differ")
-    problems = [
-        f"{jax.tree_util.keystr(where)} is {leaf.dtype}{list(leaf.shape)}; it must be {want.dtype}{list(want.shape)}"
-        for (where, want), leaf in zip(wanted, jax.tree.leaves(params), strict=True)
-        if leaf.shape != want.shape or leaf.dtype != want.dtype
-    ]
-    if problems:
-        raise ValueError("params do not fit the config: " + "; ".join(problems))
 
 
 def _to_tree(params: Params) -> dict[str, Any]:
@@ -169,7 +178,16 @@ def _folder_in_the_making(path: pathlib.Path) -> Iterator[pathlib.Path]:
         yield folder
         _replace(folder, path)
     finally:
+        _remove(folder)
+
+
+def _remove(folder: pathlib.Path) -> None:
+    """Removes a folder, also while threads of a failed save still write into it."""
+    for _ in range(50):
         shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def _replace(new: pathlib.Path, path: pathlib.Path) -> None:
@@ -185,7 +203,7 @@ def _replace(new: pathlib.Path, path: pathlib.Path) -> None:
             (old / path.name).rename(path)
             raise
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
 
 
 @contextlib.contextmanager
@@ -194,7 +212,7 @@ def _orbax() -> Iterator[Any]:
 
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # else it tells the progress of every file
+    logger.setLevel(logging.CRITICAL + 1)  # it tells every file, and every failure twice
     checkpointer = orbax.checkpoint.StandardCheckpointer()
     try:
         yield checkpointer

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
+from jaxtyping import Int
 
 from msrnn_jax.config import DTYPES, Config
+from msrnn_jax.params import Params, abstract_params
 from msrnn_jax.policies import Policy
 from msrnn_jax.state import LayerState, MultiState
 
@@ -52,14 +54,16 @@ def layer_budgets(num_layers: int, budget: Any) -> list[Any]:
     return values
 
 
-def whole(name: str, value: Any, least: int) -> int:
+def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
     """A static size given as any integer type.
 
     Raises:
-      ValueError: for another type, or a number below `least`.
+      ValueError: for another type, or a number outside `least` .. `most`.
     """
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+    if most is not None and value > most:
+        raise ValueError(f"{name} is {value!r}; it must be at most {most}")
     return int(value)
 
 
@@ -104,29 +108,30 @@ def check_state(config: Config, policy: Policy, state: MultiState) -> None:
         raise ValueError(f"state: positions are {state.mode!r}; only 'absolute' is supported yet")
     if len(state.layers) != config.num_layers:
         raise ValueError(f"state has {len(state.layers)} layers; the config has {config.num_layers}")
-    rows = 1 if policy.scope == "layer" else config.num_kv_heads
     for index, layer in enumerate(state.layers):
-        check_single(layer)
-        heads, slots, width = layer.keys.shape
+        check_layer(policy, index, layer)
+        heads, _, width = layer.keys.shape
         if (heads, width) != (config.num_kv_heads, config.head_dim):
             raise ValueError(
                 f"state: layer {index} has {heads} KV heads of width {width}; "
                 f"the config has {config.num_kv_heads} of width {config.head_dim}"
             )
-        if layer.num_rows != rows:
-            raise ValueError(
-                f"state: layer {index} has {layer.num_rows} rows of slots, but {policy} forgets by {policy.scope}, "
-                f"which takes {rows}; a state goes only with the scope it was made for"
-            )
-        wanted = jax.eval_shape(partial(policy.init, rows, slots))
-        if _shapes(wanted) != _shapes(layer.stats):
-            raise ValueError(f"state: layer {index} has other statistics than those of {policy}; make a new one")
 
 
-def check_single(layer: LayerState) -> None:
-    """Refuses a batch of states where one is needed."""
+def check_layer(policy: Policy, index: int, layer: LayerState) -> None:
+    """Refuses a layer's state made for another scope or shape of statistics, and a batch of states."""
+    check_policy(policy)
     if layer.keys.ndim != 3:
         raise ValueError(f"state: keys have shape {layer.keys.shape}; they must be [K, S, H], so vmap over a batch")
+    heads, slots, _ = layer.keys.shape
+    rows = 1 if policy.scope == "layer" else heads
+    if layer.num_rows != rows:
+        raise ValueError(
+            f"state: layer {index} has {layer.num_rows} rows of slots, but {policy} forgets by {policy.scope}, "
+            f"which takes {rows}; a state goes only with the scope it was made for"
+        )
+    if _shapes(jax.eval_shape(partial(policy.init, rows, slots))) != _shapes(layer.stats):
+        raise ValueError(f"state: layer {index} has other statistics than those of {policy}; make a new one")
 
 
 def _shapes(stats: Any) -> Any:
@@ -148,21 +153,58 @@ def check_room(policy: Policy, state: MultiState, count: Any) -> None:
             raise ValueError(f"budget is {room}, but {policy} forgets nothing and must hold {needed} tokens")
 
 
-def check_tokens(config: Config, name: str, tokens: Any) -> None:
-    """Refuses token arrays that are not integers of the vocabulary."""
-    if not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ValueError(f"{name} has dtype {tokens.dtype}; token numbers must be integers")
-    known = concrete(tokens)
+def as_tokens(config: Config, name: str, tokens: Any) -> Int[Array, "..."]:
+    """Token numbers as int32, from any array or nested list.
+
+    Raises:
+      ValueError: where they are not integers of the vocabulary, as far as they are known.
+    """
+    given = tokens if isinstance(tokens, Array) else np.asarray(tokens)
+    if given.dtype == bool or not (given.size == 0 or jnp.issubdtype(given.dtype, jnp.integer)):
+        raise ValueError(f"{name} has dtype {given.dtype}; token numbers must be integers")
+    known = concrete(given)
     if known is not None and known.size:
         low, high = int(known.min()), int(known.max())
         if low < 0 or high >= config.vocab_size:
             wrong = low if low < 0 else high
             raise ValueError(f"{name} holds the token {wrong}; it must be from 0 to {config.vocab_size - 1}")
+    return jnp.asarray(given.astype(np.int32))
 
 
-def check_lengths(name: str, lengths: Any, longest: int) -> None:
-    """Refuses lengths outside 1 .. `longest`."""
-    known = concrete(lengths)
+def as_lengths(name: str, lengths: Any, longest: int) -> Int[Array, "..."]:
+    """Lengths from 1 to `longest` as int32, from a number, array or list.
+
+    Raises:
+      ValueError: where they are not integers in that range, as far as they are known.
+    """
+    given = lengths if isinstance(lengths, Array) else np.asarray(lengths)
+    if given.dtype == bool or not jnp.issubdtype(given.dtype, jnp.integer):
+        raise ValueError(f"{name} has dtype {given.dtype}; lengths must be integers")
+    known = concrete(given)
     if known is not None and known.size and (known.min() < 1 or known.max() > longest):
         wrong = int(known.min() if known.min() < 1 else known.max())
         raise ValueError(f"{name} is {wrong}; it must be from 1 to {longest}, the number of tokens given")
+    return jnp.asarray(given.astype(np.int32))
+
+
+def check_policy(policy: Any) -> None:
+    """Refuses what is no policy: a name or a class instead of a value."""
+    if not isinstance(policy, Policy):
+        raise ValueError(f"policy is {policy!r}; it must be a Policy, such as TOVA() or parse_policy('tova')")
+
+
+def check_params(config: Config, params: Params, *, dtypes: bool = False) -> None:
+    """Refuses weights whose shapes (and dtypes) are not those of the config, naming them all.
+
+    Free of charge under `jit`: only shapes are looked at.
+    """
+    wanted, tree = jax.tree_util.tree_flatten_with_path(abstract_params(config))
+    if jax.tree.structure(params) != tree:
+        raise ValueError("params do not have the weights that the config describes: layers, biases or tying differ")
+    problems = [
+        f"{jax.tree_util.keystr(where)} is {leaf.dtype}{list(leaf.shape)}; it must be {want.dtype}{list(want.shape)}"
+        for (where, want), leaf in zip(wanted, jax.tree.leaves(params), strict=True)
+        if leaf.shape != want.shape or (dtypes and leaf.dtype != want.dtype)
+    ]
+    if problems:
+        raise ValueError("params do not fit the config: " + "; ".join(problems))

@@ -50,6 +50,8 @@ def generate(
     chosen = ms.parse_policy(policy)
     if temperature < 0:
         raise ValueError(f"temperature is {temperature}; it must be at least 0")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}; it must be from 0 to {2**32 - 1}")
     sampler = ms.Temperature(temperature) if temperature else ms.Greedy()
     tokenizer = ms.load_tokenizer(checkpoint)
     encode = (lambda text: tokenizer.chat([{"role": "user", "content": text}])) if chat else tokenizer.encode

@@ -1,39 +1,103 @@
 """How commands end when something is wrong: one line and an exit code, never a traceback."""
 
+import ctypes
 import functools
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import typer
+
+PATIENCE = 5.0  # seconds that an interrupted command gets to remove what it was writing
 
 
 def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turns a refusal into a line on stderr and exit code 2, ctrl-C into 130.
+    """Turns a refusal into a line on stderr and exit code 2, ctrl-C into 130, a SIGTERM into 143.
 
-    A SIGTERM unwinds the command too, so that whatever it was writing is removed.
+    The command runs in a thread of its own, since the main one cannot answer a signal while it is inside a
+    compiled program. A second ctrl-C ends it at once.
     """
 
     @functools.wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> None:
-        if threading.current_thread() is threading.main_thread():  # no other may set handlers
-            signal.signal(signal.SIGTERM, _terminate)
         try:
-            command(*args, **kwargs)
+            _run_interruptibly(functools.partial(command, *args, **kwargs))
         except ValueError as error:
             _end(f"error: {error}", 2)
+        except BrokenPipeError:  # whoever read our output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise typer.Exit(141) from None
         except OSError as error:
             _end(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}", 2)
+        except (MemoryError, OverflowError, jax.errors.JaxRuntimeError) as error:
+            _end(f"error: this needs more memory than there is: {_first_line(error)}", 2)
         except KeyboardInterrupt:
             _end("interrupted", 130)
 
     return guarded
 
 
-def _terminate(number: int, frame: Any) -> None:
-    del frame
-    raise SystemExit(128 + number)
+class _Worker(threading.Thread):
+    """Runs a call and keeps how it ended."""
+
+    def __init__(self, call: Callable[[], None]):
+        super().__init__(daemon=True)
+        self.call = call
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.call()
+        except BaseException as error:
+            self.error = error
+
+    def interrupt(self) -> None:
+        """Raises KeyboardInterrupt in the thread as soon as it runs Python again."""
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident or 0), ctypes.py_object(KeyboardInterrupt))
+
+
+def _run_interruptibly(call: Callable[[], None]) -> None:
+    if threading.current_thread() is not threading.main_thread():  # no other gets signals
+        return call()
+    worker = _Worker(call)
+    code = 0
+
+    def stop(number: int, frame: Any) -> None:
+        nonlocal code
+        del frame
+        if code:
+            os._exit(code)
+        code = 128 + number
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        worker.start()
+        while worker.is_alive() and not code:
+            worker.join(0.05)
+        deadline = time.monotonic() + PATIENCE
+        while worker.is_alive() and time.monotonic() < deadline:
+            worker.interrupt()  # again and again: an exception that lands in a callback is lost
+            worker.join(0.5)
+        if worker.is_alive():  # inside a compiled program, which writes nothing
+            typer.echo("interrupted", err=True)
+            os._exit(code)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code == 128 + signal.SIGTERM:
+        raise SystemExit(code)
+    if code:
+        raise KeyboardInterrupt
+    if worker.error is not None:
+        raise worker.error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _end(line: str, code: int) -> None:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Int
 
-from msrnn_jax.checks import Budget, check_protection, check_single, concrete, layer_budgets
+from msrnn_jax.checks import Budget, check_layer, check_protection, concrete, layer_budgets
+from msrnn_jax.layers import wide
 from msrnn_jax.policies import Policy
 from msrnn_jax.policies.base import Score
 from msrnn_jax.slots import cut
@@ -34,8 +35,8 @@ def compress(
     Raises:
       ValueError: for a budget below 1, above slots - 1 or below what the policy protects.
     """
-    for layer in state.layers:
-        check_single(layer)
+    for index, layer in enumerate(state.layers):
+        check_layer(policy, index, layer)
     budgets = [layer.budget for layer in state.layers]
     if budget is not None:
         budgets = layer_budgets(len(state.layers), budget)
@@ -66,9 +67,12 @@ def _check_slots(state: MultiState, budgets: Sequence[Any]) -> None:
 def worth(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> tuple[Score, Bool[Array, "#K S"]]:
     """Scores with NaN made minimal, and which held slots are not protected, after `t` tokens were seen."""
     score = policy.score(layer, t)
-    if score.shape != layer.positions.shape:
-        raise ValueError(f"{policy}: score has shape {score.shape}; it must be {layer.positions.shape}, [#K, S]")
+    if jnp.shape(score) != layer.positions.shape:
+        raise ValueError(f"{policy}: score has shape {jnp.shape(score)}; it must be {layer.positions.shape}, [#K, S]")
+    if not (jnp.issubdtype(score.dtype, jnp.floating) or jnp.issubdtype(score.dtype, jnp.integer)):
+        raise ValueError(f"{policy}: score has dtype {score.dtype}; it must be a float or an integer")
     if jnp.issubdtype(score.dtype, jnp.floating):
+        score = score.astype(wide(score.dtype))  # the smallest floats have no infinity
         score = jnp.where(jnp.isnan(score), -jnp.inf, score)
     recent = layer.budget // 2 if policy.recent is None else policy.recent
     held = layer.positions != EMPTY
@@ -106,7 +110,8 @@ def keep_best(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> LayerStat
 
 
 def _as_budget(value: Any, layer: LayerState) -> Int[Array, ""]:
-    return jnp.minimum(jnp.asarray(value).astype(jnp.int32), layer.num_slots - 1)  # a traced one may be too large
+    # A traced one may lie outside what the slots can hold.
+    return jnp.clip(jnp.asarray(value).astype(jnp.int32), 1, layer.num_slots - 1)
 
 
 def _highest(dtype: Any) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from msrnn_jax.checks import Count, check_lengths, check_room, check_state, check_tokens
+from msrnn_jax.checks import Count, as_lengths, as_tokens, check_params, check_protection, check_room, check_state
 from msrnn_jax.config import Config
 from msrnn_jax.llama import advance, unembed
 from msrnn_jax.params import Params
@@ -24,8 +24,8 @@ def nll(
     policy: Policy,
     params: Params,
     state: MultiState,
-    tokens: Int[Array, " T"],
-    targets: Int[Array, " T"],
+    tokens: Int[Array, " T"] | np.ndarray | Sequence[int],
+    targets: Int[Array, " T"] | np.ndarray | Sequence[int],
     length: Count | Int[Array, ""] | None = None,
 ) -> tuple[MultiState, Float[Array, " T"]]:
     """Reads tokens and measures how well each next one was foreseen.
@@ -42,16 +42,16 @@ def nll(
       ValueError: for shapes that differ, tokens outside the vocabulary, a full state that would outgrow its
         budget.
     """
+    check_params(config, params)
     check_state(config, policy, state)
+    check_protection(policy, [layer.budget for layer in state.layers])
+    tokens, targets = as_tokens(config, "tokens", tokens), as_tokens(config, "targets", targets)
     if tokens.ndim != 1 or tokens.shape[0] == 0 or tokens.shape != targets.shape:
         raise ValueError(f"tokens {tokens.shape} and targets {targets.shape} must both be [T], with at least one token")
-    check_tokens(config, "tokens", tokens)
-    check_tokens(config, "targets", targets)
     if length is not None:
-        check_lengths("length", length, tokens.shape[0])
-        length = jnp.asarray(length, jnp.int32)
+        length = as_lengths("length", length, tokens.shape[0])
     check_room(policy, state, tokens.shape[0] if length is None else length)
-    return _nll(config, policy, params, state, jnp.asarray(tokens, jnp.int32), jnp.asarray(targets, jnp.int32), length)
+    return _nll(config, policy, params, state, tokens, targets, length)
 
 
 @jax.jit  # a scan over a new closure would compile at every call outside jit

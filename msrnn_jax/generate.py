@@ -10,7 +10,17 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Int
 
-from msrnn_jax.checks import Budget, Count, check_lengths, check_room, check_tokens, whole
+from msrnn_jax.checks import (
+    MAX_BUDGET,
+    Budget,
+    Count,
+    as_lengths,
+    as_tokens,
+    check_params,
+    check_policy,
+    check_room,
+    whole,
+)
 from msrnn_jax.config import Config
 from msrnn_jax.llama import advance, unembed
 from msrnn_jax.params import Params
@@ -27,7 +37,7 @@ def generate(
     config: Config,
     policy: Policy,
     params: Params,
-    prompts: Int[Array, "B T"] | np.ndarray,
+    prompts: Int[Array, "B T"] | np.ndarray | Sequence[Sequence[int]],
     lengths: Int[Array, " B"] | np.ndarray | Sequence[int] | None = None,
     *,
     budget: Budget,
@@ -64,10 +74,15 @@ def generate(
       ValueError: for an empty prompt and any argument out of its range, naming it.
     """
     check_mode(mode)
+    check_policy(policy)
+    check_params(config, params)
+    if not isinstance(sampler, Sampler):
+        raise ValueError(f"sampler is {sampler!r}; it must be a sampler, such as Greedy() or Temperature(0.8)")
     prompts, lengths = _check_prompts(config, prompts, lengths)
-    max_new_tokens = whole("max_new_tokens", max_new_tokens, 1)
-    stop_tokens = np.asarray(list(stop), np.int32).reshape(-1)
-    check_tokens(config, "stop", stop_tokens)
+    max_new_tokens = whole("max_new_tokens", max_new_tokens, 1, MAX_BUDGET)
+    stop_tokens = as_tokens(config, "stop", stop)
+    if stop_tokens.ndim != 1:
+        raise ValueError(f"stop is {stop!r}; it must be a sequence of token numbers")
     empty = init_state(config, policy, budget, slots=slots, positions=positions, dtype=dtype)
     check_room(policy, empty, lengths + max_new_tokens)
     keys = _row_keys(sampler, key, prompts.shape[0])
@@ -126,17 +141,14 @@ def _generate(
 
 
 def _check_prompts(config: Config, prompts: Any, lengths: Any) -> tuple[Array, Array]:
-    prompts = jnp.asarray(prompts)
+    prompts = as_tokens(config, "prompts", prompts)
     if prompts.ndim != 2 or 0 in prompts.shape:
         raise ValueError(f"prompts has shape {prompts.shape}; it must be [B, T] with at least one row and one token")
-    check_tokens(config, "prompts", prompts)
-    lengths = jnp.full(prompts.shape[0], prompts.shape[1]) if lengths is None else jnp.asarray(lengths)
-    if lengths.shape != prompts.shape[:1]:
-        raise ValueError(f"lengths has shape {lengths.shape}; it must be [{prompts.shape[0]}], one per prompt")
-    if not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise ValueError(f"lengths has dtype {lengths.dtype}; lengths must be integers")
-    check_lengths("lengths", lengths, prompts.shape[1])
-    return prompts.astype(jnp.int32), lengths.astype(jnp.int32)
+    rows, longest = prompts.shape
+    lengths = as_lengths("lengths", np.full(rows, longest) if lengths is None else lengths, longest)
+    if lengths.shape != (rows,):
+        raise ValueError(f"lengths has shape {lengths.shape}; it must be [{rows}], one per prompt")
+    return prompts, lengths
 
 
 def _row_keys(sampler: Sampler, key: Array | None, rows: int) -> Array:

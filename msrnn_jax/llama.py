@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from msrnn_jax.checks import check_state
+from msrnn_jax.checks import check_params, check_state
 from msrnn_jax.compress import forget
 from msrnn_jax.config import Config
 from msrnn_jax.layers import attend, mlp, project, rms_norm, rotate, rotation, wide
@@ -39,6 +39,7 @@ def step(
     Raises:
       ValueError: where the state was made for another config or scope (see `check_state`).
     """
+    check_params(config, params)
     check_state(config, policy, state)
     state, x = advance(config, policy, params, state, token)
     return state, unembed(config, params, x)
@@ -85,7 +86,7 @@ def run_blocks(
         sin=sin,
         forgetting=forgetting,
     )
-    x = embedding[token]
+    x = jnp.asarray(embedding)[token]
     layers = []
     for block, layer in zip(blocks, state.layers, strict=True):
         layer, x = block(policy, layer, x, moment)
@@ -156,9 +157,11 @@ def remember(
 def _observe(policy: Policy, stats: Stats, view: View) -> Stats:
     """The policy's new statistics in the dtypes of the old ones; padding changes nothing."""
     real = view.t != EMPTY
-    return jax.tree.map(
-        lambda new, old: jnp.where(real, new.astype(old.dtype), old), policy.observe(stats, view), stats
-    )
+    observed = policy.observe(stats, view)
+    given, wanted = (jax.tree.map(jnp.shape, tree) for tree in (observed, stats))
+    if given != wanted:
+        raise ValueError(f"{policy}: observe returned shapes {given}; they must be those of init, {wanted}")
+    return jax.tree.map(lambda new, old: jnp.where(real, new.astype(old.dtype), old), observed, stats)
 
 
 def unembed(config: Config, params: Params, x: Float[Array, " D"]) -> Float[Array, " V"]:

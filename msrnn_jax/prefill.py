@@ -1,13 +1,24 @@
 """Reading a prompt: many tokens into the state, the logits of the last one out."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from msrnn_jax.checks import Count, check_lengths, check_room, check_state, check_tokens, concrete
+from msrnn_jax.checks import (
+    Count,
+    as_lengths,
+    as_tokens,
+    check_params,
+    check_protection,
+    check_room,
+    check_state,
+    concrete,
+)
 from msrnn_jax.compress import keep_best
 from msrnn_jax.config import Config
 from msrnn_jax.llama import advance, unembed
@@ -24,7 +35,7 @@ def prefill(
     policy: Policy,
     params: Params,
     state: MultiState,
-    tokens: Int[Array, " T"],
+    tokens: Int[Array, " T"] | np.ndarray | Sequence[int],
     length: Count | Int[Array, ""] | None = None,
     mode: str = "stepwise",
 ) -> tuple[MultiState, Float[Array, " V"]]:
@@ -34,7 +45,8 @@ def prefill(
       tokens: padded on the right; padding writes nothing and advances nothing.
       length: how many of the tokens are real, from 1; by default all.
       mode: "stepwise" is the recurrence, T steps. "oneshot" is the authors' `generate`: from an empty state,
-        full attention over the whole prompt, the policy observing every row, then one cut to the budget.
+        full attention over the whole prompt, the policy observing every row, then one cut to the budget
+        (under `jit`, where nobody can see that a state is not empty, over what it holds as well).
 
     Returns:
       The state after the last real token, and the logits of the token that follows it.
@@ -43,19 +55,20 @@ def prefill(
       ValueError: for an empty prompt, tokens outside the vocabulary, a length outside 1 .. T, an unknown
         mode, "oneshot" from a state that has seen tokens, a full state that would outgrow its budget.
     """
+    check_params(config, params)
     check_state(config, policy, state)
+    check_protection(policy, [layer.budget for layer in state.layers])
     check_mode(mode)
+    tokens = as_tokens(config, "tokens", tokens)
     if tokens.ndim != 1 or tokens.shape[0] == 0:
         raise ValueError(f"tokens has shape {tokens.shape}; it must be [T] with at least one token")
-    check_tokens(config, "tokens", tokens)
     if length is not None:
-        check_lengths("length", length, tokens.shape[0])
-        length = jnp.asarray(length, jnp.int32)
+        length = as_lengths("length", length, tokens.shape[0])
     check_room(policy, state, tokens.shape[0] if length is None else length)
     seen = concrete(state.t)
     if mode == "oneshot" and seen is not None and seen.any():
         raise ValueError(f"mode 'oneshot' starts from an empty state; this one has seen {int(seen)} tokens")
-    return _prefill(config, policy, params, state, jnp.asarray(tokens, jnp.int32), length, mode)
+    return _prefill(config, policy, params, state, tokens, length, mode)
 
 
 @partial(jax.jit, static_argnames="mode")  # a scan over a new closure would compile at every call outside jit

@@ -32,11 +32,12 @@ class Temperature:
 
     def __post_init__(self):
         value = self.temperature
-        if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
-            raise ValueError(f"temperature is {value!r}; it must be a positive number (Greedy() is the limit 0)")
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or value < 1e-6:
+            raise ValueError(f"temperature is {value!r}; it must be a number of at least 1e-6 (Greedy() is the limit)")
 
     def __call__(self, logits: Float[Array, " V"], key: Array) -> Int[Array, ""]:
-        return jax.random.categorical(key, logits / self.temperature).astype(jnp.int32)
+        return jax.random.categorical(key, (logits - logits.max()) / self.temperature).astype(jnp.int32)
 
 
 Sampler = Greedy | Temperature

@@ -8,7 +8,17 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from msrnn_jax.checks import Budget, Count, check_dtype, check_protection, concrete, layer_budgets, whole
+from msrnn_jax.checks import (
+    MAX_BUDGET,
+    Budget,
+    Count,
+    check_dtype,
+    check_policy,
+    check_protection,
+    concrete,
+    layer_budgets,
+    whole,
+)
 from msrnn_jax.config import Config
 from msrnn_jax.policies import Policy
 from msrnn_jax.state import EMPTY, POSITION_MODES, LayerState, MultiState
@@ -36,6 +46,7 @@ def init_state(
       ValueError: for a budget below 1, above slots - 1 or below what the policy protects, for missing
         slots, for an unknown position mode or dtype.
     """
+    check_policy(policy)
     if positions not in POSITION_MODES:
         raise ValueError(f"positions is {positions!r}; it must be one of {', '.join(POSITION_MODES)}")
     if positions != "absolute":
@@ -52,7 +63,7 @@ def init_state(
             values=jnp.zeros(cache, dtype),
             positions=jnp.full((rows, slots), EMPTY, jnp.int32),
             stats=policy.init(rows, slots),
-            budget=jnp.minimum(jnp.asarray(value).astype(jnp.int32), slots - 1),  # a traced one may be too large
+            budget=jnp.clip(jnp.asarray(value).astype(jnp.int32), 1, slots - 1),  # a traced one may lie outside
         )
         for value in budgets
     )
@@ -65,7 +76,7 @@ def _num_slots(budgets: Sequence[Any], slots: Count | None) -> int:
         if len(known) < len(budgets):
             raise ValueError("slots is missing; it must be given where the budget is traced")
         return max(known) + 1
-    slots = whole("slots", slots, 2)
+    slots = whole("slots", slots, 2, MAX_BUDGET + 1)
     if known and max(known) > slots - 1:
         raise ValueError(f"budget is {max(known)}, but there are {slots} slots; it must be at most slots - 1")
     return slots
@@ -103,7 +114,7 @@ def _put(cache: Float[Array, "K S H"], row: Float[Array, "K H"], slot: Int[Array
     cache under `vmap` over a batch of one.
     """
     heads = jnp.arange(cache.shape[0], dtype=jnp.int32)
-    return cache.at[heads, jnp.broadcast_to(slot, heads.shape)].set(row.astype(cache.dtype))
+    return jnp.asarray(cache).at[heads, jnp.broadcast_to(slot, heads.shape)].set(row.astype(cache.dtype))
 
 
 def _like(mask: Array, leaf: Array) -> Array:

@@ -33,6 +33,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token numbers of a text, with BOS where the tokenizer itself adds it."""
+        _check_text(text)
         return self.backend.encode(text).ids
 
     def decode(self, tokens: Sequence[int] | np.ndarray | Array, *, skip_special: bool = True) -> str:
@@ -101,14 +102,22 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     return Tokenizer(backend, bos=settings["bos_token_id"], stop=settings["eos_token_ids"], template=template)
 
 
+def _check_text(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"text {text!r} holds {error.object[error.start]!r}, which is no character") from None
+
+
 def _read_settings(path: pathlib.Path) -> dict[str, Any]:
     try:
         settings = json.loads(_read(path))
         numbers = [settings.get("bos_token_id"), *settings.get("eos_token_ids", [])]
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} cannot be used: {error}") from error
-    if not all(number is None or isinstance(number, int) for number in numbers):
-        raise ValueError(f"{str(path)!r} cannot be used: token ids must be integers")
+    wrong = [number for number in numbers[1:] + [numbers[0] or 0] if type(number) is not int or not 0 <= number < 2**31]
+    if wrong:
+        raise ValueError(f"{str(path)!r} cannot be used: {wrong[0]!r} is no token number")
     return settings
 
 

@@ -130,6 +130,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         params,
         files={"../note.txt": ""},
     )
+    refused("file name 'config.json' must be", ms.save, tmp_path / "a", tiny.CONFIG, params, files={"config.json": ""})
     assert os.listdir(tmp_path) == []
 
 
@@ -150,10 +151,11 @@ def test_damage_is_named(saved, tmp_path):
         ({"dtype": "int4"}, "dtype is 'int4'; it must be one of"),
         ({"rope": {"kind": "yarn"}}, "Rope.kind is 'yarn'; it must be one of default, linear, llama3"),
         ({"rope": {"base": 1}}, "Rope: unknown 'base'"),
-        ({"model_dim": 23}, "the weights cannot be read"),
-        ({"num_layers": 3}, "the weights cannot be read"),
-        ({"num_layers": 1}, "the weights cannot be read"),
-        ({"tied_embeddings": True}, "the weights cannot be read"),
+        ({"model_dim": 23}, "the weights cannot be read: ['embedding'] is [50, 24]; it must be [50, 23]"),
+        ({"num_layers": 3}, "['layers']['2']['attention_norm'] is missing"),
+        ({"num_layers": 1}, "['layers']['1']['attention_norm'] is not in the config's model"),
+        ({"tied_embeddings": True}, "['unembedding'] is not in the config's model"),
+        ({"rope": {"theta": 10**400}}, "config.json' cannot be used"),
     ]:
         (saved / "config.json").write_text(json.dumps({**fields, **change}))
         refused(message, ms.load, saved)

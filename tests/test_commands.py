@@ -3,9 +3,11 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import tiny
@@ -106,6 +108,16 @@ def test_a_perplexity_that_is_no_number_is_said_so(toy, tmp_path):
         (["generate", "TOY", "--prompt", "a", "--policy", "lru"], "policy 'lru' is unknown; it must be one of full"),
         (["generate", "TOY", "--prompt", "a", "--policy", "full", "--budget", "4"], "full forgets nothing and must"),
         (["generate", "TOY", "--prompt", "a", "--temperature", "-1"], "temperature is -1.0; it must be at least 0"),
+        (["generate", "TOY", "--prompt", "a", "--temperature", "1e-39"], "temperature is 1e-39; it must be a number"),
+        (["generate", "TOY", "--prompt", "a", "--seed", "4294967296"], "seed is 4294967296; it must be from 0 to"),
+        (["generate", "TOY", "--prompt", "\udcff"], "which is no character"),
+        (["generate", "TOY", "--prompt", "a", "--budget", "2147483646"], "error: this needs more memory than there is"),
+        (
+            ["generate", "TOY", "--prompt", "a", "--max-new-tokens", "4000000000"],
+            "max_new_tokens is 4000000000; it must",
+        ),
+        (["generate", "TOY", "--prompt", "a", "--policy", "msrnn_jax:Policy"], "it does not define score(layer, t)"),
+        (["convert", "TOY", "EMPTY/x"], "cannot be made: "),
         (["generate", "TOY", "--prompt", "a", "--max-new-tokens", "0"], "max_new_tokens is 0; it must be"),
         (["generate", "TOY", "--prompt", "a", "--mode", "both"], "mode is 'both'; it must be one of"),
         (["generate", "TOY", "--prompt", "a", "--dtype", "int8"], "dtype is 'int8'; it must be one of"),
@@ -140,7 +152,11 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, message, toy, tmp_pa
         "FOLDER": str(tmp_path),
         "TEXT": str(tmp_path / "text.txt"),
     }
-    places |= {"EMPTY": str(tmp_path / "empty.txt"), "BINARY": str(tmp_path / "binary.txt")}
+    places |= {
+        "EMPTY": str(tmp_path / "empty.txt"),
+        "EMPTY/x": str(tmp_path / "empty.txt" / "x"),
+        "BINARY": str(tmp_path / "binary.txt"),
+    }
     result = run(*(places.get(argument, argument) for argument in arguments), code=2)
     assert message in result.stderr and len(result.stderr.strip().splitlines()) == 1
     assert result.stderr.startswith("error: ") and not result.stdout
@@ -161,6 +177,20 @@ def test_an_interrupt_ends_with_130(toy, tmp_path):
     assert process.returncode == 130
     assert error.strip() == "interrupted"
     assert first["policy"] == "random" and len(rest.splitlines()) < 199
+
+
+def test_an_interrupt_reaches_a_running_program(toy, tmp_path):
+    """While XLA generates millions of tokens in one call, which no Python code can stop."""
+    endless = tmp_path / "endless"
+    shutil.copytree(toy, endless)
+    (endless / "tokenizer_config.json").write_text('{"bos_token_id": null, "eos_token_ids": []}')
+    command = [sys.executable, "-m", "msrnn_jax.cli", "generate", str(endless), "--prompt", "b", "--budget", "8"]
+    command += ["--max-new-tokens", "20000000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    time.sleep(12)  # past imports and compilation on most machines; before that, too, it must end the same
+    process.send_signal(signal.SIGINT)
+    output, error = process.communicate(timeout=60)
+    assert (process.returncode, output, error) == (130, "", "interrupted\n")
 
 
 def test_the_perplexity_experiment_writes_json_and_a_plot(toy, tmp_path):

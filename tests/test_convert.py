@@ -1002,7 +1002,9 @@ def test_a_destination_that_exists_is_kept(tmp_path):
     source = write_huggingface(tmp_path / "source")
     ours = run(source, tmp_path / "ours")
     before = (ours / "config.json").read_text()
-    with pytest.raises(ValueError, match=r"ours exists; choose another destination, or replace it with --force"):
+    with pytest.raises(
+        ValueError, match=r"ours' exists already; choose another path or overwrite it \(--force, overwrite=True\)"
+    ):
         run(source, ours, dtype="bfloat16")
     assert (ours / "config.json").read_text() == before
     run(source, ours, dtype="bfloat16", force=True)
@@ -1103,7 +1105,7 @@ def test_the_module_runs(tmp_path):
     check_equal(checkpoint.load(tmp_path / "ours")[1], make_weights())
     again = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert again.returncode == 2
-    assert again.stderr.startswith(f"error: {tmp_path / 'ours'} exists")
+    assert again.stderr.startswith(f"error: '{tmp_path / 'ours'}' exists")
     assert "Traceback" not in again.stderr
 
 

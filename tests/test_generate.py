@@ -111,6 +111,8 @@ def test_temperature_draws_from_the_softmax():
     np.testing.assert_allclose(warm, [0.7, 0.2, 0.1], atol=0.03)  # four deviations of sqrt(0.21 / 4000)
     cool = jnp.bincount(jax.vmap(lambda key: ms.Temperature(0.5)(logits, key))(keys), length=3) / 4000
     np.testing.assert_allclose(cool, np.array([49, 4, 1]) / 54, atol=0.03)
+    cold = jax.vmap(lambda key: ms.Temperature(1e-6)(100 * logits, key))(keys[:50])
+    assert not cold.any()  # the limit, without overflow
     assert int(ms.Greedy()(jnp.asarray([1.0, 3.0, 3.0]), keys[0])) == 1
 
 
@@ -125,6 +127,9 @@ def test_refusals_name_what_is_wrong():
     refused(r"prompts has shape \(4,\); it must be \[B, T\]", tiny.tokens(4))
     refused("prompts holds the token 99; it must be from 0 to 49", np.full((1, 3), 99))
     refused("prompts has dtype float32; token numbers must be integers", np.ones((1, 3), np.float32))
+    refused("prompts holds the token 4294967297; it must be from 0 to 49", np.asarray([[2**32 + 1]]))
+    refused("stop has dtype float64; token numbers must be integers", stop=(2.5,))
+    refused("max_new_tokens is 3000000000; it must be at most", max_new_tokens=3 * 10**9)
     refused("lengths is 0; it must be from 1 to 4", lengths=[0])
     refused("lengths is 5; it must be from 1 to 4", lengths=[5])
     refused(r"lengths has shape \(2,\); it must be \[1\], one per prompt", lengths=[1, 2])
@@ -142,6 +147,6 @@ def test_refusals_name_what_is_wrong():
         policy=ms.Full(),
         budget=5,
     )
-    for wrong in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="temperature is .*; it must be a positive number"):
+    for wrong in (0.0, -1.0, 1e-39, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="temperature is .*; it must be a number of at least 1e-6"):
             ms.Temperature(wrong)

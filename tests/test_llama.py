@@ -168,6 +168,10 @@ def test_a_state_goes_only_with_its_scope_policy_and_model():
         lambda: ms.compress(ms.TOVA(), batch, 2),
     ):
         assert "keys have shape (1, 3, 6, 10); they must be [K, S, H], so vmap over a batch" in refusal(call)
+    message = refusal(lambda: ms.step(CONFIG.replace(mlp_dim=41), ms.TOVA(), params, layerwise, token))
+    assert "params do not fit the config: .layers[0].gate is float32[24, 40]; it must be float32[24, 41]" in message
+    message = refusal(lambda: ms.compress(ms.TOVA(scope="head"), layerwise, 2))
+    assert "1 rows of slots, but tova:scope=head forgets by head, which takes 3" in message
     other = CONFIG.replace(num_layers=3)
     message = refusal(lambda: ms.step(other, ms.TOVA(), tiny.params(config=other), layerwise, token))
     assert "state has 2 layers; the config has 3" in message
@@ -191,5 +195,24 @@ def test_a_score_of_another_shape_is_refused():
         def score(self, layer, t):
             return layer.positions[0]
 
+    class Flat(ms.Policy):
+        def init(self, rows, slots):
+            return jnp.zeros((rows, slots))
+
+        def observe(self, stats, view):
+            return view.probs.mean(axis=(0, 1))
+
+        def score(self, layer, t):
+            return layer.stats
+
+    class Boolean(ms.Policy):
+        def score(self, layer, t):
+            return layer.positions > 3
+
+    def message_of(policy):
+        return refusal(lambda: ms.step(CONFIG, policy, tiny.params(), ms.init_state(CONFIG, policy, 4), jnp.int32(0)))
+
+    assert "observe returned shapes (5,); they must be those of init, (1, 5)" in message_of(Flat())
+    assert "score has dtype bool; it must be a float or an integer" in message_of(Boolean())
     message = refusal(lambda: ms.step(CONFIG, Wrong(), tiny.params(), ms.init_state(CONFIG, Wrong(), 4), jnp.int32(0)))
     assert "score has shape (5,); it must be (1, 5), [#K, S]" in message

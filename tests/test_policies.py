@@ -139,6 +139,25 @@ def test_does_not_depend_on_the_order_of_slots(policy):
     assert tiny.held(forget(policy, layer, last.t)) == tiny.held(forget(policy, shuffled, last.t))
 
 
+def test_no_two_classes_of_policies_are_one_to_jit():
+    """JAX compares trees by static values alone; two classes with equal options must still differ."""
+
+    class Newest(ms.Policy):
+        def score(self, layer, t):
+            return layer.positions
+
+    class Oldest(ms.Policy):
+        def score(self, layer, t):
+            return -layer.positions
+
+    bare = [ms.Full(), ms.Window(), ms.TOVA(), ms.H2O(scope="layer", recent=0), Newest(), Oldest()]
+    for number, first in enumerate(bare):
+        for second in bare[:number]:
+            assert jax.tree.structure(first) != jax.tree.structure(second) and first != second
+        assert jax.tree.structure(first) == jax.tree.structure(first.replace())
+        assert jax.tree.unflatten(jax.tree.structure(first), []) == first
+
+
 static = [policy for policy in tiny.POLICIES if policy.static]
 
 

@@ -11,6 +11,7 @@ import tiny
 import msrnn_jax as ms
 
 CONFIG = tiny.CONFIG
+FULL = ms.Full()
 prefill = jax.jit(ms.prefill, static_argnames="mode")
 
 
@@ -90,13 +91,15 @@ def test_the_two_modes_differ():
 def test_refusals_name_what_is_wrong():
     state, params = ms.init_state(CONFIG, ms.Full(), 6), tiny.params()
 
-    def refused(message, tokens, length=None, mode="stepwise", state=state):
+    def refused(message, tokens, length=None, mode="stepwise", state=state, policy=FULL):
         with pytest.raises(ValueError, match=message):
-            ms.prefill(CONFIG, ms.Full(), params, state, jnp.asarray(tokens), length, mode)
+            ms.prefill(CONFIG, policy, params, state, tokens, length, mode)
 
     refused(r"tokens has shape \(0,\); it must be \[T\] with at least one token", np.zeros(0, np.int32))
     refused("tokens holds the token 50; it must be from 0 to 49", tiny.tokens(3) * 0 + 50)
     refused("tokens holds the token -1; it must be from 0 to 49", tiny.tokens(3) * 0 - 1)
+    refused("tokens has dtype bool; token numbers must be integers", [True, False])
+    refused("budget is 6, but window:sinks=9 protects 9 sinks", tiny.tokens(3), policy=ms.Window(sinks=9))
     refused("length is 0; it must be from 1 to 3", tiny.tokens(3), 0)
     refused("length is 4; it must be from 1 to 3", tiny.tokens(3), 4)
     refused("mode is 'chunked'; it must be one of stepwise, oneshot", tiny.tokens(3), mode="chunked")

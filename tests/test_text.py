@@ -110,7 +110,7 @@ def test_a_file_that_does_not_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="on is 'maybe'; it must be True or False"):
         ms.parse_policy(f"{file}:Mine:on=maybe")
     file = tmp_path / "needy.py"
-    file.write_text("from msrnn_jax import Policy\n\nclass Mine(Policy):\n    alpha: float\n")
+    file.write_text("from msrnn_jax import Policy\n\nclass Mine(Policy):\n    alpha: float\n    score = print\n")
     with pytest.raises(ValueError, match="needy.py:Mine': .* missing 1 required .*'alpha'"):
         ms.parse_policy(f"{file}:Mine")
     assert ms.parse_policy(f"{file}:Mine:alpha=2").alpha == 2.0

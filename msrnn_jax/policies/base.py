@@ -35,8 +35,17 @@ class Policy(struct.PyTreeNode, kw_only=True):
     sinks: int = struct.field(pytree_node=False, default=0)
     recent: int | None = struct.field(pytree_node=False, default=0)
 
+    # JAX compares the structures of trees by their static values alone, so without this two classes with equal
+    # options would be one to `jit`, which then runs now and then what it compiled for the other.
+    kind: type = struct.field(pytree_node=False, default=object, repr=False)
+
     static: ClassVar[bool] = False  # scores depend on the token alone, not on what was attended to
     forgets: ClassVar[bool] = True  # False: a state that would outgrow its budget is an error
+
+    def __init_subclass__(cls, **kwargs: Any):
+        cls.__annotations__ = {**cls.__dict__.get("__annotations__", {}), "kind": type}
+        cls.kind = struct.field(pytree_node=False, default=cls, repr=False, kw_only=True)
+        super().__init_subclass__(**kwargs)
 
     def __post_init__(self):
         name = type(self).__name__
@@ -63,7 +72,7 @@ class Policy(struct.PyTreeNode, kw_only=True):
 
     def __str__(self) -> str:
         """The text that `parse_policy` reads: a name and the options that differ from the defaults."""
-        own = dataclasses.fields(self)
+        own = option_fields(type(self)).values()
         options = [f"{field.name}={_text(getattr(self, field.name))}" for field in own if _differs(self, field)]
         return ":".join([name_of(type(self))] + ([",".join(options)] if options else []))
 
@@ -72,6 +81,11 @@ def name_of(policy: type[Policy]) -> str:
     """How text names a policy: the class name in lower case for ours, `module:Class` for others."""
     ours = policy.__module__.startswith(__package__ or "msrnn_jax.policies")
     return policy.__name__.lower() if ours else f"{policy.__module__}:{policy.__qualname__}"
+
+
+def option_fields(policy: type[Policy]) -> dict[str, dataclasses.Field]:
+    """The fields that text can set, by name."""
+    return {field.name: field for field in dataclasses.fields(policy) if field.name != "kind"}
 
 
 def _differs(policy: Policy, field: dataclasses.Field) -> bool:

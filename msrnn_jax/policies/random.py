@@ -24,6 +24,11 @@ class Random(Policy):
 
     static: ClassVar[bool] = True
 
+    def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ValueError(f"Random: seed is {self.seed!r}; it must be an integer")
+
     def score(self, layer: LayerState, t: Int[Array, ""]) -> Score:
         del t
         rows = jnp.arange(layer.num_rows, dtype=jnp.uint32)[:, None]  # [#K, 1]

@@ -8,7 +8,7 @@ import pathlib
 import sys
 from typing import Any
 
-from msrnn_jax.policies.base import Policy, name_of
+from msrnn_jax.policies.base import Policy, name_of, option_fields
 from msrnn_jax.policies.full import Full
 from msrnn_jax.policies.h2o import H2O
 from msrnn_jax.policies.random import Random
@@ -45,7 +45,7 @@ def parse_policy(text: str) -> Policy:
 
 
 def _parse_options(text: str, policy: type[Policy], options: str) -> dict[str, Any]:
-    fields = {field.name: field for field in dataclasses.fields(policy)}
+    fields = option_fields(policy)
     values: dict[str, Any] = {}
     for option in filter(None, options.split(",")):
         name, equals, value = (part.strip() for part in option.partition("="))
@@ -78,16 +78,19 @@ def _load(module_name: str, class_name: str) -> type[Policy]:
     policy = getattr(module, class_name, None)
     if not (isinstance(policy, type) and issubclass(policy, Policy)):
         raise ValueError(f"policy {module_name}:{class_name}: {class_name!r} is not a Policy in {module_name}")
+    if policy.score is Policy.score:
+        raise ValueError(f"policy {module_name}:{class_name}: it does not define score(layer, t)")
     return policy
 
 
 def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except (ImportError, ValueError) as error:
+    except (Exception, SystemExit) as error:  # a module may fail in any way
         raise ValueError(
-            f"policy {name!r} is neither one of {', '.join(POLICIES)} nor a module that imports: {error}"
-        ) from None
+            f"policy {name!r} is neither one of {', '.join(POLICIES)} nor a module that imports: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 @functools.cache  # one class per file, so that equal texts give equal policies and nothing is traced twice
@@ -100,7 +103,7 @@ def _load_file(path: str) -> Any:
     sys.modules[path] = module  # dataclasses look their module up here
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[path]
         raise ValueError(f"policy file {path!r} does not run: {type(error).__name__}: {error}") from error
     return module
