@@ -13,7 +13,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-@plain_errors
+@plain_errors(patience=30.0)
 def command(
     source: Annotated[
         str,

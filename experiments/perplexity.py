@@ -90,7 +90,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command(help=__doc__)
-@plain_errors
+@plain_errors()
 def main(
     checkpoint: Annotated[str, typer.Argument(metavar="CKPT")],
     text: Annotated[list[str] | None, typer.Option(help="UTF-8 file; repeat it. Default: Python's help.")] = None,

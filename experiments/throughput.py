@@ -161,7 +161,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command(help=__doc__)
-@plain_errors
+@plain_errors()
 def main(
     checkpoint: Annotated[str, typer.Argument(metavar="CKPT")],
     policy: Annotated[str, typer.Option(help="Policy of the steps.")] = Settings.policy,

@@ -22,7 +22,7 @@ Dtype = Annotated[str | None, typer.Option(help="Cast the weights: bfloat16, flo
 
 
 @app.command()
-@plain_errors
+@plain_errors()
 def generate(
     checkpoint: Checkpoint,
     prompt: Annotated[list[str] | None, typer.Option(help="What to continue; repeat it for a batch.")] = None,
@@ -84,7 +84,7 @@ def generate(
 
 
 @app.command()
-@plain_errors
+@plain_errors()
 def perplexity(
     checkpoint: Checkpoint,
     text: Annotated[list[str] | None, typer.Option(help="UTF-8 file; repeat it. Default: Python's help.")] = None,

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,33 +13,40 @@ from typing import Any
 import jax
 import typer
 
-PATIENCE = 5.0  # seconds that an interrupted command gets to remove what it was writing
+Command = Callable[..., None]
 
 
-def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
+def plain_errors(patience: float = 1.0) -> Callable[[Command], Command]:
     """Turns a refusal into a line on stderr and exit code 2, ctrl-C into 130, a SIGTERM into 143.
 
     The command runs in a thread of its own, since the main one cannot answer a signal while it is inside a
     compiled program. A second ctrl-C ends it at once.
+
+    Args:
+      patience: seconds that an interrupted command gets to come back from a compiled program and to remove
+        what it was writing, before it is left behind.
     """
 
-    @functools.wraps(command)
-    def guarded(*args: Any, **kwargs: Any) -> None:
-        try:
-            _run_interruptibly(functools.partial(command, *args, **kwargs))
-        except ValueError as error:
-            _end(f"error: {error}", 2)
-        except BrokenPipeError:  # whoever read our output has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            raise typer.Exit(141) from None
-        except OSError as error:
-            _end(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}", 2)
-        except (MemoryError, OverflowError, jax.errors.JaxRuntimeError) as error:
-            _end(f"error: this needs more memory than there is: {_first_line(error)}", 2)
-        except KeyboardInterrupt:
-            _end("interrupted", 130)
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            try:
+                _run_interruptibly(functools.partial(command, *args, **kwargs), patience)
+            except ValueError as error:
+                _end(f"error: {error}", 2)
+            except BrokenPipeError:  # whoever read our output has seen enough
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                raise typer.Exit(141) from None
+            except OSError as error:
+                _end(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}", 2)
+            except (MemoryError, OverflowError, jax.errors.JaxRuntimeError) as error:
+                _end(f"error: this needs more memory than there is: {_first_line(error)}", 2)
+            except KeyboardInterrupt:
+                _end("interrupted", 130)
 
-    return guarded
+        return guarded
+
+    return decorate
 
 
 class _Worker(threading.Thread):
@@ -60,7 +68,7 @@ class _Worker(threading.Thread):
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident or 0), ctypes.py_object(KeyboardInterrupt))
 
 
-def _run_interruptibly(call: Callable[[], None]) -> None:
+def _run_interruptibly(call: Callable[[], None], patience: float) -> None:
     if threading.current_thread() is not threading.main_thread():  # no other gets signals
         return call()
     worker = _Worker(call)
@@ -73,21 +81,28 @@ def _run_interruptibly(call: Callable[[], None]) -> None:
             os._exit(code)
         code = 128 + number
 
+    hook = sys.unraisablehook
+    lost = threading.Event()  # an interrupt that landed in a callback of somebody's, where nobody catches it
+    sys.unraisablehook = lambda e: lost.set() if isinstance(e.exc_value, KeyboardInterrupt) else hook(e)
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         worker.start()
         while worker.is_alive() and not code:
             worker.join(0.05)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
+        lost.set()
         while worker.is_alive() and time.monotonic() < deadline:
-            worker.interrupt()  # again and again: an exception that lands in a callback is lost
-            worker.join(0.5)
+            if lost.is_set():
+                lost.clear()
+                worker.interrupt()
+            worker.join(0.05)
         if worker.is_alive():  # inside a compiled program, which writes nothing
             typer.echo("interrupted", err=True)
             os._exit(code)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = hook
     if code == 128 + signal.SIGTERM:
         raise SystemExit(code)
     if code:

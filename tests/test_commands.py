@@ -193,6 +193,20 @@ def test_an_interrupt_reaches_a_running_program(toy, tmp_path):
     assert (process.returncode, output, error) == (130, "", "interrupted\n")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-C", "terminate"])
+def test_a_conversion_interrupted_while_it_writes_leaves_no_trace(number, smollm2, tmp_path):
+    """The real model, half a gigabyte: `smollm2` has filled the download cache."""
+    command = [sys.executable, "-m", "convert", "smollm2-135m", str(tmp_path / "deep" / "model")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stderr is not None
+    while not process.stderr.readline().startswith("writing"):
+        assert process.poll() is None
+    process.send_signal(number)
+    process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert os.listdir(tmp_path) == []
+
+
 def test_the_perplexity_experiment_writes_json_and_a_plot(toy, tmp_path):
     text, out = tmp_path / "text.txt", tmp_path / "out" / "result.json"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 2)
