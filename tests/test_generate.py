@@ -128,7 +128,6 @@ def test_refusals_name_what_is_wrong():
     refused("prompts holds the token 99; it must be from 0 to 49", np.full((1, 3), 99))
     refused("prompts has dtype float32; token numbers must be integers", np.ones((1, 3), np.float32))
     refused("prompts holds the token 4294967297; it must be from 0 to 49", np.asarray([[2**32 + 1]]))
-    refused("stop has dtype float64; token numbers must be integers", stop=(2.5,))
     refused("max_new_tokens is 3000000000; it must be at most", max_new_tokens=3 * 10**9)
     refused("lengths is 0; it must be from 1 to 4", lengths=[0])
     refused("lengths is 5; it must be from 1 to 4", lengths=[5])
