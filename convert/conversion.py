@@ -87,7 +87,9 @@ def _extra() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ValueError(f"the package {error.name!r} is missing; pip install 'msrnn_jax[convert]'") from error
+        raise ValueError(
+            f"the package {error.name!r} is missing; install the extra 'convert', or pip install gguf safetensors"
+        ) from error
 
 
 @contextlib.contextmanager

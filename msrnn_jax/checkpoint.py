@@ -1,17 +1,21 @@
 """Our checkpoint on disk: a folder with config.json, the weights by Orbax, and text files beside them."""
 
 import contextlib
+import gc
 import logging
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from msrnn_jax.checks import check_dtype, check_params
 from msrnn_jax.config import Config
@@ -88,18 +92,35 @@ def load(path: str | os.PathLike[str], *, dtype: str | None = None) -> tuple[Con
     folder = existing(path)
     config = _read_config(folder)
     config = config.replace(dtype=check_dtype(config.dtype if dtype is None else dtype).name)
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    # Restored to the host and from there to the default device: arrays that Orbax puts on a device are committed
+    # to it, so that the first step's state, which is not, and the second's, which is, would be compiled for apart.
+    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     wanted = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), _to_tree(abstract_params(config))
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host), _to_tree(abstract_params(config))
     )
+    tree, problem = None, ""
     try:
         with _orbax() as orbax:
             _compare(wanted, orbax.metadata(folder / PARAMS_FOLDER).item_metadata)
             tree = orbax.restore(folder / PARAMS_FOLDER, wanted)
     except Exception as error:  # Orbax and TensorStore raise many kinds for missing and truncated files
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"checkpoint {str(path)!r}: the weights cannot be read: {lines[0][:300]}") from error
-    return config, _from_tree(config, tree)
+        problem = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    if tree is None:
+        _drop_unfinished_reads()
+        raise ValueError(f"checkpoint {str(path)!r}: the weights cannot be read: {problem}")
+    return config, jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), _from_tree(config, tree))
+
+
+def _drop_unfinished_reads() -> None:
+    """Collects the coroutines of a failed read now, and quietly: later each would print a traceback."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gc.collect()
+            time.sleep(0.2)  # for the callbacks of reads that were under way
+    finally:
+        sys.unraisablehook = hook
 
 
 def _compare(wanted: Any, stored: Any) -> None:

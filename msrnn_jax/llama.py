@@ -31,7 +31,8 @@ def step(
     time with `lax.scan`, differentiate it with respect to `params`.
 
     Args:
-      token: a scalar, from 0 to V - 1 (clamped by XLA, not checked).
+      token: a scalar, from 0 to V - 1 (clamped by XLA, not checked). Nor is the room of a policy that forgets
+        nothing: beyond its budget it forgets the oldest.
 
     Returns:
       The next state and the logits of the next token, at least float32.

@@ -975,7 +975,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, package, module):
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     monkeypatch.delitem(sys.modules, f"convert.{module}", raising=False)
     text = refusal(source, tmp_path / "ours")
-    assert text == f"the package '{package}' is missing; pip install 'msrnn_jax[convert]'"
+    assert text == f"the package '{package}' is missing; install the extra 'convert', or pip install gguf safetensors"
 
 
 def test_a_source_that_does_not_exist(tmp_path):

@@ -30,6 +30,7 @@ def test_python_blocks_run_one_after_another(smollm2, tmp_path, monkeypatch):
     assert len(found) == 4
     for block in found:
         exec(compile(block, "README.md", "exec"), names)
+    assert names["answers"].shape == (2, 16) and names["losses"].shape == (len(names["tokens"]) - 1,)
     assert names["logits"].shape == (49152,)  # of the last block's prefill
     assert names["state"].layers[0].keys.shape == (3, 9, 64)
 
@@ -43,7 +44,9 @@ def test_commands_run(smollm2, tmp_path):
     lines = block.strip().splitlines()
     assert len(lines) == 5
     for line in lines:
-        result = subprocess.run(shlex.split(line), cwd=tmp_path, env=environment, capture_output=True, text=True)
+        result = subprocess.run(
+            shlex.split(line, comments=True), cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
         assert result.returncode == 0, f"{line}\n{result.stderr}"
     made = tmp_path / "checkpoints" / "smollm2-135m"
     assert (made / "config.json").read_bytes() == (smollm2 / "config.json").read_bytes()
