@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from msrnn_jax.config import Config, Rope
-from msrnn_jax.layers import inverse_frequencies
+from msrnn_jax.rotary import inverse_frequencies
 
 from .problems import is_count
 

@@ -5,6 +5,7 @@ from msrnn_jax.checkpoint import load, save
 from msrnn_jax.compress import compress
 from msrnn_jax.config import Config, Rope
 from msrnn_jax.evaluate import nll
+from msrnn_jax.extend import extend
 from msrnn_jax.generate import generate
 from msrnn_jax.llama import step
 from msrnn_jax.params import LayerParams, Params, init_params
@@ -34,6 +35,7 @@ __all__ = [
     "View",
     "Window",
     "compress",
+    "extend",
     "generate",
     "init_params",
     "init_state",

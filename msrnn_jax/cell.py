@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from msrnn_jax.checks import Budget, Count, check_state, layer_budgets
 from msrnn_jax.config import Config
-from msrnn_jax.llama import decoder_layer, run_blocks, unembed
+from msrnn_jax.llama import decoder_layer, moment_of, run_blocks, unembed
 from msrnn_jax.params import LayerParams, Params, axes
 from msrnn_jax.policies import Policy
 from msrnn_jax.slots import init_state
@@ -49,7 +49,7 @@ class DecoderLayer(nnx.Module):
         return LayerParams(**{name: _value(getattr(self, name)) for name in self.names})
 
     def __call__(
-        self, policy: Policy, layer: LayerState, x: Float[Array, " D"], moment: Moment
+        self, policy: Policy, layer: LayerState, x: Float[Array, "*T D"], moment: Moment
     ) -> tuple[LayerState, Array]:
         return decoder_layer(self.config, self.params, policy, layer, x, moment, index=self.index)
 
@@ -123,7 +123,8 @@ class MultiStateCell(nnx.RNNCellBase):
         def one(state: MultiState, token: Array) -> tuple[MultiState, Array]:
             check_state(self.config, self.policy, state)
             outer = self._outer()
-            state, x = run_blocks(self.config, self.policy, outer.embedding, list(self.layers), state, token)
+            moment = moment_of(self.config, state, token)
+            state, x = run_blocks(self.policy, outer.embedding, list(self.layers), state, moment)
             return state, unembed(self.config, outer, x)
 
         for _ in range(inputs.ndim):

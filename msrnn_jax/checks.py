@@ -14,7 +14,7 @@ from jaxtyping import Int
 from msrnn_jax.config import DTYPES, Config
 from msrnn_jax.params import Params, abstract_params
 from msrnn_jax.policies import Policy
-from msrnn_jax.state import LayerState, MultiState
+from msrnn_jax.state import POSITION_MODES, LayerState, MultiState
 
 Count = int | np.integer
 Budget = Count | Array | np.ndarray | Sequence[Count | Array]  # one number or one per layer
@@ -104,8 +104,8 @@ def check_state(config: Config, policy: Policy, state: MultiState) -> None:
     Policies whose statistics look alike cannot be told apart: switching between them in mid-text goes on
     with the numbers of the other.
     """
-    if state.mode != "absolute":
-        raise ValueError(f"state: positions are {state.mode!r}; only 'absolute' is supported yet")
+    if state.mode not in POSITION_MODES:
+        raise ValueError(f"state: positions are {state.mode!r}; they must be one of {', '.join(POSITION_MODES)}")
     if len(state.layers) != config.num_layers:
         raise ValueError(f"state has {len(state.layers)} layers; the config has {config.num_layers}")
     for index, layer in enumerate(state.layers):
@@ -151,6 +151,22 @@ def check_room(policy: Policy, state: MultiState, count: Any) -> None:
         needed, room = int(np.max(seen + more)), int(np.min(budget))
         if needed > room:
             raise ValueError(f"budget is {room}, but {policy} forgets nothing and must hold {needed} tokens")
+
+
+def check_reading(
+    config: Config, policy: Policy, params: Params, state: MultiState, tokens: Any, length: Any
+) -> tuple[Int[Array, " T"], Int[Array, ""] | None]:
+    """Tokens [T] and how many of them are real, both int32, once everything that reads them is known to fit."""
+    check_params(config, params)
+    check_state(config, policy, state)
+    check_protection(policy, [layer.budget for layer in state.layers])
+    tokens = as_tokens(config, "tokens", tokens)
+    if tokens.ndim != 1 or tokens.shape[0] == 0:
+        raise ValueError(f"tokens has shape {tokens.shape}; it must be [T] with at least one token")
+    if length is not None:
+        length = as_lengths("length", length, tokens.shape[0])
+    check_room(policy, state, tokens.shape[0] if length is None else length)
+    return tokens, length
 
 
 def as_tokens(config: Config, name: str, tokens: Any) -> Int[Array, "..."]:

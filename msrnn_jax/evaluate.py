@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float, Int
 
-from msrnn_jax.checks import Count, as_lengths, as_tokens, check_params, check_protection, check_room, check_state
+from msrnn_jax.checks import Count, as_tokens, check_reading, whole
 from msrnn_jax.config import Config
-from msrnn_jax.llama import advance, unembed
+from msrnn_jax.extend import CHUNK, read
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.slots import init_state
@@ -27,6 +27,8 @@ def nll(
     tokens: Int[Array, " T"] | np.ndarray | Sequence[int],
     targets: Int[Array, " T"] | np.ndarray | Sequence[int],
     length: Count | Int[Array, ""] | None = None,
+    *,
+    chunk: Count = CHUNK,
 ) -> tuple[MultiState, Float[Array, " T"]]:
     """Reads tokens and measures how well each next one was foreseen.
 
@@ -34,6 +36,7 @@ def nll(
       tokens: what is read, padded on the right.
       targets: what should follow each of them.
       length: how many tokens are real, from 1; by default all.
+      chunk: as in `extend`.
 
     Returns:
       The state after the last real token, and -log p(target) in nats at every token, 0 at padding.
@@ -42,37 +45,18 @@ def nll(
       ValueError: for shapes that differ, tokens outside the vocabulary, a full state that would outgrow its
         budget.
     """
-    check_params(config, params)
-    check_state(config, policy, state)
-    check_protection(policy, [layer.budget for layer in state.layers])
-    tokens, targets = as_tokens(config, "tokens", tokens), as_tokens(config, "targets", targets)
-    if tokens.ndim != 1 or tokens.shape[0] == 0 or tokens.shape != targets.shape:
-        raise ValueError(f"tokens {tokens.shape} and targets {targets.shape} must both be [T], with at least one token")
-    if length is not None:
-        length = as_lengths("length", length, tokens.shape[0])
-    check_room(policy, state, tokens.shape[0] if length is None else length)
-    return _nll(config, policy, params, state, tokens, targets, length)
+    tokens, length = check_reading(config, policy, params, state, tokens, length)
+    targets = as_tokens(config, "targets", targets)
+    if tokens.shape != targets.shape:
+        raise ValueError(f"targets has shape {targets.shape}; it must be that of tokens, {tokens.shape}")
+    chunk = whole("chunk", chunk, 1)
+    state, _, losses = read(config, policy, params, state, tokens, targets, length, chunk=chunk, head=losses_of)
+    return state, losses
 
 
-@jax.jit  # a scan over a new closure would compile at every call outside jit
-def _nll(
-    config: Config,
-    policy: Policy,
-    params: Params,
-    state: MultiState,
-    tokens: Int[Array, " T"],
-    targets: Int[Array, " T"],
-    length: Int[Array, ""] | None,
-) -> tuple[MultiState, Float[Array, " T"]]:
-    def one(state: MultiState, item: tuple[Array, Array, Array]) -> tuple[MultiState, Array]:
-        token, target, index = item
-        real = None if length is None else index < length
-        state, x = advance(config, policy, params, state, token, real=real)
-        logits = unembed(config, params, x)
-        loss = jax.nn.logsumexp(logits) - logits[target]
-        return state, loss if real is None else jnp.where(real, loss, 0.0)
-
-    return lax.scan(one, state, (tokens, targets, jnp.arange(tokens.shape[0], dtype=jnp.int32)))
+def losses_of(logits: Float[Array, "C V"], targets: Int[Array, " C"]) -> Float[Array, " C"]:
+    """-log p(target) in nats."""
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
 
 
 def segment(tokens: Sequence[int] | np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

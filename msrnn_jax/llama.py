@@ -9,14 +9,14 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from msrnn_jax.checks import check_params, check_state
-from msrnn_jax.compress import forget
+from msrnn_jax.chunk import remember_all
 from msrnn_jax.config import Config
-from msrnn_jax.layers import attend, mlp, project, rms_norm, rotate, rotation, wide
+from msrnn_jax.layers import mlp, project, rms_norm, wide
 from msrnn_jax.params import LayerParams, Params
 from msrnn_jax.policies import Policy
-from msrnn_jax.policies.base import Stats
-from msrnn_jax.slots import write
-from msrnn_jax.state import EMPTY, LayerState, Moment, MultiState, View
+from msrnn_jax.recurrence import remember
+from msrnn_jax.rotary import rotate, rotation
+from msrnn_jax.state import EMPTY, LayerState, Moment, MultiState
 
 Block = Callable[[Policy, LayerState, Array, Moment], tuple[LayerState, Array]]
 
@@ -51,48 +51,58 @@ def advance(
     policy: Policy,
     params: Params,
     state: MultiState,
-    token: Int[Array, ""],
+    token: Int[Array, "*T"],
     *,
-    real: Bool[Array, ""] | None = None,
+    real: Bool[Array, "*T"] | None = None,
     forgetting: bool = True,
-) -> tuple[MultiState, Float[Array, " D"]]:
-    """The step before its unembedding.
+) -> tuple[MultiState, Float[Array, "*T D"]]:
+    """The step before its unembedding, or T steps at once.
 
     Args:
-      real: False for a padded token, which writes nothing and advances nothing; None means True.
+      token: a scalar, or the T tokens of a chunk.
+      real: False for padding, which writes nothing and advances nothing; on the right of a chunk. None means True.
       forgetting: False leaves slots held beyond the budget, and there must be room for them.
     """
     blocks = [partial(decoder_layer, config, weights, index=index) for index, weights in enumerate(params.layers)]
-    return run_blocks(config, policy, params.embedding, blocks, state, token, real=real, forgetting=forgetting)
+    if token.ndim:  # what a layer makes of a chunk is too much to be stored for its gradient
+        blocks = [jax.checkpoint(block, static_argnums=()) for block in blocks]
+    moment = moment_of(config, state, token, real=real, forgetting=forgetting)
+    return run_blocks(policy, params.embedding, blocks, state, moment)
+
+
+def moment_of(
+    config: Config,
+    state: MultiState,
+    token: Int[Array, "*T"],
+    *,
+    real: Bool[Array, "*T"] | None = None,
+    forgetting: bool = True,
+) -> Moment:
+    """What all layers are told of the token, or of the tokens of a chunk."""
+    later = jnp.arange(token.size, dtype=jnp.int32).reshape(token.shape)  # [*T], steps after the first
+    position, seen = state.t + later, state.t + later + 1
+    if real is not None:
+        seen = jnp.minimum(seen, state.t + real.sum(dtype=jnp.int32))
+    return Moment(
+        token=token,
+        position=position if real is None else jnp.where(real, position, EMPTY),
+        seen=seen,
+        angles=rotation(config, position) if state.mode == "absolute" else None,
+        mode=state.mode,
+        forgetting=forgetting,
+    )
 
 
 def run_blocks(
-    config: Config,
-    policy: Policy,
-    embedding: Float[Array, "V D"],
-    blocks: Sequence[Block],
-    state: MultiState,
-    token: Int[Array, ""],
-    *,
-    real: Bool[Array, ""] | None = None,
-    forgetting: bool = True,
-) -> tuple[MultiState, Float[Array, " D"]]:
-    """Sends one token through decoder layers given as functions: `decoder_layer` without config and weights."""
-    cos, sin = rotation(config, state.t)
-    moment = Moment(
-        token=token,
-        position=state.t if real is None else jnp.where(real, state.t, EMPTY),
-        seen=state.t + 1 if real is None else state.t + real.astype(jnp.int32),
-        cos=cos,
-        sin=sin,
-        forgetting=forgetting,
-    )
-    x = jnp.asarray(embedding)[token]
+    policy: Policy, embedding: Float[Array, "V D"], blocks: Sequence[Block], state: MultiState, moment: Moment
+) -> tuple[MultiState, Float[Array, "*T D"]]:
+    """Sends tokens through decoder layers given as functions: `decoder_layer` without config and weights."""
+    x = jnp.asarray(embedding)[moment.token]
     layers = []
     for block, layer in zip(blocks, state.layers, strict=True):
         layer, x = block(policy, layer, x, moment)
         layers.append(layer)
-    return state.replace(layers=tuple(layers), t=moment.seen), x
+    return state.replace(layers=tuple(layers), t=jnp.max(moment.seen)), x
 
 
 def decoder_layer(
@@ -100,75 +110,37 @@ def decoder_layer(
     weights: LayerParams,
     policy: Policy,
     layer: LayerState,
-    x: Float[Array, " D"],
+    x: Float[Array, "*T D"],
     moment: Moment,
     *,
     index: int,
-) -> tuple[LayerState, Float[Array, " D"]]:
+) -> tuple[LayerState, Float[Array, "*T D"]]:
     """One decoder layer, itself a multi-state RNN: (layer state, x) -> (layer state, x)."""
     query, key, value = project_heads(config, weights, x)
-    query, key = rotate(query, moment.cos, moment.sin), rotate(key, moment.cos, moment.sin)
-    layer, mixed = remember(policy, layer, query, key, value, moment, index)
-    x = x + project("nh,nhd->d", mixed, weights.output, weights.output_bias)
+    if moment.angles is not None:
+        cos, sin = (angle[..., None, :] for angle in moment.angles)  # [*T, 1, H / 2]
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+    recall = remember_all if moment.token.ndim else remember
+    layer, mixed = recall(config, policy, layer, query, key, value, moment, index)
+    x = x + project("...nh,nhd->...d", mixed, weights.output, weights.output_bias)
     return layer, x + mlp(weights, rms_norm(config, x, weights.mlp_norm))
 
 
 def project_heads(
-    config: Config, weights: LayerParams, x: Float[Array, " D"]
-) -> tuple[Float[Array, "N H"], Float[Array, "K H"], Float[Array, "K H"]]:
+    config: Config, weights: LayerParams, x: Float[Array, "*T D"]
+) -> tuple[Float[Array, "*T N H"], Float[Array, "*T K H"], Float[Array, "*T K H"]]:
     """Query, key and value of the normed residual stream, not yet rotated."""
     x = rms_norm(config, x, weights.attention_norm)
-    query = project("d,dnh->nh", x, weights.query, weights.query_bias)
-    key = project("d,dkh->kh", x, weights.key, weights.key_bias)
-    value = project("d,dkh->kh", x, weights.value, weights.value_bias)
+    query = project("...d,dnh->...nh", x, weights.query, weights.query_bias)
+    key = project("...d,dkh->...kh", x, weights.key, weights.key_bias)
+    value = project("...d,dkh->...kh", x, weights.value, weights.value_bias)
     return query, key, value
 
 
-def remember(
-    policy: Policy,
-    layer: LayerState,
-    query: Float[Array, "N H"],
-    key: Float[Array, "K H"],
-    value: Float[Array, "K H"],
-    moment: Moment,
-    index: int,
-) -> tuple[LayerState, Float[Array, "N H"]]:
-    """The recurrence of one layer: write the token, attend to every held slot, observe, forget."""
-    layer, slot = write(policy, layer, key, value, moment.position)
-    # The newest slot is visible even to padding, whose row is thrown away but must stay finite.
-    newest = jnp.arange(layer.num_slots, dtype=jnp.int32)[None] == slot[:, None]  # [#K, S]
-    grouped = query.reshape(key.shape[0], -1, query.shape[1])  # [K, G, H]
-    mixed, probs = attend(grouped, layer.keys, layer.values, newest | (layer.positions != EMPTY))
-    view = View(
-        probs=probs,
-        positions=layer.positions,
-        t=moment.position,
-        token=moment.token,
-        queries=query,
-        keys=layer.keys,
-        values=layer.values,
-        layer=index,
-    )
-    layer = layer.replace(stats=_observe(policy, layer.stats, view))
-    if moment.forgetting:
-        layer = forget(policy, layer, moment.seen)
-    return layer, mixed.reshape(query.shape)
-
-
-def _observe(policy: Policy, stats: Stats, view: View) -> Stats:
-    """The policy's new statistics in the dtypes of the old ones; padding changes nothing."""
-    real = view.t != EMPTY
-    observed = policy.observe(stats, view)
-    given, wanted = (jax.tree.map(jnp.shape, tree) for tree in (observed, stats))
-    if given != wanted:
-        raise ValueError(f"{policy}: observe returned shapes {given}; they must be those of init, {wanted}")
-    return jax.tree.map(lambda new, old: jnp.where(real, new.astype(old.dtype), old), observed, stats)
-
-
-def unembed(config: Config, params: Params, x: Float[Array, " D"]) -> Float[Array, " V"]:
+def unembed(config: Config, params: Params, x: Float[Array, "*T D"]) -> Float[Array, "*T V"]:
     """Logits of the next token, at least float32."""
     x = rms_norm(config, x, params.final_norm)
     dtype = wide(x.dtype)
     if params.unembedding is None:
-        return project("d,vd->v", x, params.embedding, dtype=dtype)
-    return project("d,dv->v", x, params.unembedding, dtype=dtype)
+        return project("...d,vd->...v", x, params.embedding, dtype=dtype)
+    return project("...d,dv->...v", x, params.unembedding, dtype=dtype)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from msrnn_jax.checks import (
     MAX_BUDGET,
@@ -39,7 +39,10 @@ def init_state(
       budget: the multi-state size: slots held after a step. One number or one per layer; may be traced.
       slots: S, static; at least budget + 1, since a query also sees the token just written. By default
         the largest budget + 1; must be given where the budget is traced, and serves every budget below it.
-      positions: how positions are rotated; "absolute" is each token's place in the text.
+      positions: how positions are rotated. "absolute": at each token's place in the text. "cache": at its
+        place among the tokens its row holds now, as StreamingLLM does. "gap": as "cache", but neighbours
+        keep their true distance where it is at most 10, and count as far apart as its logarithm's logarithm
+        where it is more.
       dtype: of keys and values; by default the config's.
 
     Raises:
@@ -49,8 +52,6 @@ def init_state(
     check_policy(policy)
     if positions not in POSITION_MODES:
         raise ValueError(f"positions is {positions!r}; it must be one of {', '.join(POSITION_MODES)}")
-    if positions != "absolute":
-        raise ValueError(f"positions is {positions!r}; only 'absolute' is supported yet")
     budgets = layer_budgets(config.num_layers, budget)
     check_protection(policy, budgets)
     slots = _num_slots(budgets, slots)
@@ -95,16 +96,19 @@ def write(
     """
     free = jnp.argmax(layer.positions == EMPTY, axis=1).astype(jnp.int32)  # [#K]
     here = jnp.arange(layer.num_slots, dtype=jnp.int32)[None] == free[:, None]  # [#K, S]
+    layer = layer.replace(keys=_put(layer.keys, key, free), values=_put(layer.values, value, free))
+    return occupy(policy, layer, here, position), free
+
+
+def occupy(policy: Policy, layer: LayerState, here: Bool[Array, "#K S"], position: Int[Array, ""]) -> LayerState:
+    """A token at `position` holds the slots marked by `here`, with the statistics of a new one."""
     fresh = policy.init(layer.num_rows, layer.num_slots)
-    layer = layer.replace(
-        keys=_put(layer.keys, key, free),
-        values=_put(layer.values, value, free),
+    return layer.replace(
         positions=jnp.where(here, position, layer.positions),
         stats=jax.tree.map(
             lambda new, old: jnp.where(_like(here, old), new.astype(old.dtype), old), fresh, layer.stats
         ),
     )
-    return layer, free
 
 
 def _put(cache: Float[Array, "K S H"], row: Float[Array, "K H"], slot: Int[Array, "#K"]) -> Float[Array, "K S H"]:
@@ -124,27 +128,53 @@ def _like(mask: Array, leaf: Array) -> Array:
 
 def grow(policy: Policy, layer: LayerState, extra: int) -> LayerState:
     """The same layer with `extra` more free slots."""
-    fresh = policy.init(layer.num_rows, extra)
+    heads, _, width = layer.keys.shape
+    nothing = jnp.zeros((extra, heads, width), layer.keys.dtype)
+    return append(policy, layer, nothing, nothing)
 
-    def pad(leaf: Array, value: int) -> Array:
-        shape = (leaf.shape[0], extra, *leaf.shape[2:])
-        return jnp.concatenate([leaf, jnp.full(shape, value, leaf.dtype)], axis=1)
+
+def append(policy: Policy, layer: LayerState, keys: Float[Array, "T K H"], values: Float[Array, "T K H"]) -> LayerState:
+    """The same layer with T more slots, which are free but have keys and values."""
+    count = keys.shape[0]
+    fresh = policy.init(layer.num_rows, count)
+    free = jnp.full((layer.num_rows, count), EMPTY, jnp.int32)
+
+    def join(old: Array, new: Array) -> Array:
+        return jnp.concatenate([old, new.astype(old.dtype)], axis=1)
 
     return layer.replace(
-        keys=pad(layer.keys, 0),
-        values=pad(layer.values, 0),
-        positions=pad(layer.positions, EMPTY),
-        stats=jax.tree.map(lambda old, new: jnp.concatenate([old, new.astype(old.dtype)], axis=1), layer.stats, fresh),
+        keys=join(layer.keys, jnp.moveaxis(keys, 0, 1)),
+        values=join(layer.values, jnp.moveaxis(values, 0, 1)),
+        positions=join(layer.positions, free),
+        stats=jax.tree.map(join, layer.stats, fresh),
     )
+
+
+def settle(layer: LayerState, slots: int) -> LayerState:
+    """The same layer with its first `slots` slots: tokens held in later ones move into free ones, and must fit."""
+    free = layer.positions[:, :slots] == EMPTY  # [#K, S]
+    arrived = layer.positions[:, slots:] != EMPTY  # [#K, T]
+    # The n-th free slot takes the n-th token that arrived.
+    order = jnp.argsort(~arrived, axis=1, stable=True).astype(jnp.int32)  # [#K, T]
+    turn = jnp.cumsum(free, axis=1, dtype=jnp.int32) - 1  # [#K, S]
+    taken = free & (turn < arrived.sum(axis=1, keepdims=True, dtype=jnp.int32))
+    source = slots + jnp.take_along_axis(order, jnp.clip(turn, 0, order.shape[1] - 1), axis=1)
+    here = jnp.arange(slots, dtype=jnp.int32)[None]
+    return _take(layer, jnp.where(taken, source, here))
 
 
 def cut(layer: LayerState, slots: int) -> LayerState:
     """The same layer with `slots` slots; those held come first, oldest first, and must fit."""
     free = layer.positions == EMPTY  # [#K, S]
-    order = jnp.argsort(jnp.where(free, jnp.iinfo(jnp.int32).max, layer.positions), axis=1)[:, :slots]  # [#K, slots]
+    order = jnp.argsort(jnp.where(free, jnp.iinfo(jnp.int32).max, layer.positions), axis=1)
+    return _take(layer, order[:, :slots])
+
+
+def _take(layer: LayerState, source: Int[Array, "#K S"]) -> LayerState:
+    """The same layer with the slots that `source` names."""
 
     def take(leaf: Array) -> Array:
-        chosen = order.reshape(order.shape + (1,) * (leaf.ndim - 2))
+        chosen = source.reshape(source.shape + (1,) * (leaf.ndim - 2))
         return jnp.take_along_axis(leaf, chosen, axis=1)
 
     return layer.replace(

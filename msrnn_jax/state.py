@@ -17,7 +17,7 @@ class LayerState(struct.PyTreeNode):
     every KV head forgets for itself.
     """
 
-    keys: Array  # [K, S, H], rotated
+    keys: Array  # [K, S, H], rotated to their true position in the mode "absolute", else not rotated
     values: Array  # [K, S, H]
     positions: Array  # [#K, S] int32, EMPTY where the slot is free
     stats: Any  # the policy's, leaves [#K, S, ...]
@@ -50,18 +50,18 @@ class View(struct.PyTreeNode):
     positions: Array  # [#K, S] int32
     t: Array  # [] int32, position of the newest token
     token: Array  # [] int32, the newest token
-    queries: Array  # [N, H], rotated
+    queries: Array  # [N, H], rotated as the keys are: by the true position in the mode "absolute", else not
     keys: Array  # [K, S, H]
     values: Array  # [K, S, H]
     layer: int = struct.field(pytree_node=False, default=0)  # index of the layer
 
 
 class Moment(struct.PyTreeNode):
-    """The token that all layers are reading."""
+    """The token that all layers are reading, or the T tokens of a chunk."""
 
-    token: Array  # [] int32
-    position: Array  # [] int32, EMPTY for padding, which writes nothing
-    seen: Array  # [] int32, tokens seen, this one included unless it is padding
-    cos: Array  # [H / 2], the rotation of its query and key
-    sin: Array  # [H / 2]
+    token: Array  # [*T] int32
+    position: Array  # [*T] int32, EMPTY for padding, which writes nothing
+    seen: Array  # [*T] int32, tokens seen, this one included unless it is padding
+    angles: tuple[Array, Array] | None  # cosine and sine [*T, H / 2] of query and key; None: turned in the layer
+    mode: str = struct.field(pytree_node=False, default="absolute")  # the state's
     forgetting: bool = struct.field(pytree_node=False, default=True)  # False: slots are held beyond the budget

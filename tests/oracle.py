@@ -9,6 +9,7 @@ policy's scope is the layer, each head has its own where it is the head.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ class Memory:
     """One remembered token of one row, with what its row has seen of it."""
 
     position: int
-    key: np.ndarray  # [K, H], rotated
+    key: np.ndarray  # [K, H], unrotated in every position mode: it is rotated anew whenever it is attended to
     value: np.ndarray  # [K, H]
     latest: float = 0.0  # probability given to it by the newest query, mean over the row's query heads
     total: float = 0.0  # probability given to it since it was written, summed over time and those heads
@@ -61,6 +62,7 @@ def run(
     tokens: Sequence[int],
     budget: int | Sequence[int],
     oneshot: int = 0,
+    positions: str = "absolute",
 ) -> list[Moment]:
     """Steps through the tokens from an empty state.
 
@@ -68,7 +70,10 @@ def run(
       budget: tokens kept after a step, one number or one per layer.
       oneshot: so many tokens are a prompt in the authors' way: nothing is forgotten before its last token,
         after which the whole surplus goes.
+      positions: where rotary encoding takes the held tokens to stand, see `places_of`.
     """
+    if positions not in ("absolute", "cache", "gap"):
+        raise ValueError(f"the oracle knows no positions {positions!r}")
     rule = read_policy(policy)
     weights = as_numpy(params)
     budgets = np.broadcast_to(budget, config.num_layers).tolist()
@@ -80,7 +85,8 @@ def run(
         x = weights.embedding[int(token)]  # [D]
         scores = []
         for layer, rows, limit in zip(weights.layers, state, budgets, strict=True):
-            x = x + attention(config, layer, rows, heads_of_row, norm(config, x, layer.attention_norm), t)
+            seen = norm(config, x, layer.attention_norm)
+            x = x + attention(config, layer, rows, heads_of_row, seen, t, positions)
             x = x + mlp(layer, norm(config, x, layer.mlp_norm))
             limit = limit if t >= oneshot - 1 else t + 1
             scores.append([forget(rule, number, row, t, limit) for number, row in enumerate(rows)])
@@ -97,17 +103,23 @@ def attention(
     heads_of_row: list[list[int]],
     x: np.ndarray,
     t: int,
+    positions: str,
 ) -> np.ndarray:
     """Writes the token, attends to all that is held, and notes in each memory what it received; [D]."""
-    queries, keys, values = projections(config, layer, x, t)  # [N, H], [K, H], [K, H]
+    queries, keys, values = projections(layer, x)  # [N, H], [K, H], [K, H]
     mixed = np.zeros_like(queries)  # [N, H]
     for row, kv_heads in zip(rows, heads_of_row, strict=True):
         row.append(Memory(t, keys, values))
+        # A row's tokens may all have moved since the last step, so every key is rotated anew.
+        places = places_of(row, positions)
+        turned_queries = rotate(config, queries, places[t])  # [N, H]
+        turned_keys = [rotate(config, memory.key, places[memory.position]) for memory in row]  # each [K, H]
         received = []  # one [len(row)] per query head of the row
         for n in range(config.num_heads):
             k = n // config.group_size
             if k in kv_heads:
-                probs = softmax(np.array([queries[n] @ memory.key[k] for memory in row]) / math.sqrt(config.head_dim))
+                products = np.array([turned_queries[n] @ key[k] for key in turned_keys])
+                probs = softmax(products / math.sqrt(config.head_dim))
                 for prob, memory in zip(probs, row, strict=True):
                     mixed[n] += prob * memory.value[k]
                 received.append(probs)
@@ -115,6 +127,28 @@ def attention(
             memory.latest = sum(probs[i] for probs in received) / len(received)
             memory.total += sum(probs[i] for probs in received)
     return plus(np.einsum("nh,nhd->d", mixed, layer.output), layer.output_bias)
+
+
+def places_of(row: list[Memory], positions: str) -> dict[int, float]:
+    """Where rotary encoding takes each token of a row to stand, by its true position.
+
+    absolute: at its true position. cache: at its rank in the row, the oldest at 0. gap: the oldest at 0, each
+    other one `shortened(distance)` after its neighbour, where `distance` is the true one.
+    """
+    held = sorted(memory.position for memory in row)
+    if positions == "absolute":
+        return {position: position for position in held}
+    if positions == "cache":
+        return {position: rank for rank, position in enumerate(held)}
+    places = {held[0]: 0.0}
+    for before, position in pairwise(held):
+        places[position] = places[before] + shortened(position - before)
+    return places
+
+
+def shortened(distance: int) -> float:
+    """Near neighbours keep their distance, far ones get ln ln of it; 11 comes out nearer than 10, as defined."""
+    return distance if distance <= 10 else math.log(math.log(distance))
 
 
 def forget(rule: Rule, number: int, row: list[Memory], t: int, budget: int) -> dict[int, float] | None:
@@ -179,7 +213,8 @@ def full_logits(config: "Config", params: "Params", tokens: Sequence[int]) -> np
     times = np.arange(len(x))
     future = times[None, :] > times[:, None]  # [T, T], query by key
     for layer in weights.layers:
-        queries, keys, values = projections(config, layer, norm(config, x, layer.attention_norm), times)
+        queries, keys, values = projections(layer, norm(config, x, layer.attention_norm))
+        queries, keys = rotate(config, queries, times), rotate(config, keys, times)
         keys, values = (np.repeat(heads, config.group_size, axis=1) for heads in (keys, values))  # [T, N, H]
         products = np.einsum("tnh,snh->nts", queries, keys) / np.sqrt(config.head_dim)
         probs = softmax(np.where(future, -np.inf, products))  # [N, T, T]
@@ -189,20 +224,20 @@ def full_logits(config: "Config", params: "Params", tokens: Sequence[int]) -> np
     return norm(config, x, weights.final_norm) @ weights.unembedding
 
 
-# The parts that see one token at a time; x is [D] or [T, D], `time` accordingly.
+# The parts that see one token at a time; x is [D] or [T, D], `place` accordingly.
 
 
-def projections(config: "Config", layer: SimpleNamespace, x: np.ndarray, time: int | np.ndarray):
-    """Query [..., N, H] and key [..., K, H], both rotated to `time`, and value [..., K, H]."""
+def projections(layer: SimpleNamespace, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Query [..., N, H] and key [..., K, H], neither rotated, and value [..., K, H]."""
     query = plus(np.einsum("...d,dnh->...nh", x, layer.query), layer.query_bias)
     key = plus(np.einsum("...d,dkh->...kh", x, layer.key), layer.key_bias)
     value = plus(np.einsum("...d,dkh->...kh", x, layer.value), layer.value_bias)
-    return rotate(config, query, time), rotate(config, key, time), value
+    return query, key, value
 
 
-def rotate(config: "Config", heads: np.ndarray, time: int | np.ndarray) -> np.ndarray:
-    """Turns each pair (i, i + H/2) by the angle time * frequency_i."""
-    angle = np.multiply.outer(time, frequencies(config))[..., None, :]  # [..., 1, H/2]
+def rotate(config: "Config", heads: np.ndarray, place: float | np.ndarray) -> np.ndarray:
+    """Turns each pair (i, i + H/2) by the angle place * frequency_i."""
+    angle = np.multiply.outer(place, frequencies(config))[..., None, :]  # [..., 1, H/2]
     first, second = np.split(heads, 2, axis=-1)
     cos, sin = np.cos(angle), np.sin(angle)
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -1,0 +1,71 @@
+"""What a layer does with one token: write it, attend, observe, forget."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from msrnn_jax.compress import forget
+from msrnn_jax.config import Config
+from msrnn_jax.layers import attention_logits, mix, softmax
+from msrnn_jax.policies import Policy
+from msrnn_jax.rotary import turn_keys
+from msrnn_jax.slots import write
+from msrnn_jax.state import EMPTY, LayerState, Moment, View
+
+
+def remember(
+    config: Config,
+    policy: Policy,
+    layer: LayerState,
+    query: Float[Array, "N H"],
+    key: Float[Array, "K H"],
+    value: Float[Array, "K H"],
+    moment: Moment,
+    index: int,
+) -> tuple[LayerState, Float[Array, "N H"]]:
+    """The recurrence of one layer: write the token, attend to every held slot, observe, forget.
+
+    Query and key come rotated in the mode "absolute"; in the others the keys are turned here.
+    """
+    layer, slot = write(policy, layer, key, value, moment.position)
+    # The newest slot is visible even to padding, whose row is thrown away but must stay finite.
+    newest = jnp.arange(layer.num_slots, dtype=jnp.int32)[None] == slot[:, None]  # [#K, S]
+    turned = layer.keys if moment.mode == "absolute" else turn_keys(config, moment.mode, layer.keys, layer.positions)
+    grouped = query.reshape(key.shape[0], -1, query.shape[1])  # [K, G, H]
+    probs = softmax(attention_logits(grouped, turned), newest | (layer.positions != EMPTY))
+    mixed = mix(probs, layer.values)
+    layer = judge(policy, layer, probs, query, moment, index)
+    return layer, mixed.reshape(query.shape)
+
+
+def judge(
+    policy: Policy,
+    layer: LayerState,
+    probs: Float[Array, "K G S"],
+    query: Float[Array, "N H"],
+    moment: Moment,
+    index: int,
+) -> LayerState:
+    """The policy observes what the token attended to, and one slot is freed if too many are held.
+
+    Padding changes nothing.
+    """
+    real = moment.position != EMPTY
+    view = View(
+        probs=probs,
+        positions=layer.positions,
+        t=moment.position,
+        token=moment.token,
+        queries=query,
+        keys=layer.keys,
+        values=layer.values,
+        layer=index,
+    )
+    observed = policy.observe(layer.stats, view)
+    given, wanted = (jax.tree.map(jnp.shape, tree) for tree in (observed, layer.stats))
+    if given != wanted:
+        raise ValueError(f"{policy}: observe returned shapes {given}; they must be those of init, {wanted}")
+    stats = jax.tree.map(lambda new, old: jnp.where(real, new.astype(old.dtype), old), observed, layer.stats)
+    layer = layer.replace(stats=stats)
+    return forget(policy, layer, moment.seen) if moment.forgetting else layer

@@ -1,0 +1,76 @@
+"""Rotary positions: angles, rotation, and how far apart remembered tokens count as being."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Float, Int
+
+from msrnn_jax.config import Config, Rope
+from msrnn_jax.layers import wide
+from msrnn_jax.state import EMPTY
+
+WHOLE_GAP = 10  # "gap": the longest distance between neighbours that counts in full
+
+
+def inverse_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
+    """Radians per position of each rotated pair: [H / 2] float64, theta ** (-2 i / H) before scaling."""
+    frequency = rope.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)  # [H / 2]
+    if rope.kind == "linear":
+        return frequency / rope.factor
+    if rope.kind == "llama3":
+        turns = rope.original_length * frequency / (2 * math.pi)  # full rotations within the original length
+        blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+        blend = np.clip(blend, 0.0, 1.0)  # 0: slow, divided; 1: fast, unchanged
+        return blend * frequency + (1 - blend) * frequency / rope.factor
+    return frequency
+
+
+def rotation(
+    config: Config, position: Int[Array, "*T"] | Float[Array, "*T"]
+) -> tuple[Float[Array, "*T R"], Float[Array, "*T R"]]:
+    """Cosine and sine of the R = H / 2 angles by which a query or key at `position` is rotated."""
+    frequency = jnp.asarray(inverse_frequencies(config.rope, config.head_dim), wide(config.dtype))
+    frequency = frequency.reshape((1,) * position.ndim + frequency.shape)
+    angle = position[..., None].astype(frequency.dtype) * frequency
+    # Without the barrier XLA computes sine and cosine again for every element that every layer rotates.
+    return lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle)))
+
+
+def rotate(
+    x: Float[Array, "*T heads H"], cos: Float[Array, "*#T #heads R"], sin: Float[Array, "*#T #heads R"]
+) -> Float[Array, "*T heads H"]:
+    """Rotates the pairs (x[i], x[i + H / 2]), the half-split convention of Hugging Face."""
+    first, second = jnp.split(x.astype(cos.dtype), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def turn_keys(
+    config: Config, mode: str, keys: Float[Array, "K S H"], positions: Int[Array, "#K S"]
+) -> Float[Array, "K S H"]:
+    """Unrotated keys as an unrotated query at the newest position sees them: turned back by their distance.
+
+    Rotating the query by n and a key by r is rotating the key alone by r - n.
+    """
+    cos, sin = rotation(config, -distances(mode, positions, wide(config.dtype)))  # [#K, S, H / 2]
+    return rotate(keys, cos, sin)
+
+
+def distances(mode: str, positions: Int[Array, "#K S"], dtype: Any) -> Float[Array, "#K S"]:
+    """How far behind the newest held token of its row every held slot counts as being.
+
+    "cache" counts the held tokens that are newer (Xiao et al., 2023, arXiv:2309.17453: positions are places
+    among what is held); "gap" adds up the true distances between held neighbours, of which one above
+    `WHOLE_GAP` counts as its logarithm's logarithm (Oren et al., 2024, arXiv:2401.06104, section 7.2).
+    """
+    newer = positions[:, None, :] > positions[:, :, None]  # [#K, S, S]: [j, i] where i is newer than j
+    if mode == "cache":
+        return newer.sum(axis=-1, dtype=jnp.int32).astype(dtype)
+    others = jnp.broadcast_to(positions[:, :, None], newer.shape)
+    older = jnp.max(others, axis=1, where=newer, initial=EMPTY)  # [#K, S], the neighbour's position
+    gap = (positions - older).astype(dtype)
+    counted = jnp.where(gap <= WHOLE_GAP, gap, jnp.log(jnp.log(jnp.maximum(gap, WHOLE_GAP + 1))))
+    return jnp.sum(jnp.broadcast_to(counted[:, None], newer.shape), axis=-1, where=newer)
