@@ -1,12 +1,14 @@
 """What a layer does with many tokens at once, exactly as one after the other."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from msrnn_jax.compress import worth
 from msrnn_jax.config import Config
-from msrnn_jax.layers import attention_logits, mix, softmax
+from msrnn_jax.layers import match, mix, softmax
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence import judge
 from msrnn_jax.rotary import turn_keys
@@ -30,26 +32,27 @@ def remember_all(
     next, so the products with keys and values are done for all tokens together, and what is left is a
     recurrence over masks and statistics that touches neither weights nor, in the mode "absolute", keys.
     """
-    slots = layer.num_slots
+    count, slots = moment.token.shape[0], layer.num_slots
     layer = append(policy, layer, key, value)
-    grouped = query.reshape(*key.shape[:2], -1, query.shape[2])  # [T, K, G, H]
+    grouped = jnp.moveaxis(query.reshape(count, key.shape[1], -1, query.shape[2]), 0, 1)  # [K, T, G, H]
+    products = match(grouped, layer.keys) if moment.mode == "absolute" else None  # [K, T, G, M]
     if _is_closed(policy, moment):
         layer, visible = _hold(policy, layer, moment)
-        probs = softmax(attention_logits(grouped, layer.keys), visible)
     else:
-        layer, probs = _scan(config, policy, layer, query, grouped, moment, index)
-    mixed = mix(probs, layer.values)
+        layer, visible, products = _watch(config, policy, layer, query, products, moment, index)
+    probs = softmax(products, visible, query.shape[2])
+    mixed = jnp.moveaxis(mix(probs, layer.values), 0, 1)  # [T, K, G, H]
     return settle(layer, slots), mixed.reshape(query.shape)
 
 
 def _is_closed(policy: Policy, moment: Moment) -> bool:
-    """Whether what is held can be said without looking at attention."""
+    """Whether what is held can be said without stepping."""
     blind = type(policy).observe is Policy.observe
     known = not moment.forgetting or (policy.static and policy.recent == 0)
     return blind and known and moment.mode == "absolute"
 
 
-def _hold(policy: Policy, layer: LayerState, moment: Moment) -> tuple[LayerState, Bool[Array, "T #K M"]]:
+def _hold(policy: Policy, layer: LayerState, moment: Moment) -> tuple[LayerState, Bool[Array, "#K T M"]]:
     """What every token sees, in closed form, and what is held after the last.
 
     Scores that depend on the token alone order all candidates once and for all, the protected sinks before
@@ -75,8 +78,7 @@ def _hold(policy: Policy, layer: LayerState, moment: Moment) -> tuple[LayerState
     start = held & (index < slots)[None]
     newest = index[None] - slots == jnp.arange(count, dtype=jnp.int32)[:, None]  # [T, M]
     visible = jnp.concatenate([start[:, None], stays[:, :-1]], axis=1) | newest[None]  # [#K, T, M]
-    layer = layer.replace(positions=jnp.where(stays[:, -1], layer.positions, EMPTY))
-    return layer, jnp.moveaxis(visible, 0, 1)
+    return layer.replace(positions=jnp.where(stays[:, -1], layer.positions, EMPTY)), visible
 
 
 def _order(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> Bool[Array, "#K M M"]:
@@ -90,32 +92,46 @@ def _order(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> Bool[Array, 
     return result & held[:, :, None]
 
 
-def _scan(
+def _watch(
     config: Config,
     policy: Policy,
     layer: LayerState,
     query: Float[Array, "T N H"],
-    grouped: Float[Array, "T K G H"],
+    products: Float[Array, "K T G M"] | None,
     moment: Moment,
     index: int,
-) -> tuple[LayerState, Float[Array, "T K G M"]]:
-    """What every token attends to, one after the other, and what is held after the last."""
+) -> tuple[LayerState, Bool[Array, "#K T M"], Float[Array, "K T G M"]]:
+    """What every token sees, by stepping over masks and statistics, and what is held after the last.
+
+    Probabilities are computed here only as far as the policy looks at them, and once more for all tokens together:
+    that is cheaper than keeping them, and leaves nothing to differentiate here but statistics.
+
+    Args:
+      products: None where they depend on what is held, and are computed and returned from here.
+    """
     count, total = moment.token.shape[0], layer.num_slots
-    absolute = moment.mode == "absolute"
-    logits = attention_logits(grouped, layer.keys) if absolute else None  # [T, K, G, M]
-    slot = jnp.arange(total - count, total, dtype=jnp.int32)
+    steps = jnp.arange(count, dtype=jnp.int32)
+    # How many are held before each token is known: one more for every token up to the budget, and if there were
+    # more from the start, as many as then.
+    before = (layer.positions != EMPTY).sum(axis=1, dtype=jnp.int32)[None]  # [1, #K]
+    over = jnp.minimum(before + steps[:, None], jnp.maximum(layer.budget, before)) >= layer.budget  # [T, #K]
 
-    def one(carry: tuple[Array, Array], row: tuple) -> tuple[tuple[Array, Array], Array]:
-        slot, now, query, grouped, logits = row
+    def one(carry: tuple[Array, Any], row: tuple) -> tuple[tuple[Array, Any], tuple[Array, Array | None]]:
+        step, now, over, query = row
         held = layer.replace(positions=carry[0], stats=carry[1])
-        newest = jnp.broadcast_to(jnp.arange(total, dtype=jnp.int32)[None] == slot, held.positions.shape)
+        newest = jnp.arange(total, dtype=jnp.int32)[None] == total - count + step
+        newest = jnp.broadcast_to(newest, held.positions.shape)
         held = occupy(policy, held, newest, now.position)
-        if logits is None:
-            logits = attention_logits(grouped, turn_keys(config, moment.mode, held.keys, held.positions))
-        probs = softmax(logits, newest | (held.positions != EMPTY))
-        held = judge(policy, held, probs, query, now, index)
-        return (held.positions, held.stats), probs
+        if products is None:
+            grouped = query.reshape(layer.keys.shape[0], -1, query.shape[1])
+            mine = match(grouped, turn_keys(config, moment.mode, held.keys, held.positions))
+        else:
+            mine = lax.dynamic_index_in_dim(products, step, axis=1, keepdims=False)
+        visible = newest | (held.positions != EMPTY)
+        held = judge(policy, held, softmax(mine, visible, query.shape[1]), query, now, index, over)
+        return (held.positions, held.stats), (visible, mine if products is None else None)
 
-    rows = (slot, moment.replace(angles=None), query, grouped, logits)
-    (positions, stats), probs = lax.scan(one, (layer.positions, layer.stats), rows)
-    return layer.replace(positions=positions, stats=stats), probs
+    rows = (steps, moment.replace(angles=None), over, query)
+    (positions, stats), (visible, turned) = lax.scan(one, (layer.positions, layer.stats), rows)
+    products = jnp.moveaxis(turned, 0, 1) if products is None else products
+    return layer.replace(positions=positions, stats=stats), jnp.moveaxis(visible, 0, 1), products

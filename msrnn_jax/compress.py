@@ -74,28 +74,35 @@ def worth(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> tuple[Score, 
     if jnp.issubdtype(score.dtype, jnp.floating):
         score = score.astype(wide(score.dtype))  # the smallest floats have no infinity
         score = jnp.where(jnp.isnan(score), -jnp.inf, score)
-    recent = layer.budget // 2 if policy.recent is None else policy.recent
     held = layer.positions != EMPTY
+    if not policy.protects:
+        return score, held
+    recent = layer.budget // 2 if policy.recent is None else policy.recent
     protected = (layer.positions < policy.sinks) | (layer.positions >= t - recent)
     return score, held & ~protected
 
 
-def forget(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> LayerState:
+def forget(policy: Policy, layer: LayerState, t: Int[Array, ""], over: Bool[Array, "#K"] | None = None) -> LayerState:
     """Frees one slot in every row that holds more than its budget: `keep_best` where one is too many.
 
     Keys and values stay where they are: a slot is free because its position is EMPTY, and the next
     `write` takes it.
+
+    Args:
+      over: which rows those are, if the caller knows without counting.
     """
     score, eligible = worth(policy, layer, t)
     held = layer.positions != EMPTY  # [#K, S]
-    eligible = jnp.where(eligible.any(axis=1, keepdims=True), eligible, held)
-    lowest = jnp.min(score, axis=1, keepdims=True, where=eligible, initial=_highest(score.dtype))  # [#K, 1]
-    oldest = jnp.min(
-        layer.positions, axis=1, keepdims=True, where=eligible & (score <= lowest), initial=_highest(jnp.int32)
-    )  # [#K, 1]
-    full = held.sum(axis=1, keepdims=True, dtype=jnp.int32) > layer.budget  # [#K, 1]
+    if policy.protects:
+        eligible = jnp.where(eligible.any(axis=1, keepdims=True), eligible, held)
+    score = jnp.where(eligible, score, _highest(score.dtype))
+    lowest = jnp.min(score, axis=1, keepdims=True)  # [#K, 1]
+    candidates = jnp.where(eligible & (score <= lowest), layer.positions, _highest(jnp.int32))
+    oldest = jnp.min(candidates, axis=1, keepdims=True)  # [#K, 1]
+    if over is None:
+        over = held.sum(axis=1, dtype=jnp.int32) > layer.budget
     # A position is held by one slot of a row at most, so it names the slot that goes.
-    return layer.replace(positions=jnp.where(full & (layer.positions == oldest), EMPTY, layer.positions))
+    return layer.replace(positions=jnp.where(over[:, None] & (layer.positions == oldest), EMPTY, layer.positions))
 
 
 def keep_best(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> LayerState:

@@ -124,7 +124,7 @@ def _keep(head: Head, logits: Float[Array, "C V"], beside: Any, real: Array | No
     for leaf in jax.tree.leaves(kept):
         if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != logits.shape[0]:
             raise ValueError(
-                f"head returned an array of shape {jnp.shape(leaf)}; its first axis must be the chunk's {logits.shape[0]}"
+                f"head returned an array of shape {jnp.shape(leaf)}; its first axis must be {len(logits)}, the chunk"
             )
     if real is None:
         return kept

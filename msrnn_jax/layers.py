@@ -52,41 +52,36 @@ def rms_norm(config: Config, x: Float[Array, "*T D"], weight: Float[Array, " D"]
     return y.astype(x.dtype) * beside(weight, x)
 
 
-def attention_logits(queries: Float[Array, "*T K G H"], keys: Float[Array, "K S H"]) -> Float[Array, "*T K G S"]:
-    """Scaled products of queries and keys.
+def match(queries: Float[Array, "K *T G H"], keys: Float[Array, "K S H"]) -> Float[Array, "K *T G S"]:
+    """Products of queries and keys.
 
     In at least float32, with full precision for float32 operands, so that the reduced-precision defaults of
-    GPU and TPU do not change what is forgotten; the same in `mix`.
+    GPU and TPU do not change what is forgotten; the same in `mix`. KV heads come first, so that all tokens
+    together are one matrix product for every head, without a transposed copy of the result.
     """
-    logits = _batched("rh,sh->rs", queries, keys)
-    return logits * queries.shape[-1] ** -0.5
+    return _batched("krh,ksh->krs", queries, keys)
 
 
-def softmax(logits: Float[Array, "*T K G S"], visible: Bool[Array, "*T #K S"]) -> Float[Array, "*T K G S"]:
+def softmax(
+    products: Float[Array, "K *T G S"], visible: Bool[Array, "#K *T S"], head_dim: int
+) -> Float[Array, "K *T G S"]:
     """Attention probabilities over the visible slots, of which there must be one."""
+    logits = products * head_dim**-0.5
     return jax.nn.softmax(jnp.where(visible[..., None, :], logits, -jnp.inf), axis=-1)
 
 
-def mix(probs: Float[Array, "*T K G S"], values: Float[Array, "K S H"]) -> Float[Array, "*T K G H"]:
+def mix(probs: Float[Array, "K *T G S"], values: Float[Array, "K S H"]) -> Float[Array, "K *T G H"]:
     """Values averaged by attention probabilities, in the dtype of the values."""
-    return _batched("rs,sh->rh", probs.astype(values.dtype), values).astype(values.dtype)
+    return _batched("krs,ksh->krh", probs.astype(values.dtype), values).astype(values.dtype)
 
 
-def _batched(equation: str, rows: Array, slots: Array) -> Array:
-    """One matrix product for every KV head, its rows being all tokens and queries of the group."""
-    leading = rows.shape[:-3]
-    heads_first = jnp.moveaxis(rows, -3, 0)  # [K, *T, G, ...]
-    flat = heads_first.reshape(slots.shape[0], -1, rows.shape[-1])
-    left, right, result = (f"k{letters}" for letters in equation.replace("->", ",").split(","))
+def _batched(equation: str, left: Float[Array, "K *T G X"], right: Float[Array, "K Y Z"]) -> Float[Array, "K *T G W"]:
+    """One matrix product for every KV head."""
+    rows = left.reshape(left.shape[0], -1, left.shape[-1])  # [K, T * G, X]
     product = jnp.einsum(
-        f"{left},{right}->{result}",
-        flat,
-        slots,
-        precision=lax.Precision.HIGHEST,
-        preferred_element_type=wide(rows.dtype),
+        equation, rows, right, precision=lax.Precision.HIGHEST, preferred_element_type=wide(left.dtype)
     )
-    product = product.reshape(slots.shape[0], *leading, rows.shape[-2], product.shape[-1])  # [K, *T, G, ...]
-    return jnp.moveaxis(product, 0, -3)
+    return product.reshape(*left.shape[:-1], product.shape[-1])
 
 
 def mlp(weights: LayerParams, x: Float[Array, "*T D"]) -> Float[Array, "*T D"]:

@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from msrnn_jax.compress import forget
 from msrnn_jax.config import Config
-from msrnn_jax.layers import attention_logits, mix, softmax
+from msrnn_jax.layers import match, mix, softmax
 from msrnn_jax.policies import Policy
 from msrnn_jax.rotary import turn_keys
 from msrnn_jax.slots import write
@@ -33,9 +33,11 @@ def remember(
     newest = jnp.arange(layer.num_slots, dtype=jnp.int32)[None] == slot[:, None]  # [#K, S]
     turned = layer.keys if moment.mode == "absolute" else turn_keys(config, moment.mode, layer.keys, layer.positions)
     grouped = query.reshape(key.shape[0], -1, query.shape[1])  # [K, G, H]
-    probs = softmax(attention_logits(grouped, turned), newest | (layer.positions != EMPTY))
+    held = layer.positions != EMPTY
+    probs = softmax(match(grouped, turned), newest | held, query.shape[1])
     mixed = mix(probs, layer.values)
-    layer = judge(policy, layer, probs, query, moment, index)
+    over = held.sum(axis=1, dtype=jnp.int32) > layer.budget
+    layer = judge(policy, layer, probs, query, moment, index, over)
     return layer, mixed.reshape(query.shape)
 
 
@@ -46,8 +48,9 @@ def judge(
     query: Float[Array, "N H"],
     moment: Moment,
     index: int,
+    over: Bool[Array, "#K"],
 ) -> LayerState:
-    """The policy observes what the token attended to, and one slot is freed if too many are held.
+    """The policy observes what the token attended to, and one slot is freed of every row that holds too many.
 
     Padding changes nothing.
     """
@@ -68,4 +71,4 @@ def judge(
         raise ValueError(f"{policy}: observe returned shapes {given}; they must be those of init, {wanted}")
     stats = jax.tree.map(lambda new, old: jnp.where(real, new.astype(old.dtype), old), observed, layer.stats)
     layer = layer.replace(stats=stats)
-    return forget(policy, layer, moment.seen) if moment.forgetting else layer
+    return forget(policy, layer, moment.seen, over & real) if moment.forgetting else layer

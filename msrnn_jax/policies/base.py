@@ -56,6 +56,11 @@ class Policy(struct.PyTreeNode, kw_only=True):
         if self.recent is not None and not _is_size(self.recent):
             raise ValueError(f"{name}: recent is {self.recent!r}; it must be an integer of at least 0, or half")
 
+    @property
+    def protects(self) -> bool:
+        """Whether any token is protected from being forgotten."""
+        return self.sinks > 0 or self.recent != 0
+
     def init(self, rows: int, slots: int) -> Stats:
         """The statistics of free slots; a newly written slot gets them again. Leaves [rows, slots, ...]."""
         del rows, slots
