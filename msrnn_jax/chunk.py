@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from msrnn_jax.compress import worth
+from msrnn_jax.compress import turn_to_go
 from msrnn_jax.config import Config
 from msrnn_jax.layers import match, mix, softmax
 from msrnn_jax.policies import Policy
@@ -55,41 +55,38 @@ def _is_closed(policy: Policy, moment: Moment) -> bool:
 def _hold(policy: Policy, layer: LayerState, moment: Moment) -> tuple[LayerState, Bool[Array, "#K T M"]]:
     """What every token sees, in closed form, and what is held after the last.
 
-    Scores that depend on the token alone order all candidates once and for all, the protected sinks before
-    the others. Freeing the last in this order whenever one too many is held keeps the first ones of those
-    seen so far; so a candidate is held as long as fewer than `budget` others that rank before it were seen.
+    Scores that depend on the token alone order all candidates once and for all. Freeing the first in this order
+    whenever one too many is held keeps the last ones of those seen so far; so a candidate is held as long as
+    fewer than `budget` of those seen would go after it.
     """
     count, slots = moment.token.shape[0], layer.num_slots - moment.token.shape[0]
-    born = jnp.broadcast_to(moment.position[None], (layer.num_rows, count))
     before = (layer.positions != EMPTY).sum(axis=1, dtype=jnp.int32)  # [#K]
+    born = jnp.broadcast_to(moment.position[None], (layer.num_rows, count))
     layer = layer.replace(positions=jnp.concatenate([layer.positions[:, :slots], born], axis=1))
     held = layer.positions != EMPTY  # [#K, M]
-    index = jnp.arange(layer.num_slots, dtype=jnp.int32)
-    seen = (index < slots)[None] | (index[None] - slots <= jnp.arange(count, dtype=jnp.int32)[:, None])  # [T, M]
+    slot, step = jnp.arange(layer.num_slots, dtype=jnp.int32)[None], jnp.arange(count, dtype=jnp.int32)[:, None]
+    stays = held[:, None] & (slot <= slots + step)[None]  # [#K, T, M], after each token
     if moment.forgetting:
         # A state that holds more than its budget stays as large: a step frees one slot at most.
         limit = jnp.maximum(layer.budget, before)[:, None, None]  # [#K, 1, 1]
-        better = _order(policy, layer, moment.seen[-1])  # [#K, M, M]
-        # Counts of at most M are exact in float32, and so are zeros and ones in whatever a product rounds to.
-        ahead = jnp.einsum("tm,kmj->ktj", seen.astype(jnp.float32), better.astype(jnp.float32))  # [#K, T, M]
-        stays = (ahead < limit.astype(jnp.float32)) & seen[None] & held[:, None]  # [#K, T, M], after each token
-    else:
-        stays = seen[None] & held[:, None]
-    start = held & (index < slots)[None]
-    newest = index[None] - slots == jnp.arange(count, dtype=jnp.int32)[:, None]  # [T, M]
-    visible = jnp.concatenate([start[:, None], stays[:, :-1]], axis=1) | newest[None]  # [#K, T, M]
+        stays = stays & (_outlived_by(policy, layer, moment) < limit)
+    start = jnp.broadcast_to((held & (slot < slots))[:, None], (layer.num_rows, 1, layer.num_slots))
+    # The newest token is visible even where it is padding, whose row is thrown away but must stay finite.
+    visible = jnp.concatenate([start, stays[:, :-1]], axis=1) | (slot == slots + step)[None]  # [#K, T, M]
     return layer.replace(positions=jnp.where(stays[:, -1], layer.positions, EMPTY)), visible
 
 
-def _order(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> Bool[Array, "#K M M"]:
-    """[i, j]: slot i is held and outlives slot j by (protected, score, position)."""
-    score, eligible = worth(policy, layer, t)
+def _outlived_by(policy: Policy, layer: LayerState, moment: Moment) -> Int[Array, "#K T M"]:
+    """How many of the candidates seen up to each token would go after each candidate."""
+    count = moment.token.shape[0]
+    turn = turn_to_go(policy, layer, moment.seen[-1])  # [#K, M]
     held = layer.positions != EMPTY
-    result = layer.positions[:, :, None] > layer.positions[:, None, :]
-    for key in (score, (held & ~eligible).astype(jnp.int32)):
-        left, right = key[:, :, None], key[:, None, :]
-        result = (left > right) | ((left == right) & result)
-    return result & held[:, :, None]
+    new = held[:, -count:, None] & (turn[:, -count:, None] > turn[:, None, :])  # [#K, T, M]: [i, j], i goes after j
+    every = held.sum(axis=1, keepdims=True, dtype=jnp.int32) - 1 - turn  # [#K, M], with all of the chunk seen
+    unseen = jnp.triu(jnp.ones((count, count), jnp.float32), 1)  # [T, T]: [t, i], i comes after t
+    # Counts up to T are exact in float32, and zeros and ones in whatever a product rounds to.
+    later = jnp.einsum("ti,kim->ktm", unseen, new.astype(jnp.float32), preferred_element_type=jnp.float32)
+    return every[:, None] - later.astype(jnp.int32)
 
 
 def _watch(

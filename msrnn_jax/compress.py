@@ -107,13 +107,17 @@ def forget(policy: Policy, layer: LayerState, t: Int[Array, ""], over: Bool[Arra
 
 def keep_best(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> LayerState:
     """Frees as many slots of every row as are held beyond its budget."""
+    excess = (layer.positions != EMPTY).sum(axis=1, keepdims=True, dtype=jnp.int32) - layer.budget  # [#K, 1]
+    return layer.replace(positions=jnp.where(turn_to_go(policy, layer, t) < excess, EMPTY, layer.positions))
+
+
+def turn_to_go(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> Int[Array, "#K S"]:
+    """The place of every slot in the order in which they would be freed now, 0 first; free slots come last."""
     score, eligible = worth(policy, layer, t)
     held = layer.positions != EMPTY  # [#K, S]
-    later = jnp.where(eligible, 0, jnp.where(held, 1, 2)).astype(jnp.int32)  # free slots last
-    order = jnp.lexsort((layer.positions, score, later), axis=1)  # [#K, S], who goes first
-    rank = jnp.argsort(order, axis=1).astype(jnp.int32)
-    excess = held.sum(axis=1, keepdims=True, dtype=jnp.int32) - layer.budget  # [#K, 1]
-    return layer.replace(positions=jnp.where(rank < excess, EMPTY, layer.positions))
+    later = jnp.where(eligible, 0, jnp.where(held, 1, 2)).astype(jnp.int32)
+    order = jnp.lexsort((layer.positions, score, later), axis=1)  # [#K, S]
+    return jnp.argsort(order, axis=1).astype(jnp.int32)
 
 
 def _as_budget(value: Any, layer: LayerState) -> Int[Array, ""]:

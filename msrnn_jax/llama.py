@@ -65,7 +65,7 @@ def advance(
     """
     blocks = [partial(decoder_layer, config, weights, index=index) for index, weights in enumerate(params.layers)]
     if token.ndim:  # what a layer makes of a chunk is too much to be stored for its gradient
-        blocks = [jax.checkpoint(block, static_argnums=()) for block in blocks]
+        blocks = [jax.checkpoint(block) for block in blocks]
     moment = moment_of(config, state, token, real=real, forgetting=forgetting)
     return run_blocks(policy, params.embedding, blocks, state, moment)
 

@@ -175,7 +175,7 @@ def _take(layer: LayerState, source: Int[Array, "#K S"]) -> LayerState:
 
     def take(leaf: Array) -> Array:
         chosen = source.reshape(source.shape + (1,) * (leaf.ndim - 2))
-        return jnp.take_along_axis(leaf, chosen, axis=1)
+        return jnp.take_along_axis(leaf, chosen, axis=1, mode="promise_in_bounds")
 
     return layer.replace(
         keys=take(layer.keys),
