@@ -28,7 +28,8 @@ class Settings:
     budgets: tuple[int, ...] = (64, 128, 256, 512)
     segment: int = 4096
     segments: int = 0
-    batch: int = 16
+    batch: int = 4
+    positions: str = "absolute"
     dtype: str | None = None
 
 
@@ -36,7 +37,15 @@ def run(settings: Settings, console: Console) -> dict[str, Any]:
     """Measures every policy at every budget."""
     inputs = read_inputs(settings.checkpoint, settings.texts, settings.segment, settings.segments, settings.dtype)
     with console.status("compiling") as status:
-        rows = list(measure(inputs, settings.policies, settings.budgets, batch=settings.batch, report=status.update))
+        rows = measure(
+            inputs,
+            settings.policies,
+            settings.budgets,
+            batch=settings.batch,
+            positions=settings.positions,
+            report=status.update,
+        )
+        rows = list(rows)
     return {**origin(inputs), "tokens": inputs.tokens, "rows": rows}
 
 
@@ -98,7 +107,8 @@ def main(
     budget: Annotated[list[int] | None, typer.Option(help="Repeat it. Default: 64 to 512.")] = None,
     segment: Annotated[int, typer.Option(help="Tokens per segment.")] = 4096,
     segments: Annotated[int, typer.Option(help="Use the first N segments; 0 uses all.")] = 0,
-    batch: Annotated[int, typer.Option(help="Rows (segment, budget) run at once.")] = 16,
+    batch: Annotated[int, typer.Option(help="Rows (segment, budget) run at once.")] = 4,
+    positions: Annotated[str, typer.Option(help="How keys are rotated: absolute, cache or gap.")] = "absolute",
     dtype: Annotated[str | None, typer.Option(help="Cast the weights.")] = None,
     out: Annotated[pathlib.Path, typer.Option(help="JSON to write; the plot goes beside it.")] = pathlib.Path(
         "results/perplexity.json"
@@ -113,6 +123,7 @@ def main(
         segment=segment,
         segments=segments,
         batch=batch,
+        positions=positions,
         dtype=dtype,
     )
     result = run(settings, Console(stderr=True))

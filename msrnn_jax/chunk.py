@@ -1,5 +1,6 @@
 """What a layer does with many tokens at once, exactly as one after the other."""
 
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,10 +9,10 @@ from jaxtyping import Bool, Float, Int
 
 from msrnn_jax.compress import turn_to_go
 from msrnn_jax.config import Config
+from msrnn_jax.frame import Frame, enter, leave, make_frame
 from msrnn_jax.layers import match, mix, softmax
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence import judge
-from msrnn_jax.rotary import turn_keys
 from msrnn_jax.slots import append, occupy, settle
 from msrnn_jax.state import EMPTY, LayerState, Moment
 
@@ -31,25 +32,28 @@ def remember_all(
     The candidates are the S slots and the T new tokens. Only which of them are held couples one token to the
     next, so the products with keys and values are done for all tokens together, and what is left is a
     recurrence over masks and statistics that touches neither weights nor, in the mode "absolute", keys.
+    In the other modes it also turns keys to their places (see `Frame`).
     """
-    count, slots = moment.token.shape[0], layer.num_slots
+    count, before = moment.token.shape[0], layer
     layer = append(policy, layer, key, value)
     grouped = jnp.moveaxis(query.reshape(count, key.shape[1], -1, query.shape[2]), 0, 1)  # [K, T, G, H]
-    products = match(grouped, layer.keys) if moment.mode == "absolute" else None  # [K, T, G, M]
-    if _is_closed(policy, moment):
-        layer, visible = _hold(policy, layer, moment)
+    if moment.mode == "absolute":
+        products = match(grouped, layer.keys)  # [K, T, G, M]
+        hold = _hold if _is_closed(policy, moment) else partial(_watch, query=query, products=products, index=index)
+        layer, visible = hold(policy, layer, moment)
     else:
-        layer, visible, products = _watch(config, policy, layer, query, products, moment, index)
+        frame = make_frame(config, moment.mode, moment.angles, before, count)
+        layer, visible, products = _walk(config, policy, layer, frame, query, key, moment, index)
     probs = softmax(products, visible, query.shape[2])
-    mixed = jnp.moveaxis(mix(probs, layer.values), 0, 1)  # [T, K, G, H]
-    return settle(layer, slots), mixed.reshape(query.shape)
+    mixed = jnp.moveaxis(mix(probs, layer.values).astype(query.dtype), 0, 1)  # [T, K, G, H]
+    return settle(layer, before.num_slots), mixed.reshape(query.shape)
 
 
 def _is_closed(policy: Policy, moment: Moment) -> bool:
     """Whether what is held can be said without stepping."""
     blind = type(policy).observe is Policy.observe
     known = not moment.forgetting or (policy.static and policy.recent == 0)
-    return blind and known and moment.mode == "absolute"
+    return blind and known
 
 
 def _hold(policy: Policy, layer: LayerState, moment: Moment) -> tuple[LayerState, Bool[Array, "#K T M"]]:
@@ -90,45 +94,80 @@ def _outlived_by(policy: Policy, layer: LayerState, moment: Moment) -> Int[Array
 
 
 def _watch(
+    policy: Policy,
+    layer: LayerState,
+    moment: Moment,
+    *,
+    query: Float[Array, "T N H"],
+    products: Float[Array, "K T G M"],
+    index: int,
+) -> tuple[LayerState, Bool[Array, "#K T M"]]:
+    """What every token sees, by stepping over masks and statistics, and what is held after the last.
+
+    Probabilities are computed here only as far as the policy looks at them, and once more for all tokens
+    together: that is cheaper than keeping them, and leaves nothing to differentiate here but statistics.
+    """
+
+    def one(carry: tuple[Array, Any], row: tuple) -> tuple[tuple[Array, Any], Array]:
+        step, slot, now, over, query = row
+        mine = lax.dynamic_index_in_dim(products, step, axis=1, keepdims=False)  # [K, G, M]
+        positions, stats = carry
+        held, visible = _arrive(policy, layer.replace(positions=positions, stats=stats), slot, now)
+        held = judge(policy, held, softmax(mine, visible, query.shape[1]), query, now, index, over)
+        return (held.positions, held.stats), visible
+
+    (positions, stats), visible = lax.scan(one, (layer.positions, layer.stats), _rows(layer, moment, query))
+    return layer.replace(positions=positions, stats=stats), jnp.moveaxis(visible, 0, 1)
+
+
+def _walk(
     config: Config,
     policy: Policy,
     layer: LayerState,
+    frame: Frame,
     query: Float[Array, "T N H"],
-    products: Float[Array, "K T G M"] | None,
+    key: Float[Array, "T K H"],
     moment: Moment,
     index: int,
 ) -> tuple[LayerState, Bool[Array, "#K T M"], Float[Array, "K T G M"]]:
-    """What every token sees, by stepping over masks and statistics, and what is held after the last.
+    """`_watch` where places depend on what is held: products of queries and keys are computed row by row."""
 
-    Probabilities are computed here only as far as the policy looks at them, and once more for all tokens together:
-    that is cheaper than keeping them, and leaves nothing to differentiate here but statistics.
+    def one(carry: tuple[Array, Any, Frame], row: tuple) -> tuple[tuple[Array, Any, Frame], tuple[Array, Array]]:
+        (_, slot, now, over, query), key = row
+        positions, stats, frame = carry
+        held, visible = _arrive(policy, layer.replace(positions=positions, stats=stats), slot, now)
+        grouped = query.reshape(key.shape[0], -1, query.shape[1])  # [K, G, H]
+        frame, turned = enter(config, moment.mode, frame, slot, grouped, key, now.position)
+        mine = match(turned, frame.keys)  # [K, G, M]
+        after = judge(policy, held, softmax(mine, visible, query.shape[1]), query, now, index, over)
+        frame = leave(config, moment.mode, frame, held.positions, after.positions)
+        return (after.positions, after.stats, frame), (visible, mine)
 
-    Args:
-      products: None where they depend on what is held, and are computed and returned from here.
+    start = (layer.positions, layer.stats, frame)
+    (positions, stats, _), (visible, products) = lax.scan(one, start, (_rows(layer, moment, query), key))
+    layer = layer.replace(positions=positions, stats=stats)
+    return layer, jnp.moveaxis(visible, 0, 1), jnp.moveaxis(products, 0, 1)
+
+
+def _rows(layer: LayerState, moment: Moment, query: Float[Array, "T N H"]) -> tuple[Array, Array, Moment, Array, Array]:
+    """What each step over a chunk is told: its number, its slot, the token, which rows will hold too many, the query.
+
+    How many are held before each token is known: one more for every token up to the budget, and if there were
+    more from the start, as many as then.
     """
-    count, total = moment.token.shape[0], layer.num_slots
-    steps = jnp.arange(count, dtype=jnp.int32)
-    # How many are held before each token is known: one more for every token up to the budget, and if there were
-    # more from the start, as many as then.
+    steps = jnp.arange(moment.token.shape[0], dtype=jnp.int32)
     before = (layer.positions != EMPTY).sum(axis=1, dtype=jnp.int32)[None]  # [1, #K]
     over = jnp.minimum(before + steps[:, None], jnp.maximum(layer.budget, before)) >= layer.budget  # [T, #K]
+    slots = layer.num_slots - steps.shape[0] + steps
+    return steps, slots, moment.replace(angles=None), over, query
 
-    def one(carry: tuple[Array, Any], row: tuple) -> tuple[tuple[Array, Any], tuple[Array, Array | None]]:
-        step, now, over, query = row
-        held = layer.replace(positions=carry[0], stats=carry[1])
-        newest = jnp.arange(total, dtype=jnp.int32)[None] == total - count + step
-        newest = jnp.broadcast_to(newest, held.positions.shape)
-        held = occupy(policy, held, newest, now.position)
-        if products is None:
-            grouped = query.reshape(layer.keys.shape[0], -1, query.shape[1])
-            mine = match(grouped, turn_keys(config, moment.mode, held.keys, held.positions))
-        else:
-            mine = lax.dynamic_index_in_dim(products, step, axis=1, keepdims=False)
-        visible = newest | (held.positions != EMPTY)
-        held = judge(policy, held, softmax(mine, visible, query.shape[1]), query, now, index, over)
-        return (held.positions, held.stats), (visible, mine if products is None else None)
 
-    rows = (steps, moment.replace(angles=None), over, query)
-    (positions, stats), (visible, turned) = lax.scan(one, (layer.positions, layer.stats), rows)
-    products = jnp.moveaxis(turned, 0, 1) if products is None else products
-    return layer.replace(positions=positions, stats=stats), jnp.moveaxis(visible, 0, 1), products
+def _arrive(
+    policy: Policy, layer: LayerState, slot: Int[Array, ""], now: Moment
+) -> tuple[LayerState, Bool[Array, "#K M"]]:
+    """The layer with the next token of the chunk in its slot, and what that token sees."""
+    slots = jnp.arange(layer.num_slots, dtype=jnp.int32)[None]
+    newest = jnp.broadcast_to(slots == slot, layer.positions.shape)
+    layer = occupy(policy, layer, newest, now.position)
+    # The newest token is visible even where it is padding, whose row is thrown away but must stay finite.
+    return layer, newest | (layer.positions != EMPTY)

@@ -18,6 +18,7 @@ app = typer.Typer(
 
 Checkpoint = Annotated[str, typer.Argument(help="Folder made by `python -m convert`.", metavar="CKPT")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line, and nothing else.")]
+Positions = Annotated[str, typer.Option(help="How keys are rotated: absolute, cache (StreamingLLM) or gap.")]
 Dtype = Annotated[str | None, typer.Option(help="Cast the weights: bfloat16, float16 or float32.")]
 
 
@@ -33,6 +34,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="Of the draws at a temperature above 0.")] = 0,
     chat: Annotated[bool, typer.Option(help="Put the prompt into the model's chat template.")] = False,
     mode: Annotated[str, typer.Option(help="How the prompt is read: stepwise or oneshot.")] = "stepwise",
+    positions: Positions = "absolute",
     dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
@@ -75,11 +77,12 @@ def generate(
         key=jax.random.key(seed),
         stop=tokenizer.stop,
         mode=mode,
+        positions=positions,
     )
     for text, row, length in zip(prompt, np.asarray(tokens), np.asarray(lengths), strict=True):
         answer = tokenizer.decode(row[:length])
         settings = {"policy": str(chosen), "budget": budget, "mode": mode, "sampler": repr(sampler), "seed": seed}
-        result = {"prompt": text, "text": answer, "tokens": row[:length].tolist(), **settings}
+        result = {"prompt": text, "text": answer, "tokens": row[:length].tolist(), **settings, "positions": positions}
         typer.echo(json.dumps(result) if as_json else (answer if chat else text + answer))
 
 
@@ -92,7 +95,8 @@ def perplexity(
     budget: Annotated[list[int] | None, typer.Option(help="Repeat it. Default: 256. full holds all.")] = None,
     segment: Annotated[int, typer.Option(help="Tokens per segment; each starts from an empty state.")] = 1024,
     segments: Annotated[int, typer.Option(help="Use the first N segments; 0 uses all.")] = 0,
-    batch: Annotated[int, typer.Option(help="Rows (segment, budget) run at once.")] = 16,
+    batch: Annotated[int, typer.Option(help="Rows (segment, budget) run at once.")] = 4,
+    positions: Positions = "absolute",
     dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
@@ -113,7 +117,10 @@ def perplexity(
     console = Console(stderr=True)
     table = Table("policy", "budget", "perplexity", "nats per token", "standard error")
     with console.status("compiling") as status:
-        for row in measure(inputs, policy or ["tova"], budget or [256], batch=batch, report=status.update):
+        rows = measure(
+            inputs, policy or ["tova"], budget or [256], batch=batch, positions=positions, report=status.update
+        )
+        for row in rows:
             if as_json:
                 typer.echo(json.dumps({**row, **about}))
             numbers = (decimals(row[name], places) for name, places in (("perplexity", 2), ("nll", 4), ("stderr", 4)))

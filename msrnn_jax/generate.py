@@ -22,6 +22,7 @@ from msrnn_jax.checks import (
     whole,
 )
 from msrnn_jax.config import Config
+from msrnn_jax.extend import CHUNK
 from msrnn_jax.llama import advance, unembed
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
@@ -30,7 +31,7 @@ from msrnn_jax.sampling import Greedy, Sampler
 from msrnn_jax.slots import init_state
 from msrnn_jax.state import MultiState
 
-PROMPT_MULTIPLE = 32  # prompts are padded to a multiple of this, so that similar lengths share a compilation
+PROMPT_MULTIPLE = 32  # short prompts are padded to a multiple of this, long ones to whole chunks: few compilations
 
 
 def generate(
@@ -86,7 +87,7 @@ def generate(
     empty = init_state(config, policy, budget, slots=slots, positions=positions, dtype=dtype)
     check_room(policy, empty, lengths + max_new_tokens)
     keys = _row_keys(sampler, key, prompts.shape[0])
-    padding = -prompts.shape[1] % PROMPT_MULTIPLE
+    padding = -prompts.shape[1] % (PROMPT_MULTIPLE if prompts.shape[1] <= CHUNK else CHUNK)
     prompts = jnp.pad(prompts, ((0, 0), (0, padding)))
     return _generate(config, policy, params, empty, prompts, lengths, keys, stop_tokens, sampler, max_new_tokens, mode)
 

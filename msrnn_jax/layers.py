@@ -71,8 +71,8 @@ def softmax(
 
 
 def mix(probs: Float[Array, "K *T G S"], values: Float[Array, "K S H"]) -> Float[Array, "K *T G H"]:
-    """Values averaged by attention probabilities, in the dtype of the values."""
-    return _batched("krs,ksh->krh", probs.astype(values.dtype), values).astype(values.dtype)
+    """Values averaged by attention probabilities, in at least float32."""
+    return _batched("krs,ksh->krh", probs.astype(values.dtype), values)
 
 
 def _batched(equation: str, left: Float[Array, "K *T G X"], right: Float[Array, "K Y Z"]) -> Float[Array, "K *T G W"]:

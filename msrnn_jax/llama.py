@@ -15,7 +15,7 @@ from msrnn_jax.layers import mlp, project, rms_norm, wide
 from msrnn_jax.params import LayerParams, Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence import remember
-from msrnn_jax.rotary import rotate, rotation
+from msrnn_jax.rotary import angles_for, rotate
 from msrnn_jax.state import EMPTY, LayerState, Moment, MultiState
 
 Block = Callable[[Policy, LayerState, Array, Moment], tuple[LayerState, Array]]
@@ -87,7 +87,7 @@ def moment_of(
         token=token,
         position=position if real is None else jnp.where(real, position, EMPTY),
         seen=seen,
-        angles=rotation(config, position) if state.mode == "absolute" else None,
+        angles=angles_for(config, state.mode, position, max(layer.num_slots for layer in state.layers)),
         mode=state.mode,
         forgetting=forgetting,
     )
@@ -117,7 +117,7 @@ def decoder_layer(
 ) -> tuple[LayerState, Float[Array, "*T D"]]:
     """One decoder layer, itself a multi-state RNN: (layer state, x) -> (layer state, x)."""
     query, key, value = project_heads(config, weights, x)
-    if moment.angles is not None:
+    if moment.mode == "absolute" and moment.angles is not None:
         cos, sin = (angle[..., None, :] for angle in moment.angles)  # [*T, 1, H / 2]
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
     recall = remember_all if moment.token.ndim else remember

@@ -64,7 +64,8 @@ def measure(
     policies: Sequence[str],
     budgets: Sequence[int],
     *,
-    batch: int = 16,
+    batch: int = 4,
+    positions: str = "absolute",
     report: Callable[[str], None] = lambda message: None,
 ) -> Iterator[dict[str, Any]]:
     """Perplexity of every policy at every budget, one JSON-ready row for each pair.
@@ -74,7 +75,7 @@ def measure(
     full = [int(inputs.lengths.max()) - 1]
     plans = [(policy, list(budgets) if policy.forgets else full) for policy in map(parse_policy, policies)]
     for policy, mine in plans:  # a mistake in the last setting must not cost the work on the first
-        check_settings(inputs.config, policy, inputs.lengths, mine, batch=batch)
+        check_settings(inputs.config, policy, inputs.lengths, mine, batch=batch, positions=positions)
     for policy, mine in plans:
         total = len(mine) * len(inputs.segments)
         report(f"{policy}: {total} rows")
@@ -86,11 +87,13 @@ def measure(
             inputs.lengths,
             mine,
             batch=batch,
+            positions=positions,
             report=lambda done, name=str(policy), total=total: report(f"{name}: {done} of {total} rows"),
         )
         for budget, result in zip(mine, results, strict=True):
             bits = result.nll / math.log(2)
-            yield finite({"policy": str(policy), "budget": budget, **result._asdict(), "bits_per_token": bits})
+            setting = {"policy": str(policy), "budget": budget, "positions": positions}
+            yield finite({**setting, **result._asdict(), "bits_per_token": bits})
 
 
 def decimals(value: float | None, places: int) -> str:

@@ -9,7 +9,7 @@ from msrnn_jax.compress import forget
 from msrnn_jax.config import Config
 from msrnn_jax.layers import match, mix, softmax
 from msrnn_jax.policies import Policy
-from msrnn_jax.rotary import turn_keys
+from msrnn_jax.rotary import turn_back
 from msrnn_jax.slots import write
 from msrnn_jax.state import EMPTY, LayerState, Moment, View
 
@@ -31,14 +31,16 @@ def remember(
     layer, slot = write(policy, layer, key, value, moment.position)
     # The newest slot is visible even to padding, whose row is thrown away but must stay finite.
     newest = jnp.arange(layer.num_slots, dtype=jnp.int32)[None] == slot[:, None]  # [#K, S]
-    turned = layer.keys if moment.mode == "absolute" else turn_keys(config, moment.mode, layer.keys, layer.positions)
-    grouped = query.reshape(key.shape[0], -1, query.shape[1])  # [K, G, H]
+    grouped, keys = query.reshape(key.shape[0], -1, query.shape[1]), layer.keys  # [K, G, H], [K, S, H]
+    if moment.mode != "absolute":
+        keys = turn_back(config, moment.mode, moment.angles, keys, layer.positions)
+        grouped = grouped.astype(keys.dtype)
     held = layer.positions != EMPTY
-    probs = softmax(match(grouped, turned), newest | held, query.shape[1])
+    probs = softmax(match(grouped, keys), newest | held, query.shape[1])
     mixed = mix(probs, layer.values)
     over = held.sum(axis=1, dtype=jnp.int32) > layer.budget
     layer = judge(policy, layer, probs, query, moment, index, over)
-    return layer, mixed.reshape(query.shape)
+    return layer, mixed.reshape(query.shape).astype(query.dtype)
 
 
 def judge(

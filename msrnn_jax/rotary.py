@@ -12,6 +12,8 @@ from msrnn_jax.config import Config, Rope
 from msrnn_jax.layers import wide
 from msrnn_jax.state import EMPTY
 
+Angles = tuple[Array, Array]  # cosine and sine
+
 WHOLE_GAP = 10  # "gap": the longest distance between neighbours that counts in full
 
 
@@ -48,29 +50,47 @@ def rotate(
     return turned.astype(x.dtype)
 
 
-def turn_keys(
-    config: Config, mode: str, keys: Float[Array, "K S H"], positions: Int[Array, "#K S"]
+def angles_for(config: Config, mode: str, positions: Int[Array, "*T"], slots: int) -> Angles | None:
+    """What all layers share: the rotation of the tokens read, or a table for all distances among what is held."""
+    if mode == "absolute":
+        return rotation(config, positions)
+    return rotation(config, jnp.arange(slots, dtype=jnp.int32)) if mode == "cache" else None
+
+
+def turn_back(
+    config: Config, mode: str, angles: Angles | None, keys: Float[Array, "K S H"], positions: Int[Array, "#K S"]
 ) -> Float[Array, "K S H"]:
-    """Unrotated keys as an unrotated query at the newest position sees them: turned back by their distance.
+    """Unrotated keys as an unrotated query at the newest held position sees them, in at least float32.
 
     Rotating the query by n and a key by r is rotating the key alone by r - n.
     """
-    cos, sin = rotation(config, -distances(mode, positions, wide(config.dtype)))  # [#K, S, H / 2]
-    return rotate(keys, cos, sin)
+    keys = keys.astype(wide(keys.dtype))
+    behind = distances(mode, positions, keys.dtype)  # [#K, S]
+    if angles is None:
+        return rotate(keys, *rotation(config, -behind))
+    cos, sin = (table[behind.astype(jnp.int32)].astype(keys.dtype) for table in angles)  # [#K, S, H / 2]
+    return rotate(keys, cos, -sin)
+
+
+def counted(mode: str, gap: Int[Array, "*T"], dtype: Any) -> Float[Array, "*T"]:
+    """How far apart two held neighbours count as being whose true positions differ by `gap`.
+
+    "cache": one place (Xiao et al., 2023, arXiv:2309.17453: positions are places among what is held). "gap": the
+    true distance up to `WHOLE_GAP`, the logarithm's logarithm of a longer one (Oren et al., 2024,
+    arXiv:2401.06104, section 7.2).
+    """
+    if mode == "cache":
+        return jnp.ones(gap.shape, dtype)
+    distance = gap.astype(dtype)
+    return jnp.where(gap <= WHOLE_GAP, distance, jnp.log(jnp.log(jnp.maximum(distance, WHOLE_GAP + 1))))
 
 
 def distances(mode: str, positions: Int[Array, "#K S"], dtype: Any) -> Float[Array, "#K S"]:
-    """How far behind the newest held token of its row every held slot counts as being.
-
-    "cache" counts the held tokens that are newer (Xiao et al., 2023, arXiv:2309.17453: positions are places
-    among what is held); "gap" adds up the true distances between held neighbours, of which one above
-    `WHOLE_GAP` counts as its logarithm's logarithm (Oren et al., 2024, arXiv:2401.06104, section 7.2).
-    """
+    """How far behind the newest held token of its row every held slot counts as being."""
     newer = positions[:, None, :] > positions[:, :, None]  # [#K, S, S]: [j, i] where i is newer than j
     if mode == "cache":
         return newer.sum(axis=-1, dtype=jnp.int32).astype(dtype)
     others = jnp.broadcast_to(positions[:, :, None], newer.shape)
     older = jnp.max(others, axis=1, where=newer, initial=EMPTY)  # [#K, S], the neighbour's position
-    gap = (positions - older).astype(dtype)
-    counted = jnp.where(gap <= WHOLE_GAP, gap, jnp.log(jnp.log(jnp.maximum(gap, WHOLE_GAP + 1))))
-    return jnp.sum(jnp.broadcast_to(counted[:, None], newer.shape), axis=-1, where=newer)
+    steps = counted(mode, positions - older, dtype)
+    return jnp.sum(jnp.broadcast_to(steps[:, None], newer.shape), axis=-1, where=newer)

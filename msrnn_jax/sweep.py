@@ -25,7 +25,7 @@ def sweep(
     lengths: np.ndarray,
     budgets: Sequence[int],
     *,
-    batch: int = 16,
+    batch: int = 4,
     positions: str = "absolute",
     report: Callable[[int], None] = lambda rows: None,
 ) -> list[Perplexity]:
@@ -66,7 +66,7 @@ def check_settings(
     lengths: np.ndarray,
     budgets: Sequence[int],
     *,
-    batch: int = 16,
+    batch: int = 4,
     positions: str = "absolute",
 ) -> None:
     """Raises what `sweep` would, before any work and without any memory for states."""

@@ -159,9 +159,9 @@ def test_a_state_goes_only_with_its_scope_policy_and_model():
     assert "1 rows of slots" in message and "tova:scope=head" in message
     message = refusal(lambda: ms.step(CONFIG, ms.Window(), params, layerwise, token))
     assert "other statistics than those of window" in message
-    cache = layerwise.replace(mode="cache")
-    message = refusal(lambda: ms.step(CONFIG, ms.TOVA(), params, cache, token))
-    assert "positions are 'cache'; only 'absolute' is supported yet" in message
+    relative = layerwise.replace(mode="relative")
+    message = refusal(lambda: ms.step(CONFIG, ms.TOVA(), params, relative, token))
+    assert "positions are 'relative'; they must be one of absolute, cache, gap" in message
     batch = jax.tree.map(lambda leaf: leaf[None], layerwise)
     for call in (
         lambda: ms.step(CONFIG, ms.TOVA(), params, batch, token),

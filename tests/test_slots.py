@@ -75,8 +75,6 @@ def test_refusals_name_what_is_wrong():
     refused("budget is 8, but there are 8 slots; it must be at most slots - 1", budget=8, slots=8)
     refused("slots is 1; it must be a whole number of at least 2", budget=1, slots=1)
     refused("positions is 'relative'; it must be one of absolute, cache, gap", budget=4, positions="relative")
-    refused("positions is 'cache'; only 'absolute' is supported yet", budget=4, positions="cache")
-    refused("positions is 'gap'; only 'absolute' is supported yet", budget=4, positions="gap")
     refused(
         "budget is 5, but window:sinks=6 protects 6 sinks and 0 recent tokens; sinks . recent must be at most",
         ms.Window(sinks=6),

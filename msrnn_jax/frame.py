@@ -1,0 +1,78 @@
+"""Keys rotated to places among what is held, kept right as tokens come and go."""
+
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+from jaxtyping import Float, Int
+
+from msrnn_jax.config import Config
+from msrnn_jax.rotary import Angles, counted, rotate, rotation, turn_back
+from msrnn_jax.state import EMPTY, LayerState
+
+
+class Frame(struct.PyTreeNode):
+    """Where every candidate of a chunk stands, for the position modes in which that changes.
+
+    Attention sees differences of places only, so the origin is free: the newest token held before the chunk.
+    A token that comes moves nobody; one that goes moves those newer than it, all by the same angle. So keys
+    are turned once when the chunk begins and once for every token that goes, and places never grow beyond
+    the chunk. The rounding of as many rotations stays that of a few.
+    """
+
+    keys: Array  # [K, M, H], rotated to their places, at least float32
+    place: Array  # [#K], of the newest held token
+    newest: Array  # [#K] int32, its position
+
+
+def make_frame(config: Config, mode: str, angles: Angles | None, layer: LayerState, count: int) -> Frame:
+    """The frame of a layer's slots, with room for `count` tokens."""
+    keys = turn_back(config, mode, angles, layer.keys, layer.positions)
+    return Frame(
+        keys=jnp.pad(keys, ((0, 0), (0, count), (0, 0))),
+        place=jnp.zeros(layer.num_rows, keys.dtype),
+        newest=jnp.max(layer.positions, axis=1),
+    )
+
+
+def enter(
+    config: Config,
+    mode: str,
+    frame: Frame,
+    slot: Int[Array, ""],
+    query: Float[Array, "K G H"],
+    key: Float[Array, "K H"],
+    position: Int[Array, ""],
+) -> tuple[Frame, Float[Array, "K G H"]]:
+    """Gives a new token its place, unless it is padding; returns its query, rotated to it."""
+    dtype = frame.keys.dtype
+    real = position != EMPTY
+    place = frame.place + counted(mode, position - frame.newest, dtype)  # [#K]
+    cos, sin = rotation(config, place)  # [#K, H / 2]
+    turned = rotate(key.astype(dtype), cos, sin)
+    here = (jnp.arange(frame.keys.shape[1], dtype=jnp.int32) == slot)[None, :, None]  # [1, M, 1]
+    frame = frame.replace(
+        keys=jnp.where(here, turned[:, None], frame.keys),
+        place=jnp.where(real, place, frame.place),
+        newest=jnp.where(real, position, frame.newest),
+    )
+    return frame, rotate(query.astype(dtype), cos[:, None], sin[:, None])
+
+
+def leave(config: Config, mode: str, frame: Frame, before: Int[Array, "#K M"], after: Int[Array, "#K M"]) -> Frame:
+    """Closes the gap of the token that each row has freed, if any."""
+    dtype, far = frame.keys.dtype, jnp.iinfo(jnp.int32).max
+    gone = jnp.max(jnp.where(before == after, EMPTY, before), axis=1, keepdims=True)  # [#K, 1]
+    older = jnp.max(jnp.where(after < gone, after, EMPTY), axis=1, keepdims=True)
+    newer = jnp.min(jnp.where(after > gone, after, far), axis=1, keepdims=True)
+    was_newest = (gone != EMPTY) & (newer == far)
+    inside = (older != EMPTY) & (newer != far)  # where nothing was freed, there is no older one
+    apart = counted(mode, gone - older, dtype)
+    closer = counted(mode, newer - older, dtype) - counted(mode, newer - gone, dtype) - apart
+    shift = jnp.where(inside, closer, jnp.zeros((), dtype))  # [#K, 1]
+    cos, sin = rotation(config, shift)  # [#K, 1, H / 2]
+    moved = (inside & (after > gone))[..., None]  # [#K, M, 1]
+    return Frame(
+        keys=jnp.where(moved, rotate(frame.keys, cos, sin), frame.keys),
+        place=frame.place + jnp.where(was_newest, -apart, shift)[:, 0],
+        newest=jnp.where(was_newest, older, frame.newest[:, None])[:, 0],
+    )
