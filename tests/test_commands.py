@@ -11,12 +11,11 @@ import time
 
 import pytest
 import tiny
-from tokenizers import Tokenizer, models, pre_tokenizers
+from toy import make_toy
 from typer.testing import CliRunner
 
 import msrnn_jax as ms
 from experiments import perplexity as perplexity_experiment
-from experiments import throughput as throughput_experiment
 from msrnn_jax.cli import app
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -24,22 +23,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> str:
-    """A random model with a tokenizer of single characters."""
-    alphabet = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTU.\n"
-    vocabulary = {"?": 0, **{letter: number for number, letter in enumerate(alphabet[:49], 1)}}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    path = tmp_path_factory.mktemp("models") / "toy"
-    settings = json.dumps({"bos_token_id": None, "eos_token_ids": [3]})
-    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-    files = {
-        "tokenizer.json": tokenizer.to_str(),
-        "tokenizer_config.json": settings,
-        "chat_template.jinja": template
-        + "{% if messages[0]['content'] == 'x' %}{{ raise_exception('no x') }}{% endif %}",
-    }
-    ms.save(path, tiny.CONFIG, tiny.params(), files=files)
-    return str(path)
+    return make_toy(tmp_path_factory.mktemp("models") / "toy")
 
 
 def run(*arguments: str, code: int = 0, command=app):
@@ -221,14 +205,3 @@ def test_the_perplexity_experiment_writes_json_and_a_plot(toy, tmp_path):
     assert sorted(os.listdir(out.parent)) == ["result.json", "result.png"]
     failed = run(*arguments, "--out", "plot.png", code=2, command=perplexity_experiment.app)
     assert "out is 'plot.png'; it must end in .json" in failed.stderr
-
-
-def test_the_throughput_experiment_runs_and_says_what_it_timed(toy, tmp_path):
-    out = tmp_path / "result.json"
-    arguments = [toy, "--budget", "8", "--turns", "3", "--calls", "2", "--out", str(out)]
-    run(*arguments, command=throughput_experiment.app)
-    result = json.loads(out.read_text())
-    assert result["settings"]["policy"] == "tova" and set(result["milliseconds"]) == {"floor", "early", "late"}
-    assert result["step_over_floor"] > 0 and result["late_over_early"] > 0
-    assert result["memory"]["aliased"] >= result["memory"]["state"] > 0
-    run(*arguments[:-2], "--calls", "0", code=2, command=throughput_experiment.app)

@@ -13,6 +13,8 @@ from convert import convert
 REASON = "needs torch==2.13.0 and transformers: pip install 'msrnn_jax[test,torch]'"
 torch = pytest.importorskip("torch", reason=REASON)
 transformers = pytest.importorskip("transformers", reason=REASON)
+from experiments.huggingface import to_torch  # noqa: E402, needs both
+
 transformers.utils.logging.disable_progress_bar()
 
 COUNT = 24  # tokens read
@@ -232,3 +234,21 @@ def test_a_model_in_shards(tmp_path, folder, ours):
     config, params = load_ours(shards)
     assert config == ours[0]
     jax.tree.map(np.testing.assert_array_equal, params, ours[1])
+
+
+def equal_tensors(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True, "rope_parameters": LLAMA3}],
+)
+def test_the_way_back(tmp_path, changes, dtype):
+    """What timings compare with is the model that was converted, to the bit."""
+    folder = write_model(tmp_path / "model", dtype, **changes)
+    again, theirs, tokens = to_torch(*load_ours(folder)), read_model(folder), some_tokens()
+    assert equal_tensors(again, theirs) and again.dtype == theirs.dtype
+    np.testing.assert_array_equal(forward(again, tokens), forward(theirs, tokens))

@@ -1,12 +1,19 @@
 """A model of two layers whose sizes are all different, and the policies every test runs through."""
 
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import msrnn_jax as ms
+from msrnn_jax.compress import worth
+
+# For programs that run for less time than they take to compile: XLA's own passes, without LLVM's.
+QUICK: Any = {"xla_backend_optimization_level": 0}
+
+NEAR_TIE = 1e-5  # two lowest scores closer than this, relatively, may be taken for each other in float32
 
 CONFIG = ms.Config(
     vocab_size=50,
@@ -75,3 +82,67 @@ def unroll(config: ms.Config, policy: ms.Policy, params: ms.Params, state: ms.Mu
 
 
 unroll_jit = jax.jit(unroll)
+
+
+def watch(config: ms.Config, policy: ms.Policy, params: ms.Params, state: ms.MultiState, tokens: jax.Array):
+    """Steps over tokens [T]: the last state, logits [T, V], and positions and statistics [T, ...] of every layer."""
+
+    def one(state: ms.MultiState, token: jax.Array):
+        state, logits = ms.step(config, policy, params, state, token)
+        return state, (logits, [(layer.positions, layer.stats) for layer in state.layers])
+
+    last, (logits, seen) = jax.lax.scan(one, state, jnp.asarray(tokens))
+    return last, logits, seen
+
+
+@jax.jit
+def margins(policy: ms.Policy, state: ms.MultiState, seen: list) -> jax.Array:
+    """How close every step came to forgetting another token, [T]; infinite where nothing had to go.
+
+    The distance of the two lowest scores relative to the larger one, the least over layers and rows. Scores that
+    are integers are exact, so nothing is close to them.
+
+    Args:
+      state: the one from which `watch` started, for its budgets; empty.
+      seen: what `watch` returned.
+    """
+    layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *state.layers)
+    positions, stats = jax.tree.map(lambda *leaves: jnp.stack(leaves), *seen)  # [L, T, ...]
+
+    def of_step(layer: ms.LayerState, before: jax.Array, after: jax.Array, stats: jax.Array, t: jax.Array):
+        free = jnp.argmax(before == ms.EMPTY, axis=1).astype(jnp.int32)
+        here = jnp.arange(layer.num_slots, dtype=jnp.int32)[None] == free[:, None]
+        full = layer.replace(positions=jnp.where(here, t, before), stats=stats)  # a freed slot keeps its statistics
+        score, eligible = worth(policy, full, t + 1)
+        if jnp.issubdtype(score.dtype, jnp.integer):
+            return jnp.asarray(jnp.inf)
+        held = full.positions != ms.EMPTY
+        eligible = jnp.where(eligible.any(axis=1, keepdims=True), eligible, held)
+        lowest, second = jnp.moveaxis(jnp.sort(jnp.where(eligible, score, jnp.inf), axis=1)[:, :2], 1, 0)
+        size = jnp.maximum(jnp.abs(lowest), jnp.abs(second))
+        relative = jnp.where(second == lowest, 0.0, (second - lowest) / size)
+        chosen = (held != (after != ms.EMPTY)).any(axis=1) & jnp.isfinite(lowest) & jnp.isfinite(second)
+        return jnp.min(jnp.where(chosen, relative, jnp.inf))
+
+    def of_layer(layer: ms.LayerState, positions: jax.Array, stats: jax.Array):
+        before = jnp.concatenate([layer.positions[None], positions[:-1]])
+        times = jnp.arange(len(positions), dtype=jnp.int32)
+        return jax.vmap(of_step, (None, 0, 0, 0, 0))(layer, before, positions, stats, times)
+
+    return jax.vmap(of_layer)(layers, positions, stats).min(axis=0)
+
+
+def first_near_tie(margin: np.ndarray) -> int:
+    """The first step at which another token came close to going, or the number of steps if there is none."""
+    near = np.asarray(margin) <= NEAR_TIE
+    return int(near.argmax()) if near.any() else len(near)
+
+
+def by_position(positions: np.ndarray, leaf: np.ndarray, count: int) -> np.ndarray:
+    """What slots hold [..., rows, S, *rest], ordered by token [..., rows, count, *rest]; 0 where none is held."""
+    positions, leaf = np.asarray(positions), np.asarray(leaf)
+    index = np.where(positions == ms.EMPTY, count, positions)
+    axis = positions.ndim - 1
+    table = np.zeros((*leaf.shape[:axis], count + 1, *leaf.shape[axis + 1 :]), leaf.dtype)
+    np.put_along_axis(table, index.reshape(index.shape + (1,) * (leaf.ndim - index.ndim)), leaf, axis)
+    return np.delete(table, count, axis)

@@ -1,0 +1,171 @@
+"""A result for reading."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from experiments.throughput.timing import Row
+
+GIB = 2**30
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """The tables of every section that ran."""
+    makers = {"roofline": _roofline, "decode": _decode, "prompt": _prompt, "extend": _extend, "memory": _memory}
+    return [table for section, make in makers.items() if section in result for table in make(result)]
+
+
+def size(count: float) -> str:
+    """Bytes with three digits and a unit."""
+    for unit in ("B", "kB", "MB"):
+        if abs(count) < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.4g} GB"
+
+
+def _table(title: str, *columns: str, left: int = 2) -> Table:
+    """So many columns of words on the left, then numbers on the right."""
+    made = Table(title=title, title_justify="left", caption_justify="left")
+    for number, column in enumerate(columns):
+        made.add_column(column, justify="left" if number < left else "right")
+    return made
+
+
+def _roofline(result: dict[str, Any]) -> list[Table]:
+    columns = ("dtype", "rows", "ms a pass", "GB/s of weights", "GFLOP/s")
+    made = _table("Products of the model's MLPs alone", *columns, left=1)
+    for row in result["roofline"]["rows"]:
+        rates = row["bytes_per_second"] / 1e9, row["operations_per_second"] / 1e9
+        milliseconds = 1e3 * row["rows"] / row["tokens_per_second"]
+        made.add_row(row["dtype"], str(row["rows"]), f"{milliseconds:.2f}", *(f"{rate:.1f}" for rate in rates))
+    return [made]
+
+
+def _decode(result: dict[str, Any]) -> list[Table]:
+    section = result["decode"]
+    made = _table(
+        f"Decoding, {result['settings']['policy']}, {result['settings']['decode']['new_tokens']} tokens a call",
+        *("dtype", "what", "budget", "batch", "from t", "ms a step", "tokens/s", "time / products"),
+        *("speed / transformers", "of roofline"),
+    )
+    for row in section["rows"]:
+        ratios = [one for one in section["ratios"] if _same(one, row)]
+        made.add_row(
+            row["dtype"],
+            row["series"].split()[0],
+            *(f"{row[name]:,}" if name in row else "" for name in ("budget", "batch", "position")),
+            f"{1e3 * statistics.median(row['seconds']) / row['steps']:.2f}",
+            f"{row['tokens_per_second']:.1f}",
+            _median(ratios, over=f"products batch {row['batch']}"),
+            _median(ratios, over=f"transformers batch {row['batch']}"),
+            _share(result, row),
+        )
+    late = [one for one in section["ratios"] if " at " in one["over"]]
+    made.caption = "\n".join(f"{one['dtype']}: {one['of']} takes {one['median']:.3f} x {one['over']}" for one in late)
+    return [made]
+
+
+def _prompt(result: dict[str, Any]) -> list[Table]:
+    section, settings = result["prompt"], result["settings"]["prompt"]
+    title = f"First token after {settings['length']:,}, {result['settings']['policy']} {settings['budget']}"
+    made = _table(title, "dtype", "way", "seconds", "time / transformers")
+    for row in section["rows"]:
+        ratios = [one for one in section["ratios"] if _same(one, row)]
+        made.add_row(row["dtype"], row["series"], f"{statistics.median(row['seconds']):.3f}", _median(ratios))
+    return [made]
+
+
+def _extend(result: dict[str, Any]) -> list[Table]:
+    return [_whole(result), _grid(result), _reading_memory(result)]
+
+
+def _whole(result: dict[str, Any]) -> Table:
+    section, settings = result["extend"], result["settings"]["extend"]
+    made = _table(
+        f"Reading {settings['tokens']:,} tokens with their losses",
+        *("dtype", "way", "tokens/s", "x as fast is ours", "of roofline", "nats a token"),
+    )
+    made.caption = f"scan of step: over {settings['stretch']} tokens from a full state"
+    losses = {one["dtype"]: one for one in section["losses"]}
+    for row in section["whole"]:
+        nats = losses[row["dtype"]].get(row["series"])
+        ratios = [one for one in section["whole_ratios"] if one["dtype"] == row["dtype"]]
+        made.add_row(
+            row["dtype"],
+            row["series"],
+            f"{row['tokens_per_second']:.1f}",
+            _median(ratios, over=row["series"]),
+            _share(result, row),
+            "" if nats is None else f"{nats:.4f}",
+        )
+    return made
+
+
+def _grid(result: dict[str, Any]) -> Table:
+    section, settings = result["extend"], result["settings"]["extend"]
+    title = f"Reading {settings['grid_tokens']:,} tokens with their losses, one factor varied"
+    made = _table(title, "dtype", "policy", "budget", "chunk", "tokens/s", "speed / first")
+    for row in section["grid"]:
+        ratios = [one for one in section["grid_ratios"] if _same(one, row)]
+        speed = f"{row['tokens_per_second']:.1f}"
+        made.add_row(row["dtype"], row["policy"], f"{row['budget']:,}", f"{row['chunk']:,}", speed, _median(ratios))
+    return made
+
+
+def _reading_memory(result: dict[str, Any]) -> Table:
+    made = _table("Memory of reading, by XLA's count", "dtype", "tokens", "arguments", "temporary", "outputs", "peak")
+    for one in result["extend"]["memory"]:
+        for tokens, parts in zip(one["tokens"], one["bytes"], strict=True):
+            sizes = (size(parts[name]) for name in ("arguments", "temporary", "outputs", "peak"))
+            made.add_row(one["dtype"], f"{tokens:,}", *sizes)
+        made.add_row(one["dtype"], "each more", "", "", "", f"{one['bytes_per_token']:.1f} B")
+    return made
+
+
+def _memory(result: dict[str, Any]) -> list[Table]:
+    section = result["memory"]
+    fits = _table(
+        f"Rows that fit into {section['memory_bytes'] / GIB:.3g} GiB",
+        *("dtype", "policy", "budget", "weights", "state", "beside it", "largest batch"),
+        *("batch run", "tokens/s", "speed / full"),
+    )
+    checks = _table(
+        f"The loop over steps, batch {result['settings']['memory']['check_batch']}: by XLA's count and by ours",
+        *("dtype", "policy", "budget", "arguments", "ours", "temporary", "ours, at most", "one layer", "not in place"),
+    )
+    if result["device"].startswith("cpu") and "bfloat16" in result["settings"]["dtypes"]:
+        checks.caption = "On this CPU XLA widens bfloat16 before it multiplies: its temporaries hold such copies."
+    for row in section["rows"]:
+        about = (row["dtype"], row["policy"], f"{row['budget']:,}")
+        sizes = (size(row[name]) for name in ("weight_bytes", "state_bytes", "working_bytes"))
+        fits.add_row(*about, *sizes, f"{row['largest_batch']:,}", *_timed(row))
+        names = ("arguments", "expected_arguments", "temporary", "expected_temporary", "one_layer")
+        outside = row["check"]["outputs"] - row["check"]["aliased"]
+        checks.add_row(*about, *(size(row["check"][name]) for name in names), size(outside))
+    return [fits, checks]
+
+
+def _timed(row: Row) -> tuple[str, str, str]:
+    timed, relative = row.get("timed"), row.get("relative")
+    if timed is None:
+        return "", "", ""
+    return f"{timed['batch']:,}", f"{timed['tokens_per_second']:.1f}", _median([relative] if relative else [])
+
+
+def _same(one: Row, row: Row) -> bool:
+    """Whether a ratio is that of the row's series."""
+    return one["of"] == row["series"] and one["dtype"] == row["dtype"]
+
+
+def _median(ratios: Sequence[Row], over: str | None = None) -> str:
+    """The first of these ratios, over that series if one is named."""
+    return next((f"{one['median']:.3f}" for one in ratios if over in (None, one["over"])), "")
+
+
+def _share(result: dict[str, Any], row: Row) -> str:
+    shares = result.get("roofline", {}).get("shares", ())
+    found = (one for one in shares if one["series"] == row["series"] and one["dtype"] == row["dtype"])
+    return next((f"{one['share']:.0%}" for one in found), "")
