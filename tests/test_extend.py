@@ -273,6 +273,39 @@ def test_a_policy_of_ones_own_goes_through(scope, mode, chunk, x64):
     assert not (kept[:, -10:].all() or kept[:, :10].all())  # it is no window
 
 
+class Diary(ms.Policy):
+    """Writes into each token's slot what was shown when it was the newest."""
+
+    def init(self, rows, slots):
+        return {"token": jnp.zeros((rows, slots), jnp.int32), "queries": jnp.zeros((rows, slots, 6, 10))}
+
+    def observe(self, stats, view):
+        newest = view.positions == view.t
+        number = 100 * view.layer + view.token
+        seen = jnp.where(newest[..., None, None], view.queries, stats["queries"])
+        return {"token": jnp.where(newest, number, stats["token"]), "queries": seen}
+
+    def score(self, layer, t):
+        return layer.positions
+
+
+def test_a_policy_is_shown_every_token_as_it_is_read(x64):
+    """The token, its position, the layer and the queries; in the first layer these are known from the token alone."""
+    params, tokens = tiny.params("float64"), tiny.tokens(T)
+    steps, _, _ = stepped(FLOAT64, Diary(), params, tokens, "cache")
+    chunks, _ = extended(FLOAT64, Diary(), params, tokens, BUDGETS, LENGTHS, "cache", 7)
+    weights = oracle.as_numpy(params)
+    x = oracle.norm(FLOAT64, weights.embedding[tokens], weights.layers[0].attention_norm)
+    queries, _, _ = oracle.projections(weights.layers[0], x)  # [T, N, H], not rotated in this mode
+    for state in (steps, chunks):
+        for index, layer in enumerate(state.layers):
+            diary = jax.tree.map(lambda leaf, layer=layer: tiny.by_position(layer.positions, leaf, T), layer.stats)
+            np.testing.assert_array_equal(diary["token"][T - 1, 0], tokens + 100 * index)  # the budget held all
+        first = state.layers[0]
+        found = tiny.by_position(first.positions, first.stats["queries"], T)[T - 1, 0]
+        np.testing.assert_allclose(found, queries, rtol=0, atol=1e-9)
+
+
 # Static policies with and without statistics of their own, or protection that stepping must apply.
 STATIC = [
     (scored("Modulo", modulo)(), "absolute"),

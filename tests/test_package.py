@@ -62,7 +62,7 @@ def test_wrong_types_are_refused_in_words():
         """
     )
     assert printed.splitlines() == [
-        "tokens (3,) and targets (2,) must both be [T], with at least one token",
+        "targets has shape (2,); it must be that of tokens, (3,)",
         "tokens has dtype float32; token numbers must be integers",
         "tokens has shape (1, 3); it must be [T] with at least one token",
         "length has dtype float64; lengths must be integers",

@@ -27,9 +27,10 @@ def test_python_blocks_run_one_after_another(smollm2, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     found = blocks("python")
-    assert len(found) == 4
+    assert len(found) == 5
     for block in found:
         exec(compile(block, "README.md", "exec"), names)
+    assert names["kept"].shape == names["tokens"].shape
     assert names["answers"].shape == (2, 16) and names["losses"].shape == (len(names["tokens"]) - 1,)
     assert names["logits"].shape == (49152,)  # of the last block's prefill
     assert names["state"].layers[0].keys.shape == (3, 9, 64)
