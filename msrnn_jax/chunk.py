@@ -74,9 +74,11 @@ def _hold(policy: Policy, layer: LayerState, moment: Moment) -> tuple[LayerState
         # A state that holds more than its budget stays as large: a step frees one slot at most.
         limit = jnp.maximum(layer.budget, before)[:, None, None]  # [#K, 1, 1]
         stays = stays & (_outlived_by(policy, layer, moment) < limit)
-    start = jnp.broadcast_to((held & (slot < slots))[:, None], (layer.num_rows, 1, layer.num_slots))
+    # A token is seen from one step to another, so two numbers say all: XLA would work out a whole mask for every head.
+    first = jnp.where(slot >= slots, slot - slots, jnp.where(held, 0, count))  # [#K, M]
+    last = jnp.maximum(slot - slots, 0) + stays.sum(axis=1, dtype=jnp.int32)
     # The newest token is visible even where it is padding, whose row is thrown away but must stay finite.
-    visible = jnp.concatenate([start, stays[:, :-1]], axis=1) | (slot == slots + step)[None]  # [#K, T, M]
+    visible = (first[:, None] <= step[None]) & (step[None] <= last[:, None])  # [#K, T, M]
     return layer.replace(positions=jnp.where(stays[:, -1], layer.positions, EMPTY)), visible
 
 
