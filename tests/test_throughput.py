@@ -40,7 +40,7 @@ SMALL = {
     "tokens": [48],
     "budget": [8],
     "chunk": [8],
-    "chunks": [4],
+    "chunks": [4, 12],
     "budgets": [4],
     "policies": ["window:sinks=4", "full"],
     "grid-tokens": [24],
@@ -122,12 +122,12 @@ def test_every_section_runs(toy, tmp_path):
 
     extend = result["extend"]
     grid = [(row["policy"], row["budget"], row["chunk"]) for row in extend["grid"]]
-    assert grid[:4] == [("tova", 8, 8), ("tova", 8, 4), ("tova", 4, 8), ("window:sinks=4", 8, 8)]
-    assert grid[4:] == [("full", 48, 8), ("full", 48, 4)]
+    assert grid[:5] == [("tova", 8, 8), ("tova", 8, 4), ("tova", 8, 12), ("tova", 4, 8), ("window:sinks=4", 8, 8)]
+    assert grid[5:] == [("full", 48, 8), ("full", 48, 12)]
     assert [row["series"].split()[0] for row in extend["whole"]] == ["tova", "full", "scan", *peers]
     check_ratios(extend["whole"], extend["whole_ratios"])
     check_ratios(extend["grid"], extend["grid_ratios"])
-    assert len(extend["whole_ratios"]) == 2 + len(peers) and len(extend["grid_ratios"]) == 5
+    assert len(extend["whole_ratios"]) == 2 + len(peers) and len(extend["grid_ratios"]) == 6
     (memory,) = extend["memory"]
     assert memory["bytes_per_token"] == 12.0  # a token, its target and its loss
     assert [parts["temporary"] for parts in memory["bytes"]] == [memory["bytes"][0]["temporary"]] * 2
@@ -203,6 +203,7 @@ def test_absent_peers_are_named(toy, tmp_path, monkeypatch):
         (["TOY"], {"batch": [0]}, "batches is 0; it must be a whole number of at least 1"),
         (["TOY"], {"early": [10]}, "early and late must be at least 16"),
         (["TOY"], {"grid_tokens": [49]}, "grid_tokens 49, tokens 48 and long 96 must ascend"),
+        (["TOY"], {"chunk": [25]}, "grid_tokens is 24; it must be at least the largest chunk"),
         (["TOY"], {"text": ["no.txt"]}, "text file 'no.txt' does not exist"),
         (["TOY"], {"text": ["SHORT"]}, "the text has 5 tokens; this run reads 49"),
         (["TOY"], {"out": ["result.txt"]}, "it must end in .json"),

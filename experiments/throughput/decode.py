@@ -23,7 +23,7 @@ def run(settings: Settings, bench: Bench) -> dict[str, Any]:
             *_peers(settings, bench, dtype),
         ]
         bench.report(f"{dtype}: {len(series)} series")
-        found = take_turns(series, settings.turns, bench.report)
+        found = take_turns(series, settings.turns, bench.report, warm=False)
         rows += found
         ratios += [{"dtype": dtype, **one} for one in _ratios(settings, found)]
     return {"rows": rows, "ratios": ratios}

@@ -29,14 +29,14 @@ class Variant(NamedTuple):
 
 
 def run(settings: Settings, bench: Bench) -> dict[str, Any]:
-    """For every dtype the grid, which also finds full attention's best chunk, and then the whole text."""
+    """For every dtype the grid, which also finds full attention's better chunk, and then the whole text."""
     names = ("grid", "whole", "grid_ratios", "whole_ratios", "losses", "memory")
     results: dict[str, list[Row]] = {name: [] for name in names}
     base = default(settings).name
     for dtype in settings.dtypes:
         grid = _grid(settings, bench, dtype)
         results["grid"] += grid
-        whole, losses = _whole(settings, bench, dtype, _best_full(grid))
+        whole, losses = _whole(settings, bench, dtype, _better_full(grid))
         results["whole"] += whole
         results["losses"].append({"dtype": dtype, **losses})
         # On the whole text ours over each of the others, in the grid each variation over ours.
@@ -54,14 +54,14 @@ def default(settings: Settings) -> Variant:
 
 
 def variants(settings: Settings) -> list[Variant]:
-    """One factor at a time. Full attention holds the whole text, and is tried at every chunk."""
+    """One factor at a time. Full attention holds the whole text, and is tried at the default chunk and the largest."""
     extend, base = settings.extend, default(settings)
     chunks = [base.chunk, *extend.chunks]
     made = [base._replace(chunk=chunk) for chunk in chunks]
     made += [base._replace(budget=budget) for budget in extend.budgets]
     policies = [ms.parse_policy(policy) for policy in extend.policies]
     made += [base._replace(policy=str(policy)) for policy in policies if policy.forgets]
-    made += [Variant("full", extend.tokens, chunk) for chunk in chunks]
+    made += [Variant("full", extend.tokens, chunk) for chunk in (base.chunk, max(chunks))]
     return list(dict.fromkeys(made))
 
 
@@ -71,7 +71,7 @@ def _grid(settings: Settings, bench: Bench, dtype: str) -> list[Row]:
     return take_turns(series, settings.slow_turns, bench.report, warm=False)
 
 
-def _best_full(grid: list[Row]) -> Variant:
+def _better_full(grid: list[Row]) -> Variant:
     row = max((row for row in grid if row["policy"] == "full"), key=lambda row: row["tokens_per_second"])
     return Variant(row["policy"], row["budget"], row["chunk"])
 

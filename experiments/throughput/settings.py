@@ -27,7 +27,7 @@ class Decode:
     early: int = 2_000  # position of the token in one series of steps
     late: int = 20_000  # and in the other
     prompt: int = 512  # tokens read before, outside the time
-    new_tokens: int = 32  # steps in a call
+    new_tokens: int = 24  # steps in a call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Extend:
     chunks: tuple[int, ...] = (64, 128, 256, 512)
     budgets: tuple[int, ...] = (64, 256, 512, 1024, 2048)
     policies: tuple[str, ...] = ("tova", "tova:scope=head", "h2o", "window:sinks=4", "full")
-    grid_tokens: int = 1_024  # of every variation; the time per token does not depend on it
+    grid_tokens: int = 512  # of every variation; the time per token does not depend on it
     stretch: int = 128  # tokens that `step` is scanned over
     long: int = 32_768  # compiled for its memory only
 
@@ -101,6 +101,8 @@ def check(settings: Settings, random: bool) -> None:
     extend = settings.extend
     if extend.grid_tokens > extend.tokens or extend.tokens >= extend.long:
         raise ValueError(f"grid_tokens {extend.grid_tokens}, tokens {extend.tokens} and long {extend.long} must ascend")
+    if max(extend.chunk, *extend.chunks) > extend.grid_tokens:
+        raise ValueError(f"grid_tokens is {extend.grid_tokens}; it must be at least the largest chunk")
     least = seen(settings.decode, settings.decode.budget)
     if "decode" in settings.sections and min(settings.decode.early, settings.decode.late) < least:
         raise ValueError(f"early and late must be at least {least}, the tokens that the state has read by then")

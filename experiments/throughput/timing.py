@@ -33,7 +33,7 @@ def take_turns(series: Sequence[Series], turns: int, report: Report, *, warm: bo
 
     Args:
       warm: throw a first turn away. Without, the first call pays for cold caches as well, which the median
-        forgives where a call takes seconds.
+        forgives where a call takes most of a second.
     """
     seconds: dict[str, list[float]] = {one.name: [] for one in series}
     assert len(seconds) == len(series), "two series of one name"
