@@ -139,7 +139,7 @@ def _walk(
         positions, stats, frame = carry
         held, visible = _arrive(policy, layer.replace(positions=positions, stats=stats), slot, now)
         grouped = query.reshape(key.shape[0], -1, query.shape[1])  # [K, G, H]
-        frame, turned = enter(config, moment.mode, frame, slot, grouped, key, now.position, held.positions)
+        frame, turned = enter(config, moment.mode, frame, slot, grouped, key, now.position)
         mine = match(turned, frame.keys)  # [K, G, M]
         after = judge(policy, held, softmax(mine, visible, query.shape[1]), query, now, index, over)
         frame = leave(config, moment.mode, frame, held.positions, after.positions)

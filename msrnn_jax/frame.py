@@ -19,25 +19,18 @@ class Frame(struct.PyTreeNode):
     the chunk. The rounding of as many rotations stays that of a few.
     """
 
-    keys: Array  # [K, M, H], rotated to their places but for the turn, at least float32
+    keys: Array  # [K, M, H], rotated to their places, at least float32
     place: Array  # [#K], of the newest held token
     newest: Array  # [#K] int32, its position
-    # What the token that went last still has to do to the keys. It waits for the next token because XLA would
-    # fuse the cosines into the rotation, and compute them again for every key.
-    gone: Array  # [#K] int32, its position: newer tokens turn
-    turn: Angles  # cosine and sine [#K, H / 2]
 
 
 def make_frame(config: Config, mode: str, angles: Angles | None, layer: LayerState, count: int) -> Frame:
     """The frame of a layer's slots, with room for `count` tokens."""
     keys = turn_back(config, mode, angles, layer.keys, layer.positions)
-    place = jnp.zeros(layer.num_rows, keys.dtype)
     return Frame(
         keys=jnp.pad(keys, ((0, 0), (0, count), (0, 0))),
-        place=place,
+        place=jnp.zeros(layer.num_rows, keys.dtype),
         newest=jnp.max(layer.positions, axis=1),
-        gone=jnp.full(layer.num_rows, EMPTY, jnp.int32),
-        turn=rotation(config, place),
     )
 
 
@@ -49,23 +42,15 @@ def enter(
     query: Float[Array, "K G H"],
     key: Float[Array, "K H"],
     position: Int[Array, ""],
-    held: Int[Array, "#K M"],
 ) -> tuple[Frame, Float[Array, "K G H"]]:
-    """Gives a new token its place, unless it is padding; returns its query, rotated to it.
-
-    Args:
-      held: positions, the new one's in its slot.
-    """
+    """Gives a new token its place, unless it is padding; returns its query, rotated to it."""
     dtype = frame.keys.dtype
-    cos, sin = (angle[:, None] for angle in frame.turn)  # [#K, 1, H / 2]
-    newer = (held > frame.gone[:, None])[..., None]  # [#K, M, 1]
-    keys = jnp.where(newer, rotate(frame.keys, cos, sin), frame.keys)
     real = position != EMPTY
     place = frame.place + counted(mode, position - frame.newest, dtype)  # [#K]
     cos, sin = rotation(config, place)  # [#K, H / 2]
     turned = rotate(key.astype(dtype), cos, sin)
     frame = frame.replace(
-        keys=lax.dynamic_update_slice_in_dim(keys, turned[:, None], slot, axis=1),
+        keys=lax.dynamic_update_slice_in_dim(frame.keys, turned[:, None], slot, axis=1),
         place=jnp.where(real, place, frame.place),
         newest=jnp.where(real, position, frame.newest),
     )
@@ -83,9 +68,10 @@ def leave(config: Config, mode: str, frame: Frame, before: Int[Array, "#K M"], a
     apart = counted(mode, gone - older, dtype)
     closer = counted(mode, newer - older, dtype) - counted(mode, newer - gone, dtype) - apart
     shift = jnp.where(inside, closer, jnp.zeros((), dtype))
+    cos, sin = (angle[:, None] for angle in rotation(config, shift))  # [#K, 1, H / 2]
+    moves = (inside[:, None] & (after > gone[:, None]))[..., None]  # [#K, M, 1]
     return frame.replace(
+        keys=jnp.where(moves, rotate(frame.keys, cos, sin), frame.keys),
         place=frame.place + jnp.where(was_newest, -apart, shift),
         newest=jnp.where(was_newest, older, frame.newest),
-        gone=gone,
-        turn=rotation(config, shift),
     )

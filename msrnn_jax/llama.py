@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
@@ -12,6 +11,7 @@ from msrnn_jax.checks import check_params, check_state
 from msrnn_jax.chunk import remember_all
 from msrnn_jax.config import Config
 from msrnn_jax.layers import mlp, project, rms_norm, wide
+from msrnn_jax.moves import rows_of
 from msrnn_jax.params import LayerParams, Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence import remember
@@ -64,8 +64,6 @@ def advance(
       forgetting: False leaves slots held beyond the budget, and there must be room for them.
     """
     blocks = [partial(decoder_layer, config, weights, index=index) for index, weights in enumerate(params.layers)]
-    if token.ndim:  # what a layer makes of a chunk is too much to be stored for its gradient
-        blocks = [jax.checkpoint(block) for block in blocks]
     moment = moment_of(config, state, token, real=real, forgetting=forgetting)
     return run_blocks(policy, params.embedding, blocks, state, moment)
 
@@ -97,7 +95,7 @@ def run_blocks(
     policy: Policy, embedding: Float[Array, "V D"], blocks: Sequence[Block], state: MultiState, moment: Moment
 ) -> tuple[MultiState, Float[Array, "*T D"]]:
     """Sends tokens through decoder layers given as functions: `decoder_layer` without config and weights."""
-    x = jnp.asarray(embedding)[moment.token]
+    x = rows_of(embedding, moment.token)
     layers = []
     for block, layer in zip(blocks, state.layers, strict=True):
         layer, x = block(policy, layer, x, moment)
@@ -120,6 +118,7 @@ def decoder_layer(
     if moment.mode == "absolute" and moment.angles is not None:
         cos, sin = (angle[..., None, :] for angle in moment.angles)  # [*T, 1, H / 2]
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+    query, key = query.astype(x.dtype), key.astype(x.dtype)
     recall = remember_all if moment.token.ndim else remember
     layer, mixed = recall(config, policy, layer, query, key, value, moment, index)
     x = x + project("...nh,nhd->...d", mixed, weights.output, weights.output_bias)
@@ -129,10 +128,10 @@ def decoder_layer(
 def project_heads(
     config: Config, weights: LayerParams, x: Float[Array, "*T D"]
 ) -> tuple[Float[Array, "*T N H"], Float[Array, "*T K H"], Float[Array, "*T K H"]]:
-    """Query, key and value of the normed residual stream, not yet rotated."""
+    """Query, key and value of the normed residual stream; query and key in at least float32, to be rotated."""
     x = rms_norm(config, x, weights.attention_norm)
-    query = project("...d,dnh->...nh", x, weights.query, weights.query_bias)
-    key = project("...d,dkh->...kh", x, weights.key, weights.key_bias)
+    query = project("...d,dnh->...nh", x, weights.query, weights.query_bias, wide(x.dtype))
+    key = project("...d,dkh->...kh", x, weights.key, weights.key_bias, wide(x.dtype))
     value = project("...d,dkh->...kh", x, weights.value, weights.value_bias)
     return query, key, value
 

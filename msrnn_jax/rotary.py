@@ -37,8 +37,12 @@ def rotation(
     frequency = jnp.asarray(inverse_frequencies(config.rope, config.head_dim), wide(config.dtype))
     frequency = frequency.reshape((1,) * position.ndim + frequency.shape)
     angle = position[..., None].astype(frequency.dtype) * frequency
-    # Without the barrier XLA computes sine and cosine again for every element that every layer rotates.
-    return lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle)))
+    # XLA fuses a cosine into whatever uses it, to be computed again for every head of every layer, and an
+    # optimization_barrier does not keep it from that on CPU. A product it does not fuse, and this one is exact.
+    both = jnp.stack([jnp.cos(angle), jnp.sin(angle)])
+    same = jnp.eye(both.shape[-1], dtype=both.dtype)
+    cos, sin = jnp.matmul(both, same, precision=lax.Precision.HIGHEST)
+    return cos, sin
 
 
 def rotate(

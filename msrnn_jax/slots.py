@@ -20,6 +20,7 @@ from msrnn_jax.checks import (
     whole,
 )
 from msrnn_jax.config import Config
+from msrnn_jax.moves import put, slots_of
 from msrnn_jax.policies import Policy
 from msrnn_jax.state import EMPTY, POSITION_MODES, LayerState, MultiState
 
@@ -96,7 +97,9 @@ def write(
     """
     free = jnp.argmax(layer.positions == EMPTY, axis=1).astype(jnp.int32)  # [#K]
     here = jnp.arange(layer.num_slots, dtype=jnp.int32)[None] == free[:, None]  # [#K, S]
-    layer = layer.replace(keys=_put(layer.keys, key, free), values=_put(layer.values, value, free))
+    dtype = layer.keys.dtype
+    keys, values = put((layer.keys, key.astype(dtype)), free), put((layer.values, value.astype(dtype)), free)
+    layer = layer.replace(keys=keys, values=values)
     return occupy(policy, layer, here, position), free
 
 
@@ -109,16 +112,6 @@ def occupy(policy: Policy, layer: LayerState, here: Bool[Array, "#K S"], positio
             lambda new, old: jnp.where(_like(here, old), new.astype(old.dtype), old), fresh, layer.stats
         ),
     )
-
-
-def _put(cache: Float[Array, "K S H"], row: Float[Array, "K H"], slot: Int[Array, "#K"]) -> Float[Array, "K S H"]:
-    """One row into every head's slot.
-
-    An indexed write for one shared slot too: a slice update, the other spelling, makes XLA copy the whole
-    cache under `vmap` over a batch of one.
-    """
-    heads = jnp.arange(cache.shape[0], dtype=jnp.int32)
-    return jnp.asarray(cache).at[heads, jnp.broadcast_to(slot, heads.shape)].set(row.astype(cache.dtype))
 
 
 def _like(mask: Array, leaf: Array) -> Array:
@@ -173,13 +166,9 @@ def cut(layer: LayerState, slots: int) -> LayerState:
 def _take(layer: LayerState, source: Int[Array, "#K S"]) -> LayerState:
     """The same layer with the slots that `source` names."""
 
-    def take(leaf: Array) -> Array:
-        chosen = source.reshape(source.shape + (1,) * (leaf.ndim - 2))
-        return jnp.take_along_axis(leaf, chosen, axis=1, mode="promise_in_bounds")
-
     return layer.replace(
-        keys=take(layer.keys),
-        values=take(layer.values),
-        positions=take(layer.positions),
-        stats=jax.tree.map(take, layer.stats),
+        keys=slots_of(layer.keys, source),
+        values=slots_of(layer.values, source),
+        positions=slots_of(layer.positions, source),
+        stats=jax.tree.map(lambda leaf: slots_of(leaf, source), layer.stats),
     )

@@ -1,0 +1,69 @@
+"""Reading and writing rows of arrays by number, narrow floats as the bits they are."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Int
+
+Move = Callable[[Any, Any], Array]  # arrays of one dtype and indices, to an array of elements of the arrays
+
+
+def as_bits(move: Move) -> Move:
+    """The same function, for arrays of bfloat16 and other narrow floats done on their bits.
+
+    XLA for CPU gathers and scatters no narrow floats: it makes the whole array float32 first, an embedding or a
+    cache, and back again. Derivatives are those of `move`, which must be linear in its arrays.
+    """
+
+    @jax.custom_jvp
+    def on_bits(arrays: Any, indices: Any) -> Array:
+        dtype = _dtype(arrays)
+        bits = jnp.dtype(f"uint{8 * dtype.itemsize}")
+        arrays = jax.tree.map(lambda leaf: lax.bitcast_convert_type(leaf, bits), arrays)
+        return lax.bitcast_convert_type(move(arrays, indices), dtype)
+
+    @on_bits.defjvp
+    def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+        return on_bits(*primals), move(tangents[0], primals[1])
+
+    @functools.wraps(move)
+    def moved(arrays: Any, indices: Any) -> Array:
+        dtype = _dtype(arrays)
+        narrow = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
+        return (on_bits if narrow else move)(arrays, indices)
+
+    return moved
+
+
+def _dtype(arrays: Any) -> jnp.dtype:
+    (dtype,) = {leaf.dtype for leaf in jax.tree.leaves(arrays)}
+    return dtype
+
+
+@as_bits
+def rows_of(table: Array, index: Int[Array, "*T"]) -> Array:
+    """table[index]: [*T, ...] from [V, ...]; an index outside is clamped."""
+    return jnp.asarray(table)[index]
+
+
+@as_bits
+def slots_of(leaf: Array, source: Int[Array, "#K S"]) -> Array:
+    """For every row the slots named by `source`, which must exist: [K, S, ...] from [K, M, ...]."""
+    chosen = source.reshape(source.shape + (1,) * (leaf.ndim - 2))
+    return jnp.take_along_axis(leaf, chosen, axis=1, mode="promise_in_bounds")
+
+
+@as_bits
+def put(arrays: tuple[Array, Array], slot: Int[Array, "#K"]) -> Array:
+    """A cache [K, S, H] with a row [K, H] of the same dtype in every head's slot.
+
+    An indexed write for one shared slot too: a slice update, the other spelling, makes XLA copy the whole
+    cache under `vmap` over a batch of one.
+    """
+    cache, row = arrays
+    heads = jnp.arange(cache.shape[0], dtype=jnp.int32)
+    return jnp.asarray(cache).at[heads, jnp.broadcast_to(slot, heads.shape)].set(row, unique_indices=True)
