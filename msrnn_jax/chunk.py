@@ -1,6 +1,5 @@
 """What a layer does with many tokens at once, exactly as one after the other."""
 
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -39,8 +38,8 @@ def remember_all(
     grouped = jnp.moveaxis(query.reshape(count, key.shape[1], -1, query.shape[2]), 0, 1)  # [K, T, G, H]
     if moment.mode == "absolute":
         products = match(grouped, layer.keys)  # [K, T, G, M]
-        hold = _hold if _is_closed(policy, moment) else partial(_watch, query=query, products=products, index=index)
-        layer, visible = hold(policy, layer, moment)
+        hold = _foresee if _is_foreseen(policy, moment) else _watch
+        layer, visible = hold(policy, layer, moment, query, products, index)
     else:
         frame = make_frame(config, moment.mode, moment.angles, before, count)
         layer, visible, products = _walk(config, policy, layer, frame, query, key, moment, index)
@@ -49,24 +48,51 @@ def remember_all(
     return settle(layer, before.num_slots), mixed.reshape(query.shape)
 
 
-def _is_closed(policy: Policy, moment: Moment) -> bool:
-    """Whether what is held can be said without stepping."""
-    blind = type(policy).observe is Policy.observe
-    known = not moment.forgetting or (policy.static and policy.recent == 0)
-    return blind and known
+def _is_foreseen(policy: Policy, moment: Moment) -> bool:
+    """Whether what will be held can be said without looking at probabilities."""
+    return not moment.forgetting or (policy.static and policy.recent == 0)
 
 
-def _hold(policy: Policy, layer: LayerState, moment: Moment) -> tuple[LayerState, Bool[Array, "#K T M"]]:
-    """What every token sees, in closed form, and what is held after the last.
+def _foresee(
+    policy: Policy,
+    layer: LayerState,
+    moment: Moment,
+    query: Float[Array, "T N H"],
+    products: Float[Array, "K T G M"],
+    index: int,
+) -> tuple[LayerState, Bool[Array, "#K T M"]]:
+    """`_watch` where it is known what every token sees: nothing is left to step over but statistics, if any."""
+    count = moment.token.shape[0]
+    born = jnp.broadcast_to(moment.position[None], (layer.num_rows, count))
+    layer = layer.replace(positions=jnp.concatenate([layer.positions[:, :-count], born], axis=1))
+    positions, visible = _hold(policy, layer, moment)
+    if type(policy).observe is Policy.observe:
+        return layer.replace(positions=positions), visible
+    probs = softmax(products, visible, query.shape[2])  # XLA merges it with that of `remember_all`
+
+    def one(stats: Any, row: tuple) -> tuple[Any, None]:
+        step, _, now, over, query = row
+        mine = lax.dynamic_index_in_dim(probs, step, axis=1, keepdims=False)  # [K, G, M]
+        seen = lax.dynamic_index_in_dim(visible, step, axis=1, keepdims=False)  # [#K, M]
+        held = layer.replace(positions=jnp.where(seen, layer.positions, EMPTY), stats=stats)
+        return judge(policy, held, mine, query, now.replace(forgetting=False), index, over).stats, None
+
+    stats, _ = lax.scan(one, layer.stats, _rows(layer, moment, query))
+    return layer.replace(positions=positions, stats=stats), visible
+
+
+def _hold(policy: Policy, layer: LayerState, moment: Moment) -> tuple[Int[Array, "#K M"], Bool[Array, "#K T M"]]:
+    """What is held after the last token, in closed form, and what every token sees.
 
     Scores that depend on the token alone order all candidates once and for all. Freeing the first in this order
     whenever one too many is held keeps the last ones of those seen so far; so a candidate is held as long as
     fewer than `budget` of those seen would go after it.
+
+    Args:
+      layer: as if it held all candidates.
     """
     count, slots = moment.token.shape[0], layer.num_slots - moment.token.shape[0]
-    before = (layer.positions != EMPTY).sum(axis=1, dtype=jnp.int32)  # [#K]
-    born = jnp.broadcast_to(moment.position[None], (layer.num_rows, count))
-    layer = layer.replace(positions=jnp.concatenate([layer.positions[:, :slots], born], axis=1))
+    before = (layer.positions[:, :slots] != EMPTY).sum(axis=1, dtype=jnp.int32)  # [#K]
     held = layer.positions != EMPTY  # [#K, M]
     slot, step = jnp.arange(layer.num_slots, dtype=jnp.int32)[None], jnp.arange(count, dtype=jnp.int32)[:, None]
     stays = held[:, None] & (slot <= slots + step)[None]  # [#K, T, M], after each token
@@ -79,7 +105,7 @@ def _hold(policy: Policy, layer: LayerState, moment: Moment) -> tuple[LayerState
     last = jnp.maximum(slot - slots, 0) + stays.sum(axis=1, dtype=jnp.int32)
     # The newest token is visible even where it is padding, whose row is thrown away but must stay finite.
     visible = (first[:, None] <= step[None]) & (step[None] <= last[:, None])  # [#K, T, M]
-    return layer.replace(positions=jnp.where(stays[:, -1], layer.positions, EMPTY)), visible
+    return jnp.where(stays[:, -1], layer.positions, EMPTY), visible
 
 
 def _outlived_by(policy: Policy, layer: LayerState, moment: Moment) -> Int[Array, "#K T M"]:
@@ -99,7 +125,6 @@ def _watch(
     policy: Policy,
     layer: LayerState,
     moment: Moment,
-    *,
     query: Float[Array, "T N H"],
     products: Float[Array, "K T G M"],
     index: int,
