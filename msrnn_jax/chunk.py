@@ -34,6 +34,8 @@ def remember_all(
     In the other modes it also turns keys to their places (see `Frame`).
     """
     count, before = moment.token.shape[0], layer
+    # What padding is worth has probability 0, and must be finite to count for nothing.
+    value = jnp.where((moment.position != EMPTY)[:, None, None], value, jnp.zeros_like(value))
     layer = append(policy, layer, key, value)
     grouped = jnp.moveaxis(query.reshape(count, key.shape[1], -1, query.shape[2]), 0, 1)  # [K, T, G, H]
     if moment.mode == "absolute":
@@ -64,17 +66,18 @@ def _foresee(
     """`_watch` where it is known what every token sees: nothing is left to step over but statistics, if any."""
     count = moment.token.shape[0]
     born = jnp.broadcast_to(moment.position[None], (layer.num_rows, count))
-    layer = layer.replace(positions=jnp.concatenate([layer.positions[:, :-count], born], axis=1))
-    positions, visible = _hold(policy, layer, moment)
+    arrived = jnp.concatenate([layer.positions[:, :-count], born], axis=1)  # if all were held
+    positions, visible = _hold(policy, layer.replace(positions=arrived), moment)
     if type(policy).observe is Policy.observe:
         return layer.replace(positions=positions), visible
     probs = softmax(products, visible, query.shape[2])  # XLA merges it with that of `remember_all`
 
     def one(stats: Any, row: tuple) -> tuple[Any, None]:
-        step, _, now, over, query = row
+        step, slot, now, over, query = row
         mine = lax.dynamic_index_in_dim(probs, step, axis=1, keepdims=False)  # [K, G, M]
         seen = lax.dynamic_index_in_dim(visible, step, axis=1, keepdims=False)  # [#K, M]
-        held = layer.replace(positions=jnp.where(seen, layer.positions, EMPTY), stats=stats)
+        held = layer.replace(positions=jnp.where(seen, arrived, EMPTY), stats=stats)
+        held, _ = _arrive(policy, held, slot, now)
         return judge(policy, held, mine, query, now.replace(forgetting=False), index, over).stats, None
 
     stats, _ = lax.scan(one, layer.stats, _rows(layer, moment, query))
@@ -170,6 +173,7 @@ def _walk(
         frame = leave(config, moment.mode, frame, held.positions, after.positions)
         return (after.positions, after.stats, frame), (visible, mine)
 
+    key = key.astype(layer.keys.dtype)  # as it will be found in its slot
     start = (layer.positions, layer.stats, frame)
     (positions, stats, _), (visible, products) = lax.scan(one, start, (_rows(layer, moment, query), key))
     layer = layer.replace(positions=positions, stats=stats)

@@ -43,7 +43,8 @@ def extend(
 
     Tokens are coupled only inside a layer, through which slots are held. So a chunk goes through each layer's
     products with weights, keys and values together, and only the masks and statistics are stepped through.
-    Memory is that of one chunk beside the state, whatever T; `jax.grad` computes each chunk again.
+    Memory is that of one chunk beside the state, whatever T; `jax.grad` computes each chunk again. Where a token
+    makes the model overflow or return NaN, so do those before it in its chunk.
 
     Args:
       tokens: padded on the right; padding writes nothing and advances nothing.
@@ -60,8 +61,8 @@ def extend(
         another config or policy, a full state that would outgrow its budget.
     """
     tokens, length = check_reading(config, policy, params, state, tokens, length)
-    if not callable(head):
-        raise ValueError(f"head is {head!r}; it must be a function of logits [C, V] and tokens [C]")
+    if not callable(head) or type(head).__hash__ is None:
+        raise ValueError(f"head is {head!r}; it must be a hashable function of logits [C, V] and tokens [C]")
     chunk = whole("chunk", chunk, 1)
     state, _, kept = read(config, policy, params, state, tokens, tokens, length, chunk=chunk, head=head)
     return state, kept
@@ -95,7 +96,9 @@ def read(
     number = -(-count // chunk)
     size = -(-count // number)  # equal chunks, so that few rows are padding
     padding = number * size - count
-    if padding and length is None:
+    if length is not None:
+        length = jnp.minimum(length, count)  # a traced one may lie outside
+    elif padding:
         length = jnp.full((), count, jnp.int32)
 
     def cut(leaf: Array) -> Array:
@@ -128,8 +131,9 @@ def _keep(head: Head, logits: Float[Array, "C V"], beside: Any, real: Array | No
             )
     if real is None:
         return kept
-    return jax.tree.map(lambda leaf: jnp.where(_like(real, leaf), leaf, jnp.zeros_like(leaf)), kept)
+    return jax.tree.map(lambda leaf: jnp.where(_per_token(real, leaf), leaf, jnp.zeros_like(leaf)), kept)
 
 
-def _like(mask: Array, leaf: Array) -> Array:
+def _per_token(mask: Array, leaf: Array) -> Array:
+    """A [C] mask with as many axes as the leaf [C, ...]."""
     return mask.reshape(mask.shape + (1,) * (leaf.ndim - 1))

@@ -15,13 +15,13 @@ class Frame(struct.PyTreeNode):
 
     Attention sees differences of places only, so the origin is free: the newest token held before the chunk.
     A token that comes moves nobody; one that goes moves those newer than it, all by the same angle. So keys
-    are turned once when the chunk begins and once for every token that goes, and places never grow beyond
-    the chunk. The rounding of as many rotations stays that of a few.
+    are turned once when the chunk begins and once for every token that goes, and places hardly grow
+    beyond the chunk. The rounding of as many rotations stays that of a few.
     """
 
     keys: Array  # [K, M, H], rotated to their places, at least float32
     place: Array  # [#K], of the newest held token
-    newest: Array  # [#K] int32, its position
+    newest: Array  # [#K] int32, its position, EMPTY where nothing is held
 
 
 def make_frame(config: Config, mode: str, angles: Angles | None, layer: LayerState, count: int) -> Frame:

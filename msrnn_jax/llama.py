@@ -31,7 +31,7 @@ def step(
     time with `lax.scan`, differentiate it with respect to `params`.
 
     Args:
-      token: a scalar, from 0 to V - 1 (clamped by XLA, not checked). Nor is the room of a policy that forgets
+      token: a scalar, from 0 to V - 1, which is not checked. Nor is the room of a policy that forgets
         nothing: beyond its budget it forgets the oldest.
 
     Returns:
@@ -115,7 +115,8 @@ def decoder_layer(
 ) -> tuple[LayerState, Float[Array, "*T D"]]:
     """One decoder layer, itself a multi-state RNN: (layer state, x) -> (layer state, x)."""
     query, key, value = project_heads(config, weights, x)
-    if moment.mode == "absolute" and moment.angles is not None:
+    if moment.mode == "absolute":
+        assert moment.angles is not None
         cos, sin = (angle[..., None, :] for angle in moment.angles)  # [*T, 1, H / 2]
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
     query, key = query.astype(x.dtype), key.astype(x.dtype)

@@ -46,7 +46,7 @@ def _dtype(arrays: Any) -> jnp.dtype:
 
 @as_bits
 def rows_of(table: Array, index: Int[Array, "*T"]) -> Array:
-    """table[index]: [*T, ...] from [V, ...]; an index outside is clamped."""
+    """table[index]: [*T, ...] from [V, ...]."""
     return jnp.asarray(table)[index]
 
 

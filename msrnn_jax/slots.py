@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from msrnn_jax.checks import (
@@ -64,12 +64,17 @@ def init_state(
             keys=jnp.zeros(cache, dtype),
             values=jnp.zeros(cache, dtype),
             positions=jnp.full((rows, slots), EMPTY, jnp.int32),
-            stats=policy.init(rows, slots),
+            stats=jax.tree.map(_strong, policy.init(rows, slots)),
             budget=jnp.clip(jnp.asarray(value).astype(jnp.int32), 1, slots - 1),  # a traced one may lie outside
         )
         for value in budgets
     )
     return MultiState(layers=layers, t=jnp.zeros((), jnp.int32), mode=positions)
+
+
+def _strong(leaf: Array) -> Array:
+    """The same numbers with a dtype of their own, as they will come back from a step."""
+    return lax.convert_element_type(leaf, leaf.dtype)
 
 
 def _num_slots(budgets: Sequence[Any], slots: Count | None) -> int:

@@ -23,6 +23,7 @@ CASES = [
     ("llama-2-7b", ms.Window(sinks=4), "cache"),
     ("llama-3-70b", ms.H2O(), "absolute"),
     ("llama-2-7b", ms.H2O(), "cache"),
+    ("llama-3-70b", ms.TOVA(), "gap"),
 ]
 
 

@@ -225,7 +225,7 @@ class Counting(ms.Policy):
         return jnp.full((rows, slots), 7, jnp.int32)
 
     def observe(self, stats, view):
-        return stats + jnp.where(view.positions == ms.EMPTY, 0, view.token)
+        return stats + view.token  # free slots too: a token that comes must not inherit what was counted there
 
     def score(self, layer, t):
         return -layer.positions
@@ -238,6 +238,19 @@ class Knorm(ms.Policy):
 
     def score(self, layer, t):
         return -jnp.linalg.norm(layer.keys, axis=-1)
+
+
+class Sticky(ms.Window):
+    """Scores of its own under a static policy's name."""
+
+    def init(self, rows, slots):
+        return jnp.zeros((rows, slots))
+
+    def observe(self, stats, view):
+        return view.probs.mean(axis=(0, 1))[None]
+
+    def score(self, layer, t):
+        return layer.stats
 
 
 class Shy(ms.Policy):
@@ -313,6 +326,7 @@ STATIC = [
     (scored("Gaps", gaps)(), "absolute"),
     (scored("Gaps", gaps, static=False)(), "cache"),
     (Counting(), "absolute"),
+    (Sticky(), "absolute"),
     (Knorm(scope="head"), "absolute"),
     (Knorm(scope="head", sinks=1), "gap"),
     (ms.Random(scope="head", sinks=1, recent=3), "absolute"),
@@ -577,6 +591,61 @@ def test_a_oneshot_prompt_is_to_extend_without_forgetting_and_then_compress(poli
     assert [tiny.held(layer) for layer in ms.compress(policy, roomy, budget).layers] == moment.kept
 
 
+@pytest.mark.parametrize("make", [lambda: listener("layer"), lambda: listener("head"), Counting], ids="lhc")
+def test_a_oneshot_prompt_shows_a_policy_of_ones_own_every_token_in_turn(make, x64):
+    count, budget, policy = 19, 7, make()
+    params, tokens = tiny.params("float64"), tiny.tokens(count)
+    roomy, _ = tiny.unroll_jit(FLOAT64, policy, params, ms.init_state(FLOAT64, policy, count), tokens)
+    expected = ms.compress(policy, roomy, budget)
+    for chunk in (1, 7, 64):
+        empty = ms.init_state(FLOAT64, policy, budget)
+        state, _ = ms.prefill(FLOAT64, policy, params, empty, tokens, mode="oneshot", chunk=chunk)
+        for mine, theirs in zip(state.layers, expected.layers, strict=True):
+            assert tiny.held(mine) == tiny.held(theirs)
+            for one, other in zip(jax.tree.leaves(mine.stats), jax.tree.leaves(theirs.stats), strict=True):
+                one = tiny.by_position(np.asarray(mine.positions), np.asarray(one), count)
+                other = tiny.by_position(np.asarray(theirs.positions), np.asarray(other), count)
+                np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_state_narrower_than_the_weights_rounds_keys_as_steps_do(mode):
+    """Unrounded keys move these logits by 0.006 and more, a probability that rounds to its other neighbour by 0.0015."""
+    policy, tokens = ms.Window(sinks=1), tiny.tokens(T)
+    state = ms.init_state(tiny.CONFIG, policy, WATCHED, positions=mode, dtype="bfloat16")
+    args = (tiny.CONFIG, policy, tiny.params(), state)
+    _, (expected, _) = tiny.unroll_jit(*args, tokens)
+    for chunk in (1, 7, 64):
+        _, logits = ms.extend(*args, tokens, chunk=chunk)
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=3e-3)
+
+
+@pytest.mark.parametrize("policy", [ms.TOVA(), ms.Window()], ids=str)
+@pytest.mark.parametrize("mode", MODES)
+def test_padding_that_is_no_number_does_not_matter(policy, mode):
+    params, tokens = tiny.params(), tiny.tokens(T) % 49
+    broken = params.replace(embedding=params.embedding.at[49].set(jnp.nan))
+    padded = np.where(np.arange(T) < 20, tokens, 49)
+    state = ms.init_state(tiny.CONFIG, policy, WATCHED, positions=mode)
+    after, logits = ms.extend(tiny.CONFIG, policy, broken, state, padded, length=20, chunk=8)
+    _, expected = ms.extend(tiny.CONFIG, policy, params, state, tokens, length=20, chunk=8)
+    np.testing.assert_array_equal(logits, expected)
+    assert int(after.t) == 20 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.layers[1].values))
+
+
+def test_a_traced_length_outside_counts_as_the_nearest():
+    tokens = tiny.tokens(8)
+    state = ms.init_state(tiny.CONFIG, ms.TOVA(), 5)
+    read = jax.jit(
+        lambda length: ms.extend(tiny.CONFIG, ms.TOVA(), tiny.params(), state, tokens, length=length, chunk=3)
+    )
+    after, logits = read(jnp.int32(20))
+    expected, exactly = read(jnp.int32(8))
+    assert int(after.t) == 8
+    np.testing.assert_array_equal(logits, exactly)
+    assert [tiny.held(layer) for layer in after.layers] == [tiny.held(layer) for layer in expected.layers]
+
+
 def test_prefill_and_nll_read_in_chunks_as_extend_does(x64):
     policy, params, tokens = ms.TOVA(), tiny.params("float64"), tiny.tokens(24)
     args = (FLOAT64, policy, params, ms.init_state(FLOAT64, policy, 6, positions="cache"))
@@ -663,14 +732,15 @@ def test_a_second_call_outside_jit_compiles_nothing():
         call(ms.parse_policy("tova:sinks=1"), 8, 9, 1)
         call(ms.TOVA(sinks=1).replace(), np.int64(3), np.int32(4), 2)
     assert compiled() == 0
-    empty = ms.init_state(tiny.CONFIG, ms.TOVA(), 4)
-    with compilations.count() as compiled:
-        ms.extend(tiny.CONFIG, ms.TOVA(), tiny.params(), empty, tokens)
-    first = compiled()
-    with compilations.count() as compiled:
-        state, _ = ms.extend(tiny.CONFIG, ms.TOVA(), tiny.params(), empty, tokens[::-1].tolist())
-        ms.extend(tiny.CONFIG, ms.TOVA(), tiny.params(), state, tokens)  # from a state that it made itself
-    assert compiled() == 0 < first
+    for policy in (ms.TOVA(), Listener(weight=jnp.ones(2))):  # whose statistics start with Python's numbers
+        empty = ms.init_state(tiny.CONFIG, policy, 4)
+        with compilations.count() as compiled:
+            ms.extend(tiny.CONFIG, policy, tiny.params(), empty, tokens)
+        first = compiled()
+        with compilations.count() as compiled:
+            state, _ = ms.extend(tiny.CONFIG, policy, tiny.params(), empty, tokens[::-1].tolist())
+            ms.extend(tiny.CONFIG, policy, tiny.params(), state, tokens)  # from a state that it made itself
+        assert compiled() == 0 < first
 
 
 def test_refusals_name_what_is_wrong():
@@ -697,7 +767,9 @@ def test_refusals_name_what_is_wrong():
     refused("length is 0; it must be from 1 to 3, the number of tokens given", length=0)
     refused("length is 4; it must be from 1 to 3, the number of tokens given", length=4)
     refused("length has dtype bool; lengths must be integers", length=True)
-    refused("head is 3; it must be a function", head=3)
+    refused("head is 3; it must be a hashable function", head=3)
+    unhashable = type("Unhashable", (), {"__hash__": None, "__call__": losses_of, "__repr__": lambda _: "unhashable"})
+    refused("head is unhashable; it must be a hashable function", head=unhashable())
     refused(r"head returned an array of shape \(50,\); its first axis must be", head=lambda logits, _: logits.sum(0))
     refused(r"head returned an array of shape \(\); its first axis must be", head=lambda logits, _: (logits[:, 0], 0.0))
     refused("budget is 6, but full forgets nothing and must hold 7 tokens", [0] * 7, full, room)
@@ -726,6 +798,7 @@ def model(smollm2):
     ("policy", "mode"),
     [
         (ms.Full(), "absolute"),
+        (ms.Random(), "absolute"),
         (ms.Window(sinks=4), "absolute"),
         (ms.H2O(), "absolute"),
         (ms.TOVA(), "absolute"),

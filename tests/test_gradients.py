@@ -20,7 +20,7 @@ CASES = [
     pytest.param(policy, mode, id=f"{policy}-{mode}")
     for policy in (ms.TOVA(), ms.H2O(), ms.Window())
     for mode in ("absolute", "cache")
-]
+] + [pytest.param(ms.TOVA(scope="head"), "gap", id="tova:scope=head-gap")]
 
 
 def extend_loss(config, policy, mode, params, tokens):

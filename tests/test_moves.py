@@ -22,7 +22,9 @@ SOURCE = jnp.asarray([[0, 4], [1, 1], [3, 2]], jnp.int32)
 def test_moves_move(dtype):
     cache, row = np.array(CACHE.astype(dtype)), np.array(ROW.astype(dtype))
     np.testing.assert_array_equal(rows_of(jnp.asarray(cache[0]), SOURCE), cache[0][np.asarray(SOURCE)])
-    np.testing.assert_array_equal(slots_of(jnp.asarray(cache), SOURCE), np.stack([k[s] for k, s in zip(cache, SOURCE, strict=True)]))
+    np.testing.assert_array_equal(
+        slots_of(jnp.asarray(cache), SOURCE), np.stack([k[s] for k, s in zip(cache, SOURCE, strict=True)])
+    )
     after = put((jnp.asarray(cache), jnp.asarray(row)), SLOTS)
     for head, slot in enumerate([4, 0, 2]):
         cache[head, slot] = row[head]
@@ -60,7 +62,7 @@ def _program(dtype: str, batch: int = 2) -> str:
     state = ms.init_state(config, policy, 8)
     states = jax.tree.map(lambda leaf: jnp.stack([leaf] * batch), state)
     step = jax.jit(jax.vmap(lambda params, state, token: ms.step(config, policy, params, state, token), (None, 0, 0)))
-    return step.lower(tiny.params(dtype), states, jnp.zeros(batch, jnp.int32)).compile().as_text()
+    return step.lower(tiny.params(dtype), states, jnp.zeros(batch, jnp.int32)).compile().as_text() or ""
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads what XLA compiles for CPU")
@@ -69,7 +71,7 @@ def test_a_bfloat16_step_makes_no_float32_copy_of_embedding_or_cache():
     config = tiny.CONFIG
     program = _program("bfloat16")
     assert f"bf16[{config.vocab_size},{config.model_dim}]" in program and "bf16[2,3,9,10]" in program
-    assert f"f32[{config.vocab_size},{config.model_dim}]" not in program.replace("bf16", "")
+    assert f"f32[{config.vocab_size},{config.model_dim}]" not in program
     assert "f32[2,3,9,10]" not in program
 
 

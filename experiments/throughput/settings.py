@@ -47,7 +47,7 @@ class Extend:
     chunk: int = 128
     chunks: tuple[int, ...] = (64, 128, 256, 512)
     budgets: tuple[int, ...] = (64, 256, 512, 1024, 2048)
-    policies: tuple[str, ...] = ("tova", "tova:scope=head", "h2o", "window:sinks=4", "full")
+    policies: tuple[str, ...] = ("tova", "tova:scope=head", "h2o", "window", "window:sinks=4", "random", "full")
     grid_tokens: int = 512  # of every variation; the time per token does not depend on it
     stretch: int = 128  # tokens that `step` is scanned over
     long: int = 32_768  # compiled for its memory only

@@ -39,11 +39,15 @@ class Policy(struct.PyTreeNode, kw_only=True):
     # options would be one to `jit`, which then runs now and then what it compiled for the other.
     kind: type = struct.field(pytree_node=False, default=object, repr=False)
 
-    static: ClassVar[bool] = False  # scores depend on the token alone, not on what was attended to
+    # Scores depend on the token alone, not on what was attended to: `extend` then need not step over masks, in
+    # the position mode "absolute" and with recent=0. Said anew by every class that defines `score`.
+    static: ClassVar[bool] = False
     forgets: ClassVar[bool] = True  # False: a state that would outgrow its budget is an error
 
     def __init_subclass__(cls, **kwargs: Any):
         cls.__annotations__ = {**cls.__dict__.get("__annotations__", {}), "kind": type}
+        if "score" in cls.__dict__ and "static" not in cls.__dict__:
+            cls.static = False
         cls.kind = struct.field(pytree_node=False, default=cls, repr=False, kw_only=True)
         super().__init_subclass__(**kwargs)
 

@@ -12,8 +12,8 @@ from msrnn_jax.state import LayerState
 class Full(Policy):
     """Forgets nothing, so the budget must hold every token.
 
-    A run that would outgrow the budget is refused where the number of tokens seen is known (`prefill`,
-    `nll`, `generate`); under tracing, and in `step`, the oldest token goes.
+    A run that would outgrow the budget is refused where the number of tokens seen is known (`extend`,
+    `prefill`, `nll`, `generate`); under tracing, and in `step`, the oldest token goes.
     """
 
     static: ClassVar[bool] = True
