@@ -610,7 +610,7 @@ def test_a_oneshot_prompt_shows_a_policy_of_ones_own_every_token_in_turn(make, x
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_state_narrower_than_the_weights_rounds_keys_as_steps_do(mode):
-    """Unrounded keys move these logits by 0.006 and more, a probability that rounds to its other neighbour by 0.0015."""
+    """Unrounded keys move these logits by 0.006 and more, a probability rounded the other way by 0.0015."""
     policy, tokens = ms.Window(sinks=1), tiny.tokens(T)
     state = ms.init_state(tiny.CONFIG, policy, WATCHED, positions=mode, dtype="bfloat16")
     args = (tiny.CONFIG, policy, tiny.params(), state)
