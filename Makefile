@@ -6,7 +6,7 @@ CHECKPOINT := checkpoints/smollm2-135m
 RESULTS := results/demo
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
-.PHONY: demo test check torch clean
+.PHONY: demo test exhaustive check torch clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.experiments $(CHECKPOINT)/config.json
@@ -18,6 +18,10 @@ demo: $(VENV)/.experiments $(CHECKPOINT)/config.json
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
+
+# `extend` against `step` and the oracle: every policy in every position mode at every chunk, not one in three.
+exhaustive: $(VENV)/.test
+	MSRNN_EXHAUSTIVE=1 $(BIN)/python -m pytest tests/test_extend.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

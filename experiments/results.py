@@ -15,8 +15,9 @@ def check_out(path: pathlib.Path) -> None:
     if path.suffix != ".json":
         raise ValueError(f"out is {str(path)!r}; it must end in .json")
     parent = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(f"out is {str(path)!r}; it must be a file in a folder that can be written to")
+    picture = path.with_suffix(".png")
+    if path.is_dir() or picture.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"out is {str(path)!r}; it and its .png must be files in a folder that can be written to")
 
 
 def write_result(path: str | pathlib.Path, name: str, settings: Any, numbers: dict[str, Any]) -> None:

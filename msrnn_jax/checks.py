@@ -104,6 +104,8 @@ def check_state(config: Config, policy: Policy, state: MultiState) -> None:
     Policies whose statistics look alike cannot be told apart: switching between them in mid-text goes on
     with the numbers of the other.
     """
+    if not isinstance(state, MultiState):
+        raise ValueError(f"state is {state!r}; it must be a MultiState, as init_state makes it")
     if state.mode not in POSITION_MODES:
         raise ValueError(f"state: positions are {state.mode!r}; they must be one of {', '.join(POSITION_MODES)}")
     if len(state.layers) != config.num_layers:
@@ -115,6 +117,17 @@ def check_state(config: Config, policy: Policy, state: MultiState) -> None:
             raise ValueError(
                 f"state: layer {index} has {heads} KV heads of width {width}; "
                 f"the config has {config.num_kv_heads} of width {config.head_dim}"
+            )
+
+
+def check_statistics(policy: Policy, rows: int, slots: int) -> None:
+    """Refuses a policy whose statistics are not one entry for every slot."""
+    made, wider = (jax.eval_shape(partial(policy.init, rows, count)) for count in (slots, slots + 1))
+    for leaf, other in zip(jax.tree.leaves(made), jax.tree.leaves(wider), strict=True):
+        if leaf.shape[:2] != (rows, slots) or leaf.shape[2:] != other.shape[2:]:
+            raise ValueError(
+                f"{policy}: init({rows}, {slots}) returned an array of shape {leaf.shape}; "
+                f"it must be ({rows}, {slots}, ...), the rest whatever the number of slots"
             )
 
 
@@ -165,6 +178,8 @@ def check_reading(
         raise ValueError(f"tokens has shape {tokens.shape}; it must be [T] with at least one token")
     if length is not None:
         length = as_lengths("length", length, tokens.shape[0])
+        if length.ndim:
+            raise ValueError(f"length has shape {length.shape}; it must be one number, so vmap over a batch")
     check_room(policy, state, tokens.shape[0] if length is None else length)
     return tokens, length
 
@@ -175,7 +190,7 @@ def as_tokens(config: Config, name: str, tokens: Any) -> Int[Array, "..."]:
     Raises:
       ValueError: where they are not integers of the vocabulary, as far as they are known.
     """
-    given = tokens if isinstance(tokens, Array) else np.asarray(tokens)
+    given = tokens if isinstance(tokens, Array) else _as_numpy(name, tokens)
     if given.dtype == bool or not (given.size == 0 or jnp.issubdtype(given.dtype, jnp.integer)):
         raise ValueError(f"{name} has dtype {given.dtype}; token numbers must be integers")
     known = concrete(given)
@@ -193,7 +208,7 @@ def as_lengths(name: str, lengths: Any, longest: int) -> Int[Array, "..."]:
     Raises:
       ValueError: where they are not integers in that range, as far as they are known.
     """
-    given = lengths if isinstance(lengths, Array) else np.asarray(lengths)
+    given = lengths if isinstance(lengths, Array) else _as_numpy(name, lengths)
     if given.dtype == bool or not jnp.issubdtype(given.dtype, jnp.integer):
         raise ValueError(f"{name} has dtype {given.dtype}; lengths must be integers")
     known = concrete(given)
@@ -201,6 +216,13 @@ def as_lengths(name: str, lengths: Any, longest: int) -> Int[Array, "..."]:
         wrong = int(known.min() if known.min() < 1 else known.max())
         raise ValueError(f"{name} is {wrong}; it must be from 1 to {longest}, the number of tokens given")
     return jnp.asarray(given.astype(np.int32))
+
+
+def _as_numpy(name: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name} is {value!r}; its rows must have one length") from None
 
 
 def check_policy(policy: Any) -> None:
@@ -214,6 +236,8 @@ def check_params(config: Config, params: Params, *, dtypes: bool = False) -> Non
 
     Free of charge under `jit`: only shapes are looked at.
     """
+    if not isinstance(config, Config):
+        raise ValueError(f"config is {config!r}; it must be a Config")
     wanted, tree = jax.tree_util.tree_flatten_with_path(abstract_params(config))
     if jax.tree.structure(params) != tree:
         raise ValueError("params do not have the weights that the config describes: layers, biases or tying differ")

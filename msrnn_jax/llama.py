@@ -42,7 +42,7 @@ def step(
     """
     check_params(config, params)
     check_state(config, policy, state)
-    state, x = advance(config, policy, params, state, token)
+    state, x = advance(config, policy, params, state, jnp.asarray(token))
     return state, unembed(config, params, x)
 
 

@@ -15,6 +15,7 @@ from msrnn_jax.checks import (
     check_dtype,
     check_policy,
     check_protection,
+    check_statistics,
     concrete,
     layer_budgets,
     whole,
@@ -57,6 +58,7 @@ def init_state(
     check_protection(policy, budgets)
     slots = _num_slots(budgets, slots)
     rows = 1 if policy.scope == "layer" else config.num_kv_heads
+    check_statistics(policy, rows, slots)
     cache = (config.num_kv_heads, slots, config.head_dim)
     dtype = check_dtype(config.dtype if dtype is None else dtype)
     layers = tuple(
@@ -74,6 +76,7 @@ def init_state(
 
 def _strong(leaf: Array) -> Array:
     """The same numbers with a dtype of their own, as they will come back from a step."""
+    leaf = jnp.asarray(leaf)
     return lax.convert_element_type(leaf, leaf.dtype)
 
 

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import msrnn_jax as ms
+from msrnn_jax.checks import check_state
 from msrnn_jax.evaluate import losses_of
 from msrnn_jax.llama import advance, moment_of, run_blocks
 from msrnn_jax.texts import default_text
@@ -767,6 +768,10 @@ def test_refusals_name_what_is_wrong():
     refused("length is 0; it must be from 1 to 3, the number of tokens given", length=0)
     refused("length is 4; it must be from 1 to 3, the number of tokens given", length=4)
     refused("length has dtype bool; lengths must be integers", length=True)
+    refused(r"length has shape \(3,\); it must be one number, so vmap over a batch", length=np.array([1, 2, 3]))
+    refused(r"tokens is \[1, \[2\]\]; its rows must have one length", [1, [2]])
+    with pytest.raises(ValueError, match="state is 3; it must be a MultiState"):
+        inspect.unwrap(check_state)(tiny.CONFIG, policy, 3)
     refused("head is 3; it must be a hashable function", head=3)
     unhashable = type("Unhashable", (), {"__hash__": None, "__call__": losses_of, "__repr__": lambda _: "unhashable"})
     refused("head is unhashable; it must be a hashable function", head=unhashable())

@@ -193,7 +193,7 @@ def test_absent_peers_are_named(toy, tmp_path, monkeypatch):
         (["TOY", "--random"], {}, "random is for weights of a shape"),
         (["TOY", "--shape", "smollm2-135m", "--random"], {}, "both a checkpoint and the shape 'smollm2-135m'"),
         (["TOY"], {"memory_gib": [5e-5]}, "memory_gib is 5e-05; the float32 weights alone take 6.3e-05 GiB"),
-        (["TOY"], {"memory_gib": [0]}, "memory_gib is 0.0; it must be more than 0"),
+        (["TOY"], {"memory_gib": [0]}, "memory_gib is 0.0; it must be a number above 0"),
         (["TOY"], {"section": ["speed"]}, "section 'speed' is unknown; it must be one of roofline"),
         (["TOY"], {"dtype": ["int8"]}, "dtype is 'int8'; it must be one of"),
         (["TOY"], {"policy": ["full"]}, "policy is full; it must be one that forgets"),

@@ -141,11 +141,11 @@ def main(
         turns=turns,
         slow_turns=slow_turns,
         peers=peers,
-        roofline=Roofline(tuple(rows or Roofline.rows)),
+        roofline=Roofline(tuple(dict.fromkeys(rows or Roofline.rows))),
         decode=Decode(
             budget=decode_budget,
             budgets=tuple(decode_budgets or Decode.budgets),
-            batches=tuple(batch or Decode.batches),
+            batches=tuple(dict.fromkeys(batch or Decode.batches)),
             early=early,
             late=late,
             prompt=decode_prompt,

@@ -132,4 +132,10 @@ def _why_no_peers(settings: Settings) -> str | None:
     if jax.default_backend() != "cpu":
         return f"torch runs on the CPU here, and JAX on {jax.default_backend()}"
     absent = [name for name in PEERS if importlib.util.find_spec(name) is None]
-    return f"not installed: {', '.join(absent)}" if absent else None
+    if absent:
+        return f"not installed: {', '.join(absent)}"
+    try:
+        importlib.import_module("torch")
+    except ImportError as error:  # installed, but without a library that it needs
+        return f"torch does not import: {error}"
+    return None

@@ -1,9 +1,10 @@
 """What is timed, section by section."""
 
 import dataclasses
+import math
 
 from experiments.shapes import SHAPES
-from msrnn_jax.checks import check_dtype, check_protection, whole
+from msrnn_jax.checks import MAX_BUDGET, check_dtype, check_protection, whole
 from msrnn_jax.policies import parse_policy
 
 SECTIONS = ("roofline", "decode", "prompt", "extend", "memory")
@@ -96,8 +97,8 @@ def check(settings: Settings, random: bool) -> None:
         for field in dataclasses.fields(owner):
             _check_counts(field.name, getattr(owner, field.name))
     _check_policies(settings)
-    if settings.memory.gib is not None and not settings.memory.gib > 0:
-        raise ValueError(f"memory_gib is {settings.memory.gib}; it must be more than 0")
+    if settings.memory.gib is not None and not 0 < settings.memory.gib < math.inf:
+        raise ValueError(f"memory_gib is {settings.memory.gib}; it must be a number above 0")
     extend = settings.extend
     if extend.grid_tokens > extend.tokens or extend.tokens >= extend.long:
         raise ValueError(f"grid_tokens {extend.grid_tokens}, tokens {extend.tokens} and long {extend.long} must ascend")
@@ -146,7 +147,7 @@ def _check_counts(name: str, value: object) -> None:
         raise ValueError(f"{name} is empty; it must have at least one entry")
     for one in values:
         if isinstance(one, int) and not isinstance(one, bool):
-            whole(name, one, 1)
+            whole(name, one, 1, MAX_BUDGET)
 
 
 def _check_policies(settings: Settings) -> None:

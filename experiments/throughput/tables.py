@@ -88,7 +88,10 @@ def _whole(result: dict[str, Any]) -> Table:
         f"Reading {settings['tokens']:,} tokens with their losses",
         *("dtype", "way", "tokens/s", "x as fast is ours", "of roofline", "nats a token"),
     )
-    made.caption = f"scan of step: over {settings['stretch']} tokens from a full state"
+    made.caption = (
+        f"scan of step: over {settings['stretch']} tokens from a full state\n"
+        "full: every chunk attends to all slots, and those still free are masked"
+    )
     losses = {one["dtype"]: one for one in section["losses"]}
     for row in section["whole"]:
         nats = losses[row["dtype"]].get(row["series"])

@@ -40,7 +40,7 @@ class Policy(struct.PyTreeNode, kw_only=True):
     kind: type = struct.field(pytree_node=False, default=object, repr=False)
 
     # Scores depend on the token alone, not on what was attended to: `extend` then need not step over masks, in
-    # the position mode "absolute" and with recent=0. Said anew by every class that defines `score`.
+    # the position mode "absolute", with recent=0 and without `observe`. Said anew by every class with a `score`.
     static: ClassVar[bool] = False
     forgets: ClassVar[bool] = True  # False: a state that would outgrow its budget is an error
 
