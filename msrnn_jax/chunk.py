@@ -52,8 +52,8 @@ def remember_all(
 
 def _is_foreseen(policy: Policy, moment: Moment) -> bool:
     """Whether what will be held can be said without looking at probabilities."""
-    blind = type(policy).observe is Policy.observe  # otherwise scores may depend on what was observed in the chunk
-    return not moment.forgetting or (policy.static and blind and policy.recent == 0)
+    # Where a policy observes, scores may depend on what it did in this chunk.
+    return not moment.forgetting or (policy.static and not policy.observes and policy.recent == 0)
 
 
 def _foresee(
@@ -69,7 +69,7 @@ def _foresee(
     born = jnp.broadcast_to(moment.position[None], (layer.num_rows, count))
     arrived = jnp.concatenate([layer.positions[:, :-count], born], axis=1)  # if all were held
     positions, visible = _hold(policy, layer.replace(positions=arrived), moment)
-    if type(policy).observe is Policy.observe:
+    if not policy.observes:
         return layer.replace(positions=positions), visible
     probs = softmax(products, visible, query.shape[2])  # XLA merges it with that of `remember_all`
 

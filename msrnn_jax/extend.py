@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from msrnn_jax.checks import Count, check_reading, whole
 from msrnn_jax.config import Config
 from msrnn_jax.llama import advance, unembed
+from msrnn_jax.moves import leading
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.state import MultiState
@@ -131,9 +132,4 @@ def _keep(head: Head, logits: Float[Array, "C V"], beside: Any, real: Array | No
             )
     if real is None:
         return kept
-    return jax.tree.map(lambda leaf: jnp.where(_per_token(real, leaf), leaf, jnp.zeros_like(leaf)), kept)
-
-
-def _per_token(mask: Array, leaf: Array) -> Array:
-    """A [C] mask with as many axes as the leaf [C, ...]."""
-    return mask.reshape(mask.shape + (1,) * (leaf.ndim - 1))
+    return jax.tree.map(lambda leaf: jnp.where(leading(real, leaf), leaf, jnp.zeros_like(leaf)), kept)

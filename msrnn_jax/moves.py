@@ -44,6 +44,11 @@ def _dtype(arrays: Any) -> jnp.dtype:
     return dtype
 
 
+def leading(x: Array, leaf: Array) -> Array:
+    """An array over the first axes of a leaf, with as many axes as the leaf."""
+    return x.reshape(x.shape + (1,) * (leaf.ndim - x.ndim))
+
+
 @as_bits
 def rows_of(table: Array, index: Int[Array, "*T"]) -> Array:
     """table[index]: [*T, ...] from [V, ...]."""
@@ -53,8 +58,7 @@ def rows_of(table: Array, index: Int[Array, "*T"]) -> Array:
 @as_bits
 def slots_of(leaf: Array, source: Int[Array, "#K S"]) -> Array:
     """For every row the slots named by `source`, which must exist: [K, S, ...] from [K, M, ...]."""
-    chosen = source.reshape(source.shape + (1,) * (leaf.ndim - 2))
-    return jnp.take_along_axis(leaf, chosen, axis=1, mode="promise_in_bounds")
+    return jnp.take_along_axis(leaf, leading(source, leaf), axis=1, mode="promise_in_bounds")
 
 
 @as_bits

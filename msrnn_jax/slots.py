@@ -21,7 +21,7 @@ from msrnn_jax.checks import (
     whole,
 )
 from msrnn_jax.config import Config
-from msrnn_jax.moves import put, slots_of
+from msrnn_jax.moves import leading, put, slots_of
 from msrnn_jax.policies import Policy
 from msrnn_jax.state import EMPTY, POSITION_MODES, LayerState, MultiState
 
@@ -76,7 +76,6 @@ def init_state(
 
 def _strong(leaf: Array) -> Array:
     """The same numbers with a dtype of their own, as they will come back from a step."""
-    leaf = jnp.asarray(leaf)
     return lax.convert_element_type(leaf, leaf.dtype)
 
 
@@ -117,14 +116,9 @@ def occupy(policy: Policy, layer: LayerState, here: Bool[Array, "#K S"], positio
     return layer.replace(
         positions=jnp.where(here, position, layer.positions),
         stats=jax.tree.map(
-            lambda new, old: jnp.where(_like(here, old), new.astype(old.dtype), old), fresh, layer.stats
+            lambda new, old: jnp.where(leading(here, old), new.astype(old.dtype), old), fresh, layer.stats
         ),
     )
-
-
-def _like(mask: Array, leaf: Array) -> Array:
-    """A [#K, S] mask with as many trailing axes as the leaf [#K, S, ...]."""
-    return mask.reshape(mask.shape + (1,) * (leaf.ndim - 2))
 
 
 def grow(policy: Policy, layer: LayerState, extra: int) -> LayerState:

@@ -8,8 +8,8 @@ their median is quoted. Compile times are apart. transformers (torch) is timed b
 
 import json
 import pathlib
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -32,6 +32,8 @@ from experiments.throughput.settings import (
 )
 from experiments.throughput.tables import tables
 from msrnn_jax.command import plain_errors
+
+T = TypeVar("T")
 
 RUNS: dict[str, Callable[[Settings, Bench], dict[str, Any]]] = {
     "roofline": roofline.run,
@@ -134,18 +136,18 @@ def main(
     settings = Settings(
         checkpoint=checkpoint,
         shape=shape,
-        sections=tuple(dict.fromkeys(section or SECTIONS)),
-        dtypes=tuple(dict.fromkeys(dtype or own)),
+        sections=_distinct(section or SECTIONS),
+        dtypes=_distinct(dtype or own),
         policy=policy,
         texts=tuple(text or ()),
         turns=turns,
         slow_turns=slow_turns,
         peers=peers,
-        roofline=Roofline(tuple(dict.fromkeys(rows or Roofline.rows))),
+        roofline=Roofline(_distinct(rows or Roofline.rows)),
         decode=Decode(
             budget=decode_budget,
-            budgets=tuple(decode_budgets or Decode.budgets),
-            batches=tuple(dict.fromkeys(batch or Decode.batches)),
+            budgets=_distinct(decode_budgets or Decode.budgets),
+            batches=_distinct(batch or Decode.batches),
             early=early,
             late=late,
             prompt=decode_prompt,
@@ -156,14 +158,14 @@ def main(
             tokens=tokens,
             budget=budget,
             chunk=chunk,
-            chunks=tuple(chunks or Extend.chunks),
-            budgets=tuple(budgets or Extend.budgets),
-            policies=tuple(policies or Extend.policies),
+            chunks=_distinct(chunks or Extend.chunks),
+            budgets=_distinct(budgets or Extend.budgets),
+            policies=_distinct(policies or Extend.policies),
             grid_tokens=grid_tokens,
             stretch=stretch,
             long=long,
         ),
-        memory=Memory(tuple(memory_budgets or Memory.budgets), memory_full, memory_gib, check_batch, largest),
+        memory=Memory(_distinct(memory_budgets or Memory.budgets), memory_full, memory_gib, check_batch, largest),
     )
     check(settings, random)
     result = run(settings, Console(stderr=True))
@@ -177,6 +179,11 @@ def main(
     if result["peers"]["skipped"]:
         typer.echo(f"transformers was not timed: {result['peers']['skipped']}")
     typer.echo(" and ".join(f"{path}" for path in (f"wrote {out}", plot(out)) if path is not None))
+
+
+def _distinct(values: Iterable[T]) -> tuple[T, ...]:
+    """Each once, in order: what is asked for twice is timed once."""
+    return tuple(dict.fromkeys(values))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def total_bytes(settings: Settings) -> int:
 def pairs(settings: Settings) -> list[tuple[ms.Policy, int]]:
     """Policies and budgets: ours at every budget, and full attention over its whole text."""
     ours = ms.parse_policy(settings.policy)
-    return [*((ours, budget) for budget in dict.fromkeys(settings.memory.budgets)), (ms.Full(), settings.memory.full)]
+    return [*((ours, budget) for budget in settings.memory.budgets), (ms.Full(), settings.memory.full)]
 
 
 def _analyse(settings: Settings, bench: Bench, dtype: str, policy: ms.Policy, budget: int, memory: int) -> Row:

@@ -65,6 +65,11 @@ class Policy(struct.PyTreeNode, kw_only=True):
         """Whether any token is protected from being forgotten."""
         return self.sinks > 0 or self.recent != 0
 
+    @property
+    def observes(self) -> bool:
+        """Whether it keeps statistics of what is attended to."""
+        return type(self).observe is not Policy.observe
+
     def init(self, rows: int, slots: int) -> Stats:
         """The statistics of free slots; a newly written slot gets them again. Leaves [rows, slots, ...]."""
         del rows, slots
