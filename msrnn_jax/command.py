@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import typer
 
 Command = Callable[..., None]
@@ -39,10 +38,14 @@ def plain_errors(patience: float = 1.0) -> Callable[[Command], Command]:
                 raise typer.Exit(141) from None
             except OSError as error:
                 _end(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}", 2)
-            except (MemoryError, OverflowError, jax.errors.JaxRuntimeError) as error:
+            except (MemoryError, OverflowError) as error:
                 _end(f"error: this needs more memory than there is: {_first_line(error)}", 2)
             except KeyboardInterrupt:
                 _end("interrupted", 130)
+            except Exception as error:
+                if not _is_from_xla(error):
+                    raise
+                _end(f"error: this needs more memory than there is: {_first_line(error)}", 2)
 
         return guarded
 
@@ -109,6 +112,11 @@ def _run_interruptibly(call: Callable[[], None], patience: float) -> None:
         raise KeyboardInterrupt
     if worker.error is not None:
         raise worker.error
+
+
+def _is_from_xla(error: Exception) -> bool:
+    jax = sys.modules.get("jax")  # unless a command has imported it, nothing can come from it
+    return jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
 
 
 def _first_line(error: BaseException) -> str:

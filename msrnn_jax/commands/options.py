@@ -1,0 +1,46 @@
+"""Options and help that several commands share."""
+
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+
+OURS = ("full", "random", "window", "window:sinks=4", "h2o", "h2o:scope=layer", "tova", "tova:scope=head")
+
+
+def _starting_with(values: Iterable[str]):
+    def complete(incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return complete
+
+
+POLICY_HELP = "Such as tova, h2o:recent=32, window:sinks=4, full, or your own: file.py:Class:option=1, module:Class."
+
+Checkpoint = Annotated[str, typer.Argument(help="Folder made by `msrnn convert`.", metavar="CKPT")]
+PolicyText = Annotated[str, typer.Option("--policy", help=POLICY_HELP, autocompletion=_starting_with(OURS))]
+PolicyTexts = Annotated[
+    list[str] | None,
+    typer.Option("--policy", help=f"Repeat it. {POLICY_HELP}", autocompletion=_starting_with(OURS)),
+]
+Positions = Annotated[
+    str,
+    typer.Option(
+        help="How keys are rotated: absolute, cache (StreamingLLM) or gap.",
+        autocompletion=_starting_with(("absolute", "cache", "gap")),
+    ),
+]
+Mode = Annotated[
+    str,
+    typer.Option(
+        help="How the prompt is read: stepwise or oneshot.", autocompletion=_starting_with(("stepwise", "oneshot"))
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="Cast the weights: bfloat16, float16 or float32.",
+        autocompletion=_starting_with(("bfloat16", "float16", "float32")),
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line, and nothing else.")]

@@ -1,0 +1,49 @@
+"""Every public name, imported from where it is made."""
+
+from msrnn_jax.cell import MultiStateCell
+from msrnn_jax.checkpoint import load, save
+from msrnn_jax.compress import compress
+from msrnn_jax.config import Config, Rope
+from msrnn_jax.evaluate import nll
+from msrnn_jax.extend import extend
+from msrnn_jax.generate import generate
+from msrnn_jax.llama import step
+from msrnn_jax.params import LayerParams, Params, init_params
+from msrnn_jax.policies import H2O, TOVA, Full, Policy, Random, Window, parse_policy
+from msrnn_jax.prefill import prefill
+from msrnn_jax.sampling import Greedy, Temperature
+from msrnn_jax.slots import init_state
+from msrnn_jax.state import EMPTY, LayerState, MultiState, View
+from msrnn_jax.tokenizer import load_tokenizer
+
+__all__ = [
+    "EMPTY",
+    "H2O",
+    "TOVA",
+    "Config",
+    "Full",
+    "Greedy",
+    "LayerParams",
+    "LayerState",
+    "MultiState",
+    "MultiStateCell",
+    "Params",
+    "Policy",
+    "Random",
+    "Rope",
+    "Temperature",
+    "View",
+    "Window",
+    "compress",
+    "extend",
+    "generate",
+    "init_params",
+    "init_state",
+    "load",
+    "load_tokenizer",
+    "nll",
+    "parse_policy",
+    "prefill",
+    "save",
+    "step",
+]
