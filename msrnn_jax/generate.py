@@ -1,14 +1,15 @@
-"""Text generation: prompts in, tokens and states out, in one jitted program."""
+"""Text generation: prompts in, tokens and states out, in one jitted program or block by block."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax import Array, lax
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from msrnn_jax.checks import (
     MAX_BUDGET,
@@ -24,6 +25,7 @@ from msrnn_jax.checks import (
 from msrnn_jax.config import Config
 from msrnn_jax.extend import CHUNK
 from msrnn_jax.llama import advance, unembed
+from msrnn_jax.moves import leading
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.prefill import check_mode, prefill
@@ -32,6 +34,7 @@ from msrnn_jax.slots import init_state
 from msrnn_jax.state import MultiState
 
 PROMPT_MULTIPLE = 32  # short prompts are padded to a multiple of this, long ones to whole chunks: few compilations
+BLOCK = 16  # tokens of a row between two looks at what was written
 
 
 def generate(
@@ -61,8 +64,9 @@ def generate(
       lengths: how many tokens of each prompt are real, from 1; by default T.
       budget: the multi-state size, as in `init_state`.
       max_new_tokens: M, the most tokens a row may get; at least 1.
-      sampler: `Greedy()` or `Temperature(...)`.
-      key: a PRNG key, or B of them; one is folded with each row's number. Needed unless the sampler is greedy.
+      sampler: `Greedy()`, `Temperature(...)`, `TopK`, `TopP`, `MinP`, or a `Chain` of them.
+      key: a PRNG key, or B of them, needed unless the sampler is greedy. What a row draws depends on its key and
+        prompt alone, so it gets the same tokens in any batch; of equal prompts under one key, each draws anew.
       stop: token numbers that end a row; the one that did is the row's last token.
       mode: how prompts are read, "stepwise" or "oneshot" (see `prefill`).
       slots, positions, dtype: as in `init_state`; give `slots` to serve several budgets by one compilation.
@@ -74,22 +78,112 @@ def generate(
     Raises:
       ValueError: for an empty prompt and any argument out of its range, naming it.
     """
+    max_new_tokens = whole("max_new_tokens", max_new_tokens, 1, MAX_BUDGET)
+    empty = init_state(config, policy, budget, slots=slots, positions=positions, dtype=dtype)
+    task = make_task(config, policy, params, empty, prompts, lengths, max_new_tokens, sampler, key, stop, mode)
+    tokens, draft = _generate(config, policy, params, task, sampler, max_new_tokens, mode)
+    return tokens, draft.lengths, draft.states
+
+
+class Draft(struct.PyTreeNode):
+    """Continuations in the making."""
+
+    states: MultiState  # [B, ...], which have seen every token so far
+    logits: Array  # [B, V], of the next token
+    running: Array  # [B] bool, False once a stop token was written
+    lengths: Array  # [B] int32, tokens written
+
+
+class Task(struct.PyTreeNode):
+    """What is to be continued and how far; checked."""
+
+    empty: MultiState
+    prompts: Array  # [B, T] int32, padded on the right
+    lengths: Array  # [B] int32
+    keys: Array  # [B] PRNG keys
+    stop: Array  # [*] int32
+    limits: Array  # [B] int32, the most tokens each row may get
+
+
+class Block(NamedTuple):
+    """Some more tokens of every row, and where that leads to."""
+
+    tokens: np.ndarray  # [B, BLOCK] int32, zero where a row has got none
+    counts: np.ndarray  # [B] int32, new tokens of each row
+    draft: Draft
+
+
+def stream(
+    config: Config,
+    policy: Policy,
+    params: Params,
+    prompts: Int[Array, "B T"] | np.ndarray | Sequence[Sequence[int]],
+    lengths: Int[Array, " B"] | np.ndarray | Sequence[int] | None = None,
+    *,
+    budget: Budget,
+    max_new_tokens: Count = 256,
+    sampler: Sampler = Greedy(),  # noqa: B008, a frozen value
+    key: Array | None = None,
+    stop: Sequence[int] = (),
+    mode: str = "stepwise",
+    slots: Count | None = None,
+    positions: str = "absolute",
+    dtype: Any = None,
+) -> Iterator[Block]:
+    """What `generate` returns, in blocks as it is written: the first of one token, the others of up to `BLOCK`.
+
+    Every block is one call of a compiled program, the same for any `max_new_tokens`. Arguments and errors are
+    those of `generate`; errors come before the first block is asked for.
+    """
+    max_new_tokens = whole("max_new_tokens", max_new_tokens, 1, MAX_BUDGET)
+    empty = init_state(config, policy, budget, slots=slots, positions=positions, dtype=dtype)
+    task = make_task(config, policy, params, empty, prompts, lengths, max_new_tokens, sampler, key, stop, mode)
+    return _stream(config, policy, params, task, sampler, mode)
+
+
+def _stream(config: Config, policy: Policy, params: Params, task: Task, sampler: Sampler, mode: str) -> Iterator[Block]:
+    draft, most = begin(config, policy, params, task, mode), 1
+    while unfinished(draft, task.limits):
+        before = np.asarray(draft.lengths)
+        tokens, draft = write(config, policy, params, draft, task, most, sampler, count=BLOCK)
+        yield Block(np.asarray(tokens), np.asarray(draft.lengths) - before, draft)
+        most = BLOCK
+
+
+def make_task(
+    config: Config,
+    policy: Policy,
+    params: Params,
+    empty: MultiState,
+    prompts: Any,
+    lengths: Any,
+    max_new_tokens: int,
+    sampler: Sampler,
+    key: Array | None,
+    stop: Sequence[int],
+    mode: str,
+) -> Task:
+    """Checks what `generate` is given and pads the prompts."""
     check_mode(mode)
     check_policy(policy)
     check_params(config, params)
     if not isinstance(sampler, Sampler):
         raise ValueError(f"sampler is {sampler!r}; it must be a sampler, such as Greedy() or Temperature(0.8)")
     prompts, lengths = _check_prompts(config, prompts, lengths)
-    max_new_tokens = whole("max_new_tokens", max_new_tokens, 1, MAX_BUDGET)
     stop_tokens = as_tokens(config, "stop", stop)
     if stop_tokens.ndim != 1:
         raise ValueError(f"stop is {stop!r}; it must be a sequence of token numbers")
-    empty = init_state(config, policy, budget, slots=slots, positions=positions, dtype=dtype)
     check_room(policy, empty, lengths + max_new_tokens)
-    keys = _row_keys(sampler, key, prompts.shape[0])
-    padding = -prompts.shape[1] % (PROMPT_MULTIPLE if prompts.shape[1] <= CHUNK else CHUNK)
-    prompts = jnp.pad(prompts, ((0, 0), (0, padding)))
-    return _generate(config, policy, params, empty, prompts, lengths, keys, stop_tokens, sampler, max_new_tokens, mode)
+    rows, longest = prompts.shape
+    padding = -longest % (PROMPT_MULTIPLE if longest <= CHUNK else CHUNK)
+    return Task(
+        empty=empty,
+        prompts=jnp.pad(prompts, ((0, 0), (0, padding))),
+        lengths=lengths,
+        keys=_row_keys(sampler, key, prompts, lengths),
+        stop=stop_tokens,
+        limits=jnp.full(rows, max_new_tokens, jnp.int32),
+    )
 
 
 @partial(jax.jit, static_argnames=("max_new_tokens", "mode"))
@@ -97,48 +191,84 @@ def _generate(
     config: Config,
     policy: Policy,
     params: Params,
-    empty: MultiState,
-    prompts: Array,
-    lengths: Array,
-    keys: Array,
-    stop: Array,
+    task: Task,
     sampler: Sampler,
     max_new_tokens: int,
     mode: str,
-) -> tuple[Array, Array, MultiState]:
-    rows = prompts.shape[0]
-    states, logits = jax.vmap(lambda prompt, length: prefill(config, policy, params, empty, prompt, length, mode))(
-        prompts, lengths
-    )
+) -> tuple[Array, Draft]:
+    draft = begin(config, policy, params, task, mode)
+    return write(config, policy, params, draft, task, max_new_tokens, sampler, count=max_new_tokens)
+
+
+@partial(jax.jit, static_argnames="mode")
+def begin(config: Config, policy: Policy, params: Params, task: Task, mode: str) -> Draft:
+    """Reads the prompts."""
+
+    def one(prompt: Array, length: Array) -> tuple[MultiState, Array]:
+        return prefill(config, policy, params, task.empty, prompt, length, mode)
+
+    states, logits = jax.vmap(one)(task.prompts, task.lengths)
+    rows = task.prompts.shape[0]
+    return Draft(states=states, logits=logits, running=jnp.ones(rows, bool), lengths=jnp.zeros(rows, jnp.int32))
+
+
+@partial(jax.jit, static_argnames="count")
+def write(
+    config: Config,
+    policy: Policy,
+    params: Params,
+    draft: Draft,
+    task: Task,
+    most: Int[Array, ""] | int,
+    sampler: Sampler,
+    *,
+    count: int,
+) -> tuple[Int[Array, "B M"], Draft]:
+    """Writes up to `most` tokens more in every row that is neither stopped nor at its limit.
+
+    Args:
+      count: M, room for tokens; static, at least `most`.
+
+    Returns:
+      The tokens [B, M], zero beyond those that a row got, and the draft after them.
+    """
+    rows = draft.running.shape[0]
 
     def write_token(state: MultiState, token: Array, real: Array) -> tuple[MultiState, Array]:
         state, x = advance(config, policy, params, state, token, real=real)
         return state, unembed(config, params, x)
 
-    def unfinished(carry: Any) -> Array:
-        count, running, *_ = carry
-        return (count < max_new_tokens) & running.any()
+    def unfinished(carry: tuple[Array, Draft, Array]) -> Array:
+        done, draft, _ = carry
+        return (done < most) & _wanted(draft, task.limits).any()
 
-    def one(carry: Any) -> Any:
-        count, running, states, logits, tokens, lengths = carry
-        row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, count)
-        chosen = jnp.where(running, jax.vmap(sampler)(logits, row_keys), 0)  # [B]
-        states, logits = jax.vmap(write_token)(states, chosen, running)
-        tokens = lax.dynamic_update_slice_in_dim(tokens, chosen[:, None], count, axis=1)
-        lengths = lengths + running.astype(jnp.int32)
-        running = running & ~(chosen[:, None] == stop[None]).any(axis=1)
-        return count + 1, running, states, logits, tokens, lengths
+    def one(carry: tuple[Array, Draft, Array]) -> tuple[Array, Draft, Array]:
+        done, draft, tokens = carry
+        wanted = _wanted(draft, task.limits)
+        keys = jax.vmap(jax.random.fold_in)(task.keys, draft.lengths)
+        chosen = jnp.where(wanted, jax.vmap(sampler)(draft.logits, keys), 0)  # [B]
+        states, logits = jax.vmap(write_token)(draft.states, chosen, wanted)
+        draft = Draft(
+            states=states,
+            # A row that waits for others keeps what it would write next, should it go on after all.
+            logits=jnp.where(leading(wanted, logits), logits, draft.logits),
+            running=draft.running & ~(wanted & (chosen[:, None] == task.stop[None]).any(axis=1)),
+            lengths=draft.lengths + wanted.astype(jnp.int32),
+        )
+        return done + 1, draft, lax.dynamic_update_slice_in_dim(tokens, chosen[:, None], done, axis=1)
 
-    start = (
-        jnp.zeros((), jnp.int32),
-        jnp.ones(rows, bool),
-        states,
-        logits,
-        jnp.zeros((rows, max_new_tokens), jnp.int32),
-        jnp.zeros(rows, jnp.int32),
-    )
-    _, _, states, _, tokens, lengths = lax.while_loop(unfinished, one, start)
-    return tokens, lengths, states
+    start = jnp.zeros((), jnp.int32), draft, jnp.zeros((rows, count), jnp.int32)
+    _, draft, tokens = lax.while_loop(unfinished, one, start)
+    return tokens, draft
+
+
+def unfinished(draft: Draft, limits: Int[Array, " B"]) -> bool:
+    """Whether any row may get another token; looks at the values."""
+    return bool(_wanted(draft, limits).any())
+
+
+def _wanted(draft: Draft, limits: Int[Array, " B"]) -> Bool[Array, " B"]:
+    return draft.running & (draft.lengths < limits)
 
 
 def _check_prompts(config: Config, prompts: Any, lengths: Any) -> tuple[Array, Array]:
@@ -152,7 +282,8 @@ def _check_prompts(config: Config, prompts: Any, lengths: Any) -> tuple[Array, A
     return prompts, lengths
 
 
-def _row_keys(sampler: Sampler, key: Array | None, rows: int) -> Array:
+def _row_keys(sampler: Sampler, key: Array | None, prompts: Int[Array, "B T"], lengths: Int[Array, " B"]) -> Array:
+    rows = prompts.shape[0]
     if key is None and sampler.random:
         raise ValueError(f"key is missing; {sampler} draws at random and needs one")
     given: Array = jax.random.key(0) if key is None else key
@@ -161,7 +292,20 @@ def _row_keys(sampler: Sampler, key: Array | None, rows: int) -> Array:
     if not jnp.issubdtype(given.dtype, jax.dtypes.prng_key):
         given = jax.random.wrap_key_data(given)
     if given.ndim == 0:
-        return jax.vmap(jax.random.fold_in, (None, 0))(given, jnp.arange(rows))
+        return jax.vmap(jax.random.fold_in, (None, 0))(given, _occurrences(prompts, lengths))
     if given.shape != (rows,):
         raise ValueError(f"key has shape {given.shape}; it must be one key or {rows}, one per prompt")
     return given
+
+
+def _occurrences(prompts: Int[Array, "B T"], lengths: Int[Array, " B"]) -> Int[Array, " B"]:
+    """How many rows before each one have the same prompt."""
+    index = jnp.arange(prompts.shape[0], dtype=jnp.int32)
+    place = jnp.arange(prompts.shape[1], dtype=jnp.int32)
+    prompts = jnp.where(place[None] < lengths[:, None], prompts, -1)  # what padding holds does not matter
+
+    def before(row: Array) -> Array:
+        same = (prompts == prompts[row][None]).all(axis=1)
+        return (same & (index < row)).sum(dtype=jnp.int32)
+
+    return lax.map(before, index)

@@ -6,12 +6,12 @@ from msrnn_jax.compress import compress
 from msrnn_jax.config import Config, Rope
 from msrnn_jax.evaluate import nll
 from msrnn_jax.extend import extend
-from msrnn_jax.generate import generate
+from msrnn_jax.generate import generate, stream
 from msrnn_jax.llama import step
 from msrnn_jax.params import LayerParams, Params, init_params
 from msrnn_jax.policies import H2O, TOVA, Full, Policy, Random, Window, parse_policy
 from msrnn_jax.prefill import prefill
-from msrnn_jax.sampling import Greedy, Temperature
+from msrnn_jax.sampling import Chain, Greedy, MinP, Sampler, Temperature, TopK, TopP
 from msrnn_jax.slots import init_state
 from msrnn_jax.state import EMPTY, LayerState, MultiState, View
 from msrnn_jax.tokenizer import load_tokenizer
@@ -20,18 +20,23 @@ __all__ = [
     "EMPTY",
     "H2O",
     "TOVA",
+    "Chain",
     "Config",
     "Full",
     "Greedy",
     "LayerParams",
     "LayerState",
+    "MinP",
     "MultiState",
     "MultiStateCell",
     "Params",
     "Policy",
     "Random",
     "Rope",
+    "Sampler",
     "Temperature",
+    "TopK",
+    "TopP",
     "View",
     "Window",
     "compress",
@@ -46,4 +51,5 @@ __all__ = [
     "prefill",
     "save",
     "step",
+    "stream",
 ]

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 import msrnn_jax as ms
-from msrnn_jax.generate import _generate
+from msrnn_jax.generate import BLOCK, _generate, write
 
 CONFIG = tiny.CONFIG
 generate = ms.generate
@@ -84,17 +84,45 @@ def test_another_prompt_length_seed_or_budget_compiles_nothing():
 
 
 def test_a_seed_gives_the_same_text_alone_and_in_a_batch():
-    keys = jax.random.split(jax.random.key(7), 3)
-    prompts = np.stack([tiny.tokens(6, seed) for seed in range(3)])
+    """Whatever stands beside it; of equal prompts, the first."""
+    prompts = np.stack([tiny.tokens(6, seed) for seed in (0, 1, 0, 2)])
+    lengths = [6, 5, 6, 3]
+    prompts[1, 5:], prompts[3, 3:] = 7, 9  # what padding holds does not matter
+    key = jax.random.key(7)
     options = {"budget": 5, "max_new_tokens": 10, "sampler": ms.Temperature(1.5)}
-    together, *_ = generate(CONFIG, ms.TOVA(), tiny.params(), prompts, key=keys, **options)
+    together, *_ = generate(CONFIG, ms.TOVA(), tiny.params(), prompts, lengths, key=key, **options)
+    rows = [tuple(row) for row in together.tolist()]
+    assert len(set(rows)) == 4  # the second of two equal prompts draws differently
+    for row in (0, 1, 3):
+        prompt = prompts[row : row + 1, : lengths[row]]
+        alone, *_ = generate(CONFIG, ms.TOVA(), tiny.params(), prompt, key=key, **options)
+        assert tuple(alone[0].tolist()) == rows[row]
+    keys = jax.random.split(key, 4)
+    own, *_ = generate(CONFIG, ms.TOVA(), tiny.params(), prompts, lengths, key=keys, **options)
+    alone, *_ = generate(CONFIG, ms.TOVA(), tiny.params(), prompts[2:3], key=keys[2:3], **options)
+    assert alone.tolist() == own[2:3].tolist()
+
+
+@pytest.mark.parametrize("mode", ["stepwise", "oneshot"])
+def test_blocks_put_together_are_what_generate_returns(mode):
+    prompts, lengths = np.stack([tiny.tokens(9, seed) for seed in range(3)]), [9, 4, 6]
+    greedy, *_ = generate(CONFIG, ms.TOVA(), tiny.params(), prompts, lengths, budget=5, max_new_tokens=40, mode=mode)
+    # Row 0 stops within the second block, row 1 perhaps, some row runs to its limit.
+    options = {"budget": 5, "max_new_tokens": 40, "stop": (int(greedy[0, 12]),), "mode": mode}
+    options |= {"sampler": ms.Temperature(0.7), "key": jax.random.key(1)}
+    tokens, ends, states = generate(CONFIG, ms.TOVA(), tiny.params(), prompts, lengths, **options)
+    blocks = list(ms.stream(CONFIG, ms.TOVA(), tiny.params(), prompts, lengths, **options))
+    assert len(blocks) == 1 + -(-(int(ends.max()) - 1) // BLOCK) and blocks[0].counts.tolist() == [1, 1, 1]
     for row in range(3):
-        alone, *_ = generate(
-            CONFIG, ms.TOVA(), tiny.params(), prompts[row : row + 1], key=keys[row : row + 1], **options
-        )
-        assert alone[0].tolist() == together[row].tolist()
-    repeated, *_ = generate(CONFIG, ms.TOVA(), tiny.params(), np.stack([prompts[0]] * 3), key=keys[0], **options)
-    assert len({tuple(row) for row in repeated.tolist()}) == 3  # one key draws differently in every row
+        pieces = [block.tokens[row, : block.counts[row]] for block in blocks]
+        assert np.concatenate(pieces).tolist() == tokens[row, : ends[row]].tolist()
+    last = blocks[-1].draft
+    assert last.lengths.tolist() == ends.tolist()
+    for ours, theirs in zip(jax.tree.leaves(last.states), jax.tree.leaves(states), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    compiled = write._cache_size()
+    next(ms.stream(CONFIG, ms.TOVA(), tiny.params(), prompts, lengths, **{**options, "max_new_tokens": 7}))
+    assert write._cache_size() == compiled
 
 
 def test_sizes_may_be_numpy_integers_and_budgets_traced():
@@ -147,5 +175,5 @@ def test_refusals_name_what_is_wrong():
         budget=5,
     )
     for wrong in (0.0, -1.0, 1e-39, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="temperature is .*; it must be a number of at least 1e-6"):
+        with pytest.raises(ValueError, match="temperature is .*; it must be a number of at least 1e-06"):
             ms.Temperature(wrong)
