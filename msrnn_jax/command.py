@@ -15,13 +15,14 @@ import typer
 Command = Callable[..., None]
 
 
-def plain_errors(patience: float = 1.0) -> Callable[[Command], Command]:
+def plain_errors(patience: float = 1.0, *, in_thread: bool = True) -> Callable[[Command], Command]:
     """Turns a refusal into a line on stderr and exit code 2, ctrl-C into 130, a SIGTERM into 143.
 
     The command runs in a thread of its own, since the main one cannot answer a signal while it is inside a
     compiled program. A second ctrl-C ends it at once.
 
     Args:
+      in_thread: False for a command that deals with ctrl-C itself, by KeyboardInterrupt.
       patience: seconds that an interrupted command gets to come back from a compiled program and to remove
         what it was writing, before it is left behind.
     """
@@ -30,7 +31,8 @@ def plain_errors(patience: float = 1.0) -> Callable[[Command], Command]:
         @functools.wraps(command)
         def guarded(*args: Any, **kwargs: Any) -> None:
             try:
-                _run_interruptibly(functools.partial(command, *args, **kwargs), patience)
+                call = functools.partial(command, *args, **kwargs)
+                _run_interruptibly(call, patience) if in_thread else call()
             except ValueError as error:
                 _end(f"error: {error}", 2)
             except BrokenPipeError:  # whoever read our output has seen enough

@@ -94,15 +94,21 @@ class Draft(struct.PyTreeNode):
     lengths: Array  # [B] int32, tokens written
 
 
+class Rules(struct.PyTreeNode):
+    """What rows draw with, and where they end."""
+
+    keys: Array  # [B] PRNG keys
+    stop: Array  # [*] int32, tokens that end a row
+    limits: Array  # [B] int32, the most tokens each row may get
+
+
 class Task(struct.PyTreeNode):
     """What is to be continued and how far; checked."""
 
     empty: MultiState
     prompts: Array  # [B, T] int32, padded on the right
     lengths: Array  # [B] int32
-    keys: Array  # [B] PRNG keys
-    stop: Array  # [*] int32
-    limits: Array  # [B] int32, the most tokens each row may get
+    rules: Rules
 
 
 class Block(NamedTuple):
@@ -143,9 +149,9 @@ def stream(
 
 def _stream(config: Config, policy: Policy, params: Params, task: Task, sampler: Sampler, mode: str) -> Iterator[Block]:
     draft, most = begin(config, policy, params, task, mode), 1
-    while unfinished(draft, task.limits):
+    while unfinished(draft, task.rules):
         before = np.asarray(draft.lengths)
-        tokens, draft = write(config, policy, params, draft, task, most, sampler, count=BLOCK)
+        tokens, draft = write(config, policy, params, draft, task.rules, most, sampler, count=BLOCK)
         yield Block(np.asarray(tokens), np.asarray(draft.lengths) - before, draft)
         most = BLOCK
 
@@ -180,9 +186,11 @@ def make_task(
         empty=empty,
         prompts=jnp.pad(prompts, ((0, 0), (0, padding))),
         lengths=lengths,
-        keys=_row_keys(sampler, key, prompts, lengths),
-        stop=stop_tokens,
-        limits=jnp.full(rows, max_new_tokens, jnp.int32),
+        rules=Rules(
+            keys=_row_keys(sampler, key, prompts, lengths),
+            stop=stop_tokens,
+            limits=jnp.full(rows, max_new_tokens, jnp.int32),
+        ),
     )
 
 
@@ -197,7 +205,7 @@ def _generate(
     mode: str,
 ) -> tuple[Array, Draft]:
     draft = begin(config, policy, params, task, mode)
-    return write(config, policy, params, draft, task, max_new_tokens, sampler, count=max_new_tokens)
+    return write(config, policy, params, draft, task.rules, max_new_tokens, sampler, count=max_new_tokens)
 
 
 @partial(jax.jit, static_argnames="mode")
@@ -218,7 +226,7 @@ def write(
     policy: Policy,
     params: Params,
     draft: Draft,
-    task: Task,
+    rules: Rules,
     most: Int[Array, ""] | int,
     sampler: Sampler,
     *,
@@ -238,37 +246,37 @@ def write(
         state, x = advance(config, policy, params, state, token, real=real)
         return state, unembed(config, params, x)
 
-    def unfinished(carry: tuple[Array, Draft, Array]) -> Array:
+    def wanting(carry: tuple[Array, Draft, Array]) -> Array:
         done, draft, _ = carry
-        return (done < most) & _wanted(draft, task.limits).any()
+        return (done < most) & _wanted(draft, rules).any()
 
     def one(carry: tuple[Array, Draft, Array]) -> tuple[Array, Draft, Array]:
         done, draft, tokens = carry
-        wanted = _wanted(draft, task.limits)
-        keys = jax.vmap(jax.random.fold_in)(task.keys, draft.lengths)
+        wanted = _wanted(draft, rules)
+        keys = jax.vmap(jax.random.fold_in)(rules.keys, draft.lengths)
         chosen = jnp.where(wanted, jax.vmap(sampler)(draft.logits, keys), 0)  # [B]
         states, logits = jax.vmap(write_token)(draft.states, chosen, wanted)
         draft = Draft(
             states=states,
             # A row that waits for others keeps what it would write next, should it go on after all.
             logits=jnp.where(leading(wanted, logits), logits, draft.logits),
-            running=draft.running & ~(wanted & (chosen[:, None] == task.stop[None]).any(axis=1)),
+            running=draft.running & ~(wanted & (chosen[:, None] == rules.stop[None]).any(axis=1)),
             lengths=draft.lengths + wanted.astype(jnp.int32),
         )
         return done + 1, draft, lax.dynamic_update_slice_in_dim(tokens, chosen[:, None], done, axis=1)
 
     start = jnp.zeros((), jnp.int32), draft, jnp.zeros((rows, count), jnp.int32)
-    _, draft, tokens = lax.while_loop(unfinished, one, start)
+    _, draft, tokens = lax.while_loop(wanting, one, start)
     return tokens, draft
 
 
-def unfinished(draft: Draft, limits: Int[Array, " B"]) -> bool:
+def unfinished(draft: Draft, rules: Rules) -> bool:
     """Whether any row may get another token; looks at the values."""
-    return bool(_wanted(draft, limits).any())
+    return bool(_wanted(draft, rules).any())
 
 
-def _wanted(draft: Draft, limits: Int[Array, " B"]) -> Bool[Array, " B"]:
-    return draft.running & (draft.lengths < limits)
+def _wanted(draft: Draft, rules: Rules) -> Bool[Array, " B"]:
+    return draft.running & (draft.lengths < rules.limits)
 
 
 def _check_prompts(config: Config, prompts: Any, lengths: Any) -> tuple[Array, Array]:

@@ -1,5 +1,6 @@
 """Every public name, imported from where it is made."""
 
+from msrnn_jax.adopt import adopt
 from msrnn_jax.cell import MultiStateCell
 from msrnn_jax.checkpoint import load, save
 from msrnn_jax.compress import compress
@@ -14,7 +15,9 @@ from msrnn_jax.prefill import prefill
 from msrnn_jax.sampling import Chain, Greedy, MinP, Sampler, Temperature, TopK, TopP
 from msrnn_jax.slots import init_state
 from msrnn_jax.state import EMPTY, LayerState, MultiState, View
+from msrnn_jax.state_file import load_state, save_state
 from msrnn_jax.tokenizer import load_tokenizer
+from msrnn_jax.writing import stream_text
 
 __all__ = [
     "EMPTY",
@@ -39,17 +42,21 @@ __all__ = [
     "TopP",
     "View",
     "Window",
+    "adopt",
     "compress",
     "extend",
     "generate",
     "init_params",
     "init_state",
     "load",
+    "load_state",
     "load_tokenizer",
     "nll",
     "parse_policy",
     "prefill",
     "save",
+    "save_state",
     "step",
     "stream",
+    "stream_text",
 ]

@@ -66,7 +66,7 @@ def init_state(
             keys=jnp.zeros(cache, dtype),
             values=jnp.zeros(cache, dtype),
             positions=jnp.full((rows, slots), EMPTY, jnp.int32),
-            stats=jax.tree.map(_strong, policy.init(rows, slots)),
+            stats=fresh_stats(policy, rows, slots),
             budget=jnp.clip(jnp.asarray(value).astype(jnp.int32), 1, slots - 1),  # a traced one may lie outside
         )
         for value in budgets
@@ -74,9 +74,9 @@ def init_state(
     return MultiState(layers=layers, t=jnp.zeros((), jnp.int32), mode=positions)
 
 
-def _strong(leaf: Array) -> Array:
-    """The same numbers with a dtype of their own, as they will come back from a step."""
-    return lax.convert_element_type(leaf, leaf.dtype)
+def fresh_stats(policy: Policy, rows: int, slots: int) -> Any:
+    """The statistics of free slots, with a dtype of their own, as they will come back from a step."""
+    return jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), policy.init(rows, slots))
 
 
 def _num_slots(budgets: Sequence[Any], slots: Count | None) -> int:

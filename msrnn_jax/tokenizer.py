@@ -14,6 +14,7 @@ from msrnn_jax.checkpoint import existing
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
+MARK = "the-answer-9f2c"  # stands for an answer where only what surrounds it is wanted
 
 
 class Tokenizer:
@@ -52,6 +53,35 @@ class Tokenizer:
         Raises:
           ValueError: where the checkpoint has no template, or the template refuses the messages.
         """
+        return self._encode_rendered(self._render(messages, add_generation_prompt))
+
+    def reply(self, message: str, *, closed: bool) -> list[int]:
+        """Token numbers that take a conversation from an answer to the next one: what `chat` puts between them.
+
+        So a state that has seen a conversation goes on without the words of it.
+
+        Args:
+          message: what the user says next.
+          closed: whether the answer ended with a stop token, which then is not repeated.
+
+        Raises:
+          ValueError: as `chat`, and for a template that does not simply put turns one after another.
+        """
+        turns = [("user", "."), ("assistant", MARK), ("user", message)]
+        text = self._render([{"role": role, "content": content} for role, content in turns], True)
+        if text.count(MARK) != 1:
+            raise ValueError("chat template: it changes earlier answers, so a conversation cannot go on from its state")
+        text = text[text.index(MARK) + len(MARK) :]
+        if closed:
+            ends = [end for end in map(self._spell, self.stop) if end and text.lstrip().startswith(end)]
+            text = text.lstrip()[len(ends[0]) :] if ends else text
+        return self._encode_rendered(text)
+
+    def _encode_rendered(self, text: str) -> list[int]:
+        _check_text(text)
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         if self.template is None:
@@ -64,14 +94,13 @@ class Tokenizer:
         environment.globals["raise_exception"] = refuse
         names = {name: self._spell(token) for name, token in (("bos_token", self.bos), ("eos_token", self._eos()))}
         try:
-            text = environment.from_string(self.template).render(
+            return environment.from_string(self.template).render(
                 messages=list(messages), add_generation_prompt=add_generation_prompt, **names
             )
         except ValueError:
             raise
         except Exception as error:  # a template is somebody's program and may fail in any way
             raise ValueError(f"chat template: {error}") from error
-        return self.backend.encode(text, add_special_tokens=False).ids
 
     def _eos(self) -> int | None:
         return self.stop[0] if self.stop else None

@@ -1,72 +1,124 @@
 """`msrnn generate`: continues prompts."""
 
 import json
-from typing import Annotated
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from msrnn_jax.command import plain_errors
-from msrnn_jax.commands.options import Checkpoint, Dtype, Json, Mode, PolicyText, Positions
+from msrnn_jax.commands.models import open_model
+from msrnn_jax.commands.options import (
+    Budget,
+    Checkpoint,
+    Dtype,
+    Json,
+    MinP,
+    Mode,
+    PolicyText,
+    Positions,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+)
+from msrnn_jax.commands.policies import read_policy
+from msrnn_jax.commands.waiting import after_waiting, waiting
+
+if TYPE_CHECKING:
+    from msrnn_jax.writing import Writer
 
 
 @plain_errors()
 def generate(
     checkpoint: Checkpoint,
     prompt: Annotated[list[str] | None, typer.Option(help="What to continue; repeat it for a batch.")] = None,
+    prompt_file: Annotated[
+        list[str] | None, typer.Option(help="A file of UTF-8 text to continue, - for standard input; repeat it.")
+    ] = None,
     policy: PolicyText = "tova",
-    budget: Annotated[int, typer.Option(help="Multi-state size: tokens each layer remembers.")] = 256,
+    budget: Budget = 256,
     max_new_tokens: Annotated[int, typer.Option(help="The most tokens a continuation gets.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the draws at a temperature above 0.")] = 0,
-    chat: Annotated[bool, typer.Option(help="Put the prompt into the model's chat template.")] = False,
+    temperature: Temperature = 0.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    seed: Seed = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text, beside the model's stop tokens; repeat it.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
     mode: Mode = "stepwise",
     positions: Positions = "absolute",
     dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
-    """Continues prompts.
+    """Continues prompts, shown as they are written; several are written at once and shown when all are done.
+
+    The same seed gives a prompt the same text alone and among others.
 
     Example: msrnn generate checkpoints/smollm2-135m --chat --prompt "Tell me about the sea." --budget 64
     """
+    prompts = [*(prompt or []), *map(_read_prompt, prompt_file or [])]
+    if not prompts:
+        raise ValueError("--prompt is missing; give at least one, or --prompt-file")
+    from msrnn_jax.sampling import make_sampler
+
+    sampler = make_sampler(temperature, top_k, top_p, min_p)
     import jax
-    import numpy as np
 
-    import msrnn_jax as ms
+    from msrnn_jax.writing import check_stop_strings, stream_text
 
-    if not prompt:
-        raise ValueError("--prompt is missing; give at least one")
-    chosen = ms.parse_policy(policy)
-    if temperature < 0:
-        raise ValueError(f"temperature is {temperature}; it must be at least 0")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed is {seed}; it must be from 0 to {2**32 - 1}")
-    sampler = ms.Temperature(temperature) if temperature else ms.Greedy()
-    tokenizer = ms.load_tokenizer(checkpoint)
-    encode = (lambda text: tokenizer.chat([{"role": "user", "content": text}])) if chat else tokenizer.encode
-    rows = [encode(text) for text in prompt]
-    for text, row in zip(prompt, rows, strict=True):
-        if not row:
-            raise ValueError(f"prompt {text!r} is empty; it must have at least one token")
-    config, params = ms.load(checkpoint, dtype=dtype)
-    padded = np.zeros((len(rows), max(map(len, rows))), np.int32)
-    for place, row in zip(padded, rows, strict=True):
-        place[: len(row)] = row
-    tokens, lengths, _ = ms.generate(
-        config,
-        chosen,
-        params,
-        padded,
-        [len(row) for row in rows],
-        budget=budget,
-        max_new_tokens=max_new_tokens,
-        sampler=sampler,
-        key=jax.random.key(seed),
-        stop=tokenizer.stop,
-        mode=mode,
-        positions=positions,
-    )
-    for text, row, length in zip(prompt, np.asarray(tokens), np.asarray(lengths), strict=True):
-        answer = tokenizer.decode(row[:length])
-        settings = {"policy": str(chosen), "budget": budget, "mode": mode, "sampler": repr(sampler), "seed": seed}
-        result = {"prompt": text, "text": answer, "tokens": row[:length].tolist(), **settings, "positions": positions}
-        typer.echo(json.dumps(result) if as_json else (answer if chat else text + answer))
+    check_stop_strings(stop or [])
+    with waiting("loading the model and reading the prompt"):
+        model = open_model(checkpoint, dtype)
+        chosen = read_policy(policy, model.config)
+        tokenizer = model.tokenizer
+        rows = [tokenizer.chat([{"role": "user", "content": text}]) if chat else text for text in prompts]
+        writer = stream_text(
+            model.config,
+            chosen,
+            model.params,
+            tokenizer,
+            rows,
+            budget=budget,
+            max_new_tokens=max_new_tokens,
+            sampler=sampler,
+            key=jax.random.key(seed),
+            stop_strings=stop or [],
+            mode=mode,
+            positions=positions,
+        )
+    if not as_json:
+        return _show(prompts, writer, with_prompt=not chat)
+    settings = {"policy": str(chosen), "budget": budget, "mode": mode, "positions": positions, "sampler": repr(sampler)}
+    settings |= {"seed": seed, "max_new_tokens": max_new_tokens, "stop": stop or [], "dtype": model.config.dtype}
+    for _ in writer:
+        pass
+    for text, row in zip(prompts, writer.rows, strict=True):
+        result = {"prompt": text, "text": row.text, "tokens": row.tokens, "finish": row.finish, **settings}
+        typer.echo(json.dumps(result))
+
+
+def _show(prompts: list[str], writer: "Writer", with_prompt: bool) -> None:
+    if len(prompts) == 1:
+        sys.stdout.write(prompts[0] if with_prompt else "")
+        for (piece,) in after_waiting(writer, "writing"):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        return typer.echo()
+    from rich.console import Console
+
+    with Console(stderr=True).status("writing") as status:
+        for _ in writer:
+            status.update(f"writing: {sum(len(row.tokens) for row in writer.rows)} tokens")
+    for text, row in zip(prompts, writer.rows, strict=True):
+        typer.echo((text if with_prompt else "") + row.text)
+
+
+def _read_prompt(path: str) -> str:
+    from msrnn_jax.texts import read_texts
+
+    if path == "-":
+        return sys.stdin.read()
+    return read_texts([path])[0]

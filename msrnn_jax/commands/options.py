@@ -44,3 +44,9 @@ Dtype = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line, and nothing else.")]
+Budget = Annotated[int, typer.Option(help="Multi-state size: tokens each layer remembers.")]
+Seed = Annotated[int, typer.Option(help="Of the draws at a temperature above 0.", min=0, max=2**32 - 1)]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+TopK = Annotated[int | None, typer.Option(help="Draw from the k most likely tokens.")]
+TopP = Annotated[float | None, typer.Option(help="Draw from the fewest tokens that are as likely as this together.")]
+MinP = Annotated[float | None, typer.Option(help="Draw from tokens at least this likely, the most likely one being 1.")]

@@ -1,0 +1,202 @@
+"""`msrnn chat`: a conversation in a state of fixed size."""
+
+import pathlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from msrnn_jax.command import plain_errors
+from msrnn_jax.commands.models import open_model
+from msrnn_jax.commands.options import (
+    Budget,
+    Checkpoint,
+    Dtype,
+    MinP,
+    PolicyText,
+    Positions,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+)
+from msrnn_jax.commands.policies import read_policy
+from msrnn_jax.commands.waiting import after_waiting, waiting
+
+if TYPE_CHECKING:
+    from msrnn_jax.conversation import Conversation, Model
+
+HELP = """\
+/save FILE             write the conversation's state to a file
+/load FILE             go on from a file
+/fork NAME             remember this point of the conversation
+/back NAME             return to it, as often as you like
+/policy TEXT [BUDGET]  forget in another way from now on
+/read FILE             send a text file as a message
+/state                 what is remembered
+/reset                 begin anew
+/help, /quit           this list; leave (so does ctrl-D)
+Ctrl-C stops an answer; what was said of it so far stays in the conversation."""
+
+
+@plain_errors(in_thread=False)
+def chat(
+    checkpoint: Checkpoint,
+    policy: PolicyText = "tova",
+    budget: Budget = 256,
+    system: Annotated[str | None, typer.Option(help="What the model is told first of all.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens an answer gets.")] = 512,
+    temperature: Temperature = 0.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    seed: Seed = 0,
+    positions: Positions = "absolute",
+    dtype: Dtype = None,
+) -> None:
+    """Talks, for as long as you like: the state is of fixed size. /help lists what can be done with it.
+
+    Example: msrnn chat checkpoints/smollm2-135m --policy tova --budget 256
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    from msrnn_jax.checks import MAX_BUDGET, whole
+    from msrnn_jax.conversation import begin_conversation
+    from msrnn_jax.sampling import make_sampler
+
+    sampler = make_sampler(temperature, top_k, top_p, min_p)
+    whole("max_new_tokens", max_new_tokens, 1, MAX_BUDGET)
+    with waiting("loading"):
+        model = open_model(checkpoint, dtype)
+    chosen = read_policy(policy, model.config)
+    model.tokenizer.chat([{"role": "user", "content": "Hello"}])  # refuses now what it would refuse later
+    conversation = begin_conversation(model, chosen, budget, positions=positions)
+    settings = {"sampler": sampler, "seed": seed, "max_new_tokens": max_new_tokens, "system": system}
+    Talk(model, conversation, settings).run()
+
+
+class Talk:
+    """Reads lines and does what they say."""
+
+    def __init__(self, model: "Model", conversation: "Conversation", settings: dict[str, Any]):
+        self.model, self.empty, self.settings = model, conversation, settings
+        self.conversation = conversation
+        self.forks: dict[str, Conversation] = {}
+        self.interactive = sys.stdin.isatty()
+
+    def run(self) -> None:
+        if self.interactive:
+            import readline  # noqa: F401, gives input() its history and editing
+
+            typer.echo(f"{self._about()}. /help lists commands, ctrl-D leaves.")
+        for line in self._lines():
+            try:
+                if line == "/quit":
+                    return
+                self._do(line)
+            except (ValueError, OSError) as error:
+                typer.echo(f"error: {error}", err=True)
+
+    def _lines(self) -> Iterator[str]:
+        while True:
+            try:
+                line = input("> " if self.interactive else "").strip()
+            except EOFError:
+                if self.interactive:
+                    typer.echo()
+                return
+            except KeyboardInterrupt:
+                if not self.interactive:
+                    raise
+                typer.echo("\n(ctrl-D or /quit leaves)")
+                continue
+            if line:
+                yield line
+
+    def _do(self, line: str) -> None:
+        from msrnn_jax.conversation import change_policy, load_conversation, save_conversation
+
+        name, _, rest = line.partition(" ")
+        rest = rest.strip()
+        if not name.startswith("/"):
+            return self._answer(line)
+        if name in ("/save", "/load", "/fork", "/back", "/policy", "/read") and not rest:
+            raise ValueError(f"{name} needs an argument; /help lists commands")
+        match name:
+            case "/help":
+                return typer.echo(HELP)
+            case "/state":
+                pass
+            case "/reset":
+                self.conversation = self.empty
+            case "/save":
+                save_conversation(rest, self.model, self.conversation)
+            case "/load":
+                self.conversation = load_conversation(rest, self.model, self.conversation.policy)
+            case "/fork":
+                self.forks[rest] = self.conversation
+            case "/back":
+                if rest not in self.forks:
+                    known = ", ".join(self.forks) or "none yet"
+                    raise ValueError(f"fork {rest!r} is unknown; there are: {known}")
+                self.conversation = self.forks[rest]
+            case "/policy":
+                text, _, number = rest.partition(" ")
+                if number and not number.strip().isdecimal():
+                    raise ValueError(f"budget is {number.strip()!r}; it must be a whole number of at least 1")
+                policy = read_policy(text, self.model.config)
+                self.conversation = change_policy(self.conversation, policy, int(number) if number else None)
+            case "/read":
+                return self._answer(_read_text(rest))
+            case _:
+                raise ValueError(f"command {name!r} is unknown; /help lists commands")
+        typer.echo(f"({self._about()})")
+
+    def _about(self) -> str:
+        from msrnn_jax.conversation import held
+
+        state = self.conversation.state
+        most = max(held(state))
+        return (
+            f"{self.conversation.policy}, budget {self.conversation.budget}: "
+            f"{int(state.t)} tokens seen, {most} held in each layer"
+        )
+
+    def _answer(self, message: str) -> None:
+        """Streams the answer from a thread, since the main one takes ctrl-C, also while a program compiles."""
+        stop = threading.Event()
+        failed: list[BaseException] = []
+
+        def work() -> None:
+            from msrnn_jax.conversation import answer
+
+            try:
+                answers = answer(self.model, self.conversation, message, stopped=stop.is_set, **self.settings)
+                for piece, conversation in after_waiting(answers, "reading"):
+                    sys.stdout.write(piece)
+                    sys.stdout.flush()
+                    self.conversation = conversation
+            except BaseException as error:
+                failed.append(error)
+
+        worker = threading.Thread(target=work, daemon=True)
+        worker.start()
+        try:
+            while worker.is_alive():
+                worker.join(0.05)
+        except KeyboardInterrupt:
+            stop.set()
+            while worker.is_alive():  # another ctrl-C ends the program
+                worker.join(0.05)
+        typer.echo()
+        if failed:
+            raise failed[0]
+
+
+def _read_text(path: str) -> str:
+    from msrnn_jax.texts import read_texts
+
+    (text,) = read_texts([pathlib.Path(path)])
+    return text

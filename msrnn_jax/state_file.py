@@ -1,0 +1,153 @@
+"""The state as a file: one .safetensors that says which model and policy it belongs to."""
+
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from msrnn_jax.checkpoint import fingerprint
+from msrnn_jax.checks import check_state
+from msrnn_jax.config import Config
+from msrnn_jax.params import Params
+from msrnn_jax.policies import Policy
+from msrnn_jax.slots import init_state
+from msrnn_jax.state import EMPTY, MultiState
+
+FORMAT = "msrnn_jax state 1"
+
+
+def save_state(
+    path: str | os.PathLike[str],
+    config: Config,
+    policy: Policy,
+    params: Params,
+    state: MultiState,
+    *,
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a state, atomically and over a file that is there.
+
+    Args:
+      state: of one sequence.
+      notes: JSON values to keep with it.
+
+    Raises:
+      ValueError: for a state of another model or policy, and a path that cannot be written.
+    """
+    check_state(config, policy, state)
+    header = {
+        "format": FORMAT,
+        "model": fingerprint(params),
+        "policy": str(policy),
+        "positions": state.mode,
+        "notes": json.dumps(dict(notes or {})),
+    }
+    leaves = {name: np.asarray(leaf) for name, leaf in _named(state).items()}
+    _write(pathlib.Path(path), leaves, header)
+
+
+def load_state(
+    path: str | os.PathLike[str], config: Config, policy: Policy, params: Params
+) -> tuple[MultiState, dict[str, Any]]:
+    """Reads a state that `save_state` wrote for the same model and policy.
+
+    Returns:
+      The state, its budgets and slots those of the file, and the notes kept with it.
+
+    Raises:
+      ValueError: where the file is missing, damaged, or belongs to another model or policy, naming both.
+    """
+    header = read_header(path)
+    if header["policy"] != str(policy):
+        raise ValueError(f"state {str(path)!r} was made under {header['policy']}, not {policy}")
+    if header["model"] != fingerprint(params):
+        raise ValueError(f"state {str(path)!r} belongs to model {header['model']}, not {fingerprint(params)}")
+    try:
+        found = _read(pathlib.Path(path))
+        slots, dtype = found[".layers[0].keys"].shape[1], found[".layers[0].keys"].dtype
+        make = partial(init_state, config, policy, 1, slots=slots, positions=header["positions"], dtype=dtype)
+        wanted = jax.eval_shape(make)
+        names = _named(wanted)
+        problems = [name for name in (*names, *found) if name not in names or name not in found]
+        problems += [
+            name
+            for name, leaf in names.items()
+            if name in found and (found[name].shape, found[name].dtype) != (leaf.shape, leaf.dtype)
+        ]
+        if problems:
+            raise ValueError(f"{problems[0]} is missing, left over or of another shape")
+        _check_values(found, len(wanted.layers), slots)
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"state {str(path)!r} cannot be used: {error}") from None
+    leaves = [jnp.asarray(found[name]) for name in names]
+    return jax.tree.unflatten(jax.tree.structure(wanted), leaves), json.loads(header["notes"])
+
+
+def read_header(path: str | os.PathLike[str]) -> dict[str, str]:
+    """What a state file says of itself: format, model, policy, positions, notes.
+
+    Raises:
+      ValueError: where it is missing or no such file.
+    """
+    import safetensors
+
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"state {str(path)!r} does not exist")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+        json.loads(header.get("notes", "{}"))
+    except Exception as error:  # safetensors raises its own, which is no ValueError
+        raise ValueError(f"state {str(path)!r} cannot be read: {error}") from None
+    if header.get("format") != FORMAT or not {"model", "policy", "positions", "notes"} <= set(header):
+        raise ValueError(f"state {str(path)!r} is no state of this version; it must be a file written by save_state")
+    return header
+
+
+def _check_values(found: Mapping[str, np.ndarray], num_layers: int, slots: int) -> None:
+    """Refuses what no run can have led to, and what would be read as something else."""
+    t = int(found[".t"])
+    for index in range(num_layers):
+        positions, budget = found[f".layers[{index}].positions"], int(found[f".layers[{index}].budget"])
+        if not 1 <= budget < slots:
+            raise ValueError(f"layer {index} has budget {budget}; it must be from 1 to {slots - 1}")
+        if positions.min() < EMPTY or positions.max() >= t:
+            raise ValueError(f"layer {index} holds a position outside 0 .. {t - 1}")
+        for row in positions:
+            held = row[row != EMPTY]
+            if len(set(held.tolist())) < len(held):
+                raise ValueError(f"layer {index} holds a position twice")
+
+
+def _named(state: Any) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    import safetensors.numpy
+
+    return safetensors.numpy.load_file(path)
+
+
+def _write(path: pathlib.Path, leaves: Mapping[str, np.ndarray], header: dict[str, str]) -> None:
+    import safetensors.numpy
+
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ValueError(f"state {str(path)!r} cannot be written; it must be a file in a folder that exists")
+    content = safetensors.numpy.save({name: leaf.copy(order="C") for name, leaf in leaves.items()}, header)
+    handle, temporary = tempfile.mkstemp(prefix=".writing.", dir=path.absolute().parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)  # mkstemp keeps it to its owner
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,223 @@
+"""Text from prompts as it is written: pieces of text, stop strings, and states that have seen just what was kept."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from msrnn_jax.checks import MAX_BUDGET, Budget, Count, whole
+from msrnn_jax.config import Config
+from msrnn_jax.generate import BLOCK, Draft, Rules, begin, make_task, unfinished, write
+from msrnn_jax.params import Params
+from msrnn_jax.policies import Policy
+from msrnn_jax.sampling import Greedy, Sampler
+from msrnn_jax.slots import init_state
+from msrnn_jax.state import MultiState
+from msrnn_jax.tokenizer import Tokenizer
+
+CONTEXT = 8  # tokens of the prompt that the first new one is decoded after: some tokenizers join words there
+BROKEN = "\ufffd"  # what bytes that are no character yet are decoded to
+
+
+@dataclasses.dataclass
+class Continuation:
+    """What one row has got so far."""
+
+    text: str = ""  # without the stop string
+    tokens: list[int] = dataclasses.field(default_factory=list)  # with what stopped it
+    finish: str = ""  # "stop" (a token), "stop string", "length", or "" while it is being written
+
+
+class Detokenizer:
+    """Turns tokens into text as they come."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]):
+        self.tokenizer = tokenizer
+        self.context = list(prompt[-CONTEXT:])
+        self.skipped = len(tokenizer.decode(self.context))
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of all tokens after the prompt."""
+        return self.tokenizer.decode([*self.context, *tokens])[self.skipped :]
+
+
+def stream_text(
+    config: Config,
+    policy: Policy,
+    params: Params,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str | Sequence[int]],
+    *,
+    budget: Budget,
+    max_new_tokens: Count = 256,
+    sampler: Sampler = Greedy(),  # noqa: B008, a frozen value
+    key: Array | None = None,
+    stop: Sequence[int] | None = None,
+    stop_strings: Sequence[str] = (),
+    mode: str = "stepwise",
+    slots: Count | None = None,
+    positions: str = "absolute",
+    dtype: Any = None,
+) -> "Writer":
+    """Continues texts, to be iterated over for what is new in each.
+
+    Args:
+      prompts: texts, or tokens such as `tokenizer.chat` makes; of any lengths.
+      stop: token numbers that end a row; by default the tokenizer's.
+      stop_strings: a row ends where one of them is complete, and its text before it.
+      budget, max_new_tokens, sampler, key, mode, slots, positions, dtype: as in `generate`.
+
+    Raises:
+      ValueError: as `generate`, and for an empty prompt or stop string.
+    """
+    rows = [tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+    for prompt, row in zip(prompts, rows, strict=True):
+        if not row:
+            raise ValueError(f"prompt {prompt!r} is empty; it must have at least one token")
+    check_stop_strings(stop_strings)
+    padded, lengths = pad(rows)
+    task = make_task(
+        config,
+        policy,
+        params,
+        init_state(config, policy, budget, slots=slots, positions=positions, dtype=dtype),
+        padded,
+        lengths,
+        whole("max_new_tokens", max_new_tokens, 1, MAX_BUDGET),
+        sampler,
+        key,
+        tokenizer.stop if stop is None else stop,
+        mode,
+    )
+    draft = begin(config, policy, params, task, mode)
+    return Writer(config, policy, params, tokenizer, rows, draft, task.rules, sampler, stop_strings)
+
+
+def check_stop_strings(stop_strings: Sequence[str]) -> None:
+    """Refuses what would end every row before it begins."""
+    if isinstance(stop_strings, str) or not all(isinstance(string, str) and string for string in stop_strings):
+        raise ValueError(f"stop_strings is {stop_strings!r}; it must be a sequence of strings that are not empty")
+
+
+class Writer:
+    """Writes text block by block; iterate over it for what is new in every row.
+
+    A row ends at a stop token, at a stop string or at its limit. Where a stop string is found within a block, the
+    block is written again up to the token that completed it, so that no state has seen more than was kept.
+
+    Attributes:
+      rows: one `Continuation` per prompt, complete once the iteration has ended.
+      draft: what the rows can be continued from; its states have seen prompts and `rows[...].tokens`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        policy: Policy,
+        params: Params,
+        tokenizer: Tokenizer,
+        prompts: Sequence[Sequence[int]],
+        draft: Draft,
+        rules: Rules,
+        sampler: Sampler,
+        stop_strings: Sequence[str] = (),
+    ):
+        self.model = (config, policy, params)
+        self.draft, self.rules, self.sampler = draft, rules, sampler
+        self.stop_strings = tuple(stop_strings)
+        self.detokenizers = [Detokenizer(tokenizer, prompt) for prompt in prompts]
+        self.rows = [Continuation() for _ in prompts]
+        self.shown = [0] * len(prompts)  # characters given out
+
+    @property
+    def states(self) -> MultiState:
+        """The states [B, ...], which have seen everything that is kept."""
+        return self.draft.states
+
+    def __iter__(self) -> Iterator[list[str]]:
+        most = 1  # the first token is shown at once
+        while unfinished(self.draft, self.rules):
+            self._block(most)
+            yield self._news()
+            most = BLOCK
+
+    def _block(self, most: int) -> None:
+        before = self.draft
+        tokens, after = write(*self.model, before, self.rules, most, self.sampler, count=BLOCK)
+        counts = np.asarray(after.lengths) - np.asarray(before.lengths)
+        ends = [self._end(*row) for row in zip(self.rows, self.detokenizers, np.asarray(tokens), counts, strict=True)]
+        if any(end is not None for end in ends):
+            limits = [
+                limit if end is None else start + end
+                for limit, end, start in zip(self.rules.limits, ends, before.lengths, strict=True)
+            ]
+            self.rules = self.rules.replace(limits=jnp.asarray(limits, jnp.int32))
+            if any(end is not None and end < count for end, count in zip(ends, counts, strict=True)):
+                tokens, after = write(*self.model, before, self.rules, most, self.sampler, count=BLOCK)
+                counts = np.asarray(after.lengths) - np.asarray(before.lengths)
+        self.draft = after
+        for index, row in enumerate(self.rows):
+            row.tokens += np.asarray(tokens)[index, : counts[index]].tolist()
+            row.text = self.detokenizers[index].text(row.tokens)
+            if row.finish:
+                continue
+            if ends[index] is not None:
+                row.finish = "stop string"
+                row.text = row.text[: _first(row.text, self.stop_strings)]
+            elif not after.running[index]:
+                row.finish = "stop"
+            elif after.lengths[index] >= self.rules.limits[index]:
+                row.finish = "length"
+
+    def _end(self, row: Continuation, detokenizer: Detokenizer, tokens: np.ndarray, count: int) -> int | None:
+        """After how many of the new tokens a stop string is complete, or None."""
+        new = tokens[:count].tolist()
+        if row.finish or _first(detokenizer.text(row.tokens + new), self.stop_strings) is None:
+            return None
+        for end in range(1, count):
+            if _first(detokenizer.text(row.tokens + new[:end]), self.stop_strings) is not None:
+                return end
+        return count
+
+    def _news(self) -> list[str]:
+        news = []
+        for index, row in enumerate(self.rows):
+            text = row.text if row.finish else row.text[: _sure(row.text, self.stop_strings)]
+            news.append(text[self.shown[index] :])
+            self.shown[index] = max(self.shown[index], len(text))
+        return news
+
+
+def _first(text: str, strings: Sequence[str]) -> int | None:
+    """Where the first of the strings begins, or None."""
+    found = [place for place in map(text.find, strings) if place >= 0]
+    return min(found) if found else None
+
+
+def _sure(text: str, strings: Sequence[str]) -> int:
+    """How many characters cannot change or turn out to be part of a stop string as tokens come."""
+    end = len(text.rstrip(BROKEN))
+    for string in strings:
+        for size in range(min(len(string) - 1, end), 0, -1):
+            if text.endswith(string[:size], 0, end):
+                end -= size
+                break
+    return end
+
+
+def pad(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, list[int]]:
+    """Prompts of any length as `generate` takes them: [B, T] int32, zeros on the right, and lengths."""
+    lengths = [len(row) for row in rows]
+    padded = np.zeros((len(rows), max(lengths)), np.int32)
+    for place, row in zip(padded, rows, strict=True):
+        place[: len(row)] = row
+    return padded, lengths
+
+
+def row_of(states: MultiState, index: int) -> MultiState:
+    """The state of one row."""
+    return jax.tree.map(lambda leaf: leaf[index], states)
