@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -147,24 +146,20 @@ class Writer:
 
     def _block(self, most: int) -> None:
         before = self.draft
-        tokens, after = write(*self.model, before, self.rules, most, self.sampler, count=BLOCK)
-        counts = np.asarray(after.lengths) - np.asarray(before.lengths)
-        ends = [self._end(*row) for row in zip(self.rows, self.detokenizers, np.asarray(tokens), counts, strict=True)]
-        if any(end is not None for end in ends):
-            limits = [
-                limit if end is None else start + end
-                for limit, end, start in zip(self.rules.limits, ends, before.lengths, strict=True)
-            ]
-            self.rules = self.rules.replace(limits=jnp.asarray(limits, jnp.int32))
-            if any(end is not None and end < count for end, count in zip(ends, counts, strict=True)):
-                tokens, after = write(*self.model, before, self.rules, most, self.sampler, count=BLOCK)
-                counts = np.asarray(after.lengths) - np.asarray(before.lengths)
+        after, news = self._write(before, most)
+        ends = [self._end(*each) for each in zip(self.rows, self.detokenizers, news, strict=True)]
+        for index, end in enumerate(ends):
+            if end is not None:
+                limits = self.rules.limits.at[index].set(before.lengths[index] + end)
+                self.rules = self.rules.replace(limits=limits)
+        if any(end is not None and end < len(new) for end, new in zip(ends, news, strict=True)):
+            after, news = self._write(before, most)
         self.draft = after
-        for index, row in enumerate(self.rows):
-            row.tokens += np.asarray(tokens)[index, : counts[index]].tolist()
-            row.text = self.detokenizers[index].text(row.tokens)
+        for index, (row, new) in enumerate(zip(self.rows, news, strict=True)):
+            row.tokens += new
             if row.finish:
                 continue
+            row.text = self.detokenizers[index].text(row.tokens)
             if ends[index] is not None:
                 row.finish = "stop string"
                 row.text = row.text[: _first(row.text, self.stop_strings)]
@@ -173,15 +168,20 @@ class Writer:
             elif after.lengths[index] >= self.rules.limits[index]:
                 row.finish = "length"
 
-    def _end(self, row: Continuation, detokenizer: Detokenizer, tokens: np.ndarray, count: int) -> int | None:
+    def _write(self, draft: Draft, most: int) -> tuple[Draft, list[list[int]]]:
+        """The draft after a block, and the new tokens of every row."""
+        tokens, after = write(*self.model, draft, self.rules, most, self.sampler, count=BLOCK)
+        counts = np.asarray(after.lengths) - np.asarray(draft.lengths)
+        return after, [row[:count].tolist() for row, count in zip(np.asarray(tokens), counts, strict=True)]
+
+    def _end(self, row: Continuation, detokenizer: Detokenizer, new: list[int]) -> int | None:
         """After how many of the new tokens a stop string is complete, or None."""
-        new = tokens[:count].tolist()
-        if row.finish or _first(detokenizer.text(row.tokens + new), self.stop_strings) is None:
+        if row.finish or not self._is_complete(row, detokenizer, new):
             return None
-        for end in range(1, count):
-            if _first(detokenizer.text(row.tokens + new[:end]), self.stop_strings) is not None:
-                return end
-        return count
+        return next(end for end in range(1, len(new) + 1) if self._is_complete(row, detokenizer, new[:end]))
+
+    def _is_complete(self, row: Continuation, detokenizer: Detokenizer, new: list[int]) -> bool:
+        return _first(detokenizer.text(row.tokens + new), self.stop_strings) is not None
 
     def _news(self) -> list[str]:
         news = []

@@ -4,7 +4,7 @@ import json
 import pathlib
 
 import tiny
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import msrnn_jax as ms
 
@@ -15,6 +15,7 @@ def make_toy(path: pathlib.Path) -> str:
     vocabulary = {"?": 0, **{letter: number for number, letter in enumerate(alphabet[:49], 1)}}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
     settings = json.dumps({"bos_token_id": None, "eos_token_ids": [3]})
     template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     files = {
