@@ -17,7 +17,7 @@ demo: $(VENV)/.experiments $(CHECKPOINT)/config.json
 	  --budget 32 --budget 64 --budget 128 --budget 256 --out $(RESULTS)/perplexity.json
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # `extend` against `step` and the oracle: every policy in every position mode at every chunk, not one in three.
 exhaustive: $(VENV)/.test

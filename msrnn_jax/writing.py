@@ -26,7 +26,7 @@ BROKEN = "\ufffd"  # what bytes that are no character yet are decoded to
 class Continuation:
     """What one row has got so far."""
 
-    text: str = ""  # without the stop string
+    text: str = ""  # without what stopped it
     tokens: list[int] = dataclasses.field(default_factory=list)  # with what stopped it
     finish: str = ""  # "stop" (a token), "stop string", "length", or "" while it is being written
 
@@ -165,6 +165,7 @@ class Writer:
                 row.text = row.text[: _first(row.text, self.stop_strings)]
             elif not after.running[index]:
                 row.finish = "stop"
+                row.text = self.detokenizers[index].text(row.tokens[:-1])
             elif after.lengths[index] >= self.rules.limits[index]:
                 row.finish = "length"
 

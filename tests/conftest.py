@@ -3,6 +3,7 @@
 import os
 import pathlib
 import sys
+import tempfile
 
 import jax
 import pytest
@@ -10,6 +11,7 @@ from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_enable_compilation_cache", False)  # of this process; commands that tests start keep theirs
 
 _ROOT = pathlib.Path(__file__).parent.parent
 
@@ -24,6 +26,15 @@ _CHECKED = [name for name in _CHECKED if name not in _UNCHECKED]
 assert "msrnn_jax.llama" in _CHECKED and "msrnn_jax.policies.tova" in _CHECKED
 assert not any(name in sys.modules for name in _CHECKED), "the library was imported before its hook"
 install_import_hook(_CHECKED, "beartype.beartype")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Commands that tests start share what XLA compiles."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="msrnn-xla-")
+        config.add_cleanup(folder.cleanup)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 @pytest.fixture(scope="session")

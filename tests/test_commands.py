@@ -43,7 +43,9 @@ def test_generate_continues_every_prompt(toy):
         tokens, lengths, _ = ms.generate(
             config, ms.TOVA(), params, tiny.np.asarray([ids]), budget=4, max_new_tokens=6, stop=(3,)
         )
-        assert row["tokens"] == tokens[0, : lengths[0]].tolist() and row["text"] == tokenizer.decode(row["tokens"])
+        assert row["tokens"] == tokens[0, : lengths[0]].tolist()
+        assert row["finish"] == ("stop" if row["tokens"][-1] == 3 else "length")
+        assert row["text"] == tokenizer.decode(row["tokens"][: -1 if row["finish"] == "stop" else None])
         assert (row["prompt"], row["policy"], row["budget"], row["mode"]) == (prompt, "tova", 4, "stepwise")
     plain = run(*arguments).stdout
     assert plain == "".join(row["prompt"] + row["text"] + "\n" for row in rows)
@@ -86,7 +88,7 @@ def test_a_perplexity_that_is_no_number_is_said_so(toy, tmp_path):
     ("arguments", "message"),
     [
         (["generate", "nowhere", "--prompt", "a"], "checkpoint 'nowhere' does not exist"),
-        (["generate", "TOY"], "--prompt is missing; give at least one"),
+        (["generate", "TOY"], "--prompt is missing; give at least one, or --prompt-file"),
         (["generate", "TOY", "--prompt", ""], "prompt '' is empty; it must have at least one token"),
         (["generate", "TOY", "--prompt", "a", "--budget", "0"], "budget is 0; it must be a whole number"),
         (["generate", "TOY", "--prompt", "a", "--policy", "lru"], "policy 'lru' is unknown; it must be one of full"),

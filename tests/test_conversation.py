@@ -1,0 +1,208 @@
+"""Conversations as values, and the command that holds them."""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from toy import make_toy
+
+import msrnn_jax as ms
+from msrnn_jax.conversation import Model, answer, begin_conversation, change_policy, held
+from msrnn_jax.sampling import Greedy
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> str:
+    """Its turns are S or A for an assistant, the content, and the stop token, which is c."""
+    path = make_toy(tmp_path_factory.mktemp("toy") / "toy")
+    template = "{% for m in messages %}{{ 'A' if m['role'] == 'assistant' else 'S' }}{{ m['content'] }}c\n{% endfor %}"
+    template += "{% if add_generation_prompt %}A{% endif %}"
+    (pathlib.Path(path) / "chat_template.jinja").write_text(template)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(toy) -> Model:
+    return Model(*ms.load(toy), ms.load_tokenizer(toy))
+
+
+def say(model, conversation, message, **options):
+    options = {"sampler": ms.Temperature(1.2), "max_new_tokens": 25, **options}
+    *_, last = answer(model, conversation, message, **options)
+    return last.conversation
+
+
+def test_the_state_has_seen_what_the_template_makes_of_the_whole_conversation(model):
+    """Turn by turn through the state, or all at once by `chat`: the same tokens were read."""
+    policy, tokenizer = ms.TOVA(), model.tokenizer
+    conversation = begin_conversation(model, policy, 8)
+    turns, seen = [{"role": "system", "content": "be good"}], []
+    for turn, message in enumerate(["hello there", "and now?", "x" * 200]):
+        turns.append({"role": "user", "content": message})
+        told = tokenizer.chat(turns)
+        assert told[: len(seen)] == seen
+        seed, most = turn, (25 if turn else 3)
+        pieces = list(
+            answer(
+                model,
+                conversation,
+                message,
+                sampler=ms.Temperature(1.2),
+                seed=seed,
+                max_new_tokens=most,
+                system="be good",
+            )
+        )
+        text = "".join(piece for piece, _ in pieces)
+        conversation = pieces[-1].conversation
+        turns.append({"role": "assistant", "content": text})
+        seen = told + tokenizer.encode(text)
+        seen += tokenizer.encode("c") if conversation.closed else []
+        assert int(conversation.state.t) == len(seen)
+        state = ms.init_state(model.config, policy, 8)
+        state, _ = ms.extend(model.config, policy, model.params, state, np.asarray(seen))
+        assert [tiny.held(layer) for layer in state.layers] == [tiny.held(layer) for layer in conversation.state.layers]
+    assert conversation.turns == 3
+
+
+def test_a_conversation_never_overflows_and_is_a_value(model):
+    conversation = say(model, begin_conversation(model, ms.TOVA(), 8), "hello")
+    kept = jax.tree.map(np.asarray, conversation.state)
+    one, other = say(model, conversation, "go left"), say(model, conversation, "go right")
+    assert one.state.t != other.state.t or not np.allclose(one.state.layers[0].keys, other.state.layers[0].keys)
+    for ours, theirs in zip(jax.tree.leaves(conversation.state), jax.tree.leaves(kept), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for _ in range(6):
+        one = say(model, one, "more " * 40)
+    assert int(one.state.t) > 1200 and held(one.state) == [8, 8]
+    full = begin_conversation(model, ms.Full(), 40)
+    with pytest.raises(ValueError, match="budget is 40, but full forgets nothing and must hold"):
+        say(model, full, "hello " * 6)
+    with pytest.raises(ValueError, match="the message is empty"):
+        say(model, full, "  ")
+
+
+def test_a_message_that_is_stopped_while_it_is_read_was_not_said(model):
+    conversation = begin_conversation(model, ms.TOVA(), 8)
+    asked = []
+    pieces = list(
+        answer(model, conversation, "a" * 300, sampler=Greedy(), stopped=lambda: len(asked) > 1 or asked.append(1))
+    )
+    assert pieces == [] and len(asked) == 2
+
+
+def test_the_policy_changes_in_mid_text(model):
+    conversation = say(model, begin_conversation(model, ms.TOVA(), 12), "hello " * 10)
+    smaller = change_policy(conversation, ms.H2O(), 5)
+    expected = ms.compress(ms.TOVA(), conversation.state, 5)  # the old policy decides what goes
+    for layer, other in zip(smaller.state.layers, expected.layers, strict=True):
+        assert tiny.held(layer) == tiny.held(other) * 3
+        assert layer.num_slots == 6
+    larger = say(model, change_policy(smaller, ms.Window(scope="head"), 20), "hello " * 10)
+    assert held(larger.state) == [20, 20] and larger.budget == 20
+
+
+def test_a_template_that_rewrites_answers_is_refused(toy, tmp_path):
+    tokenizer = ms.load_tokenizer(toy)
+    tokenizer.template = "{% for m in messages %}{{ m['content'].upper() }}{% endfor %}"
+    with pytest.raises(ValueError, match="chat template: it changes earlier answers"):
+        tokenizer.reply("hello", closed=True)
+
+
+def chat(toy, lines, *options, code=0):
+    command = [sys.executable, "-m", "msrnn_jax.cli", "chat", toy, "--budget", "12", "--max-new-tokens", "30", *options]
+    result = subprocess.run(
+        command, input="\n".join(lines) + "\n", capture_output=True, text=True, cwd=ROOT, timeout=240
+    )
+    assert result.returncode == code, result.stderr
+    return result
+
+
+def test_commands_use_the_state_as_a_value(toy, tmp_path):
+    file, text = tmp_path / "talk.safetensors", tmp_path / "long.txt"
+    text.write_text("hello there " * 30)
+    lines = [
+        "hello",
+        f"/save {file}",
+        "/fork here",
+        "go on",
+        "/state",
+        "/back here",
+        "go on",
+        "/state",
+        "/policy h2o 6",
+    ]
+    lines += ["go on", "/state", f"/load {file}", "go on", "/state", "/reset", "hello", f"/read {text}", "/state"]
+    lines += [
+        "/back there",
+        "/load nowhere",
+        "/policy lru",
+        "/policy tova many",
+        "/save",
+        "/what",
+        "/help",
+        "/quit",
+        "never",
+    ]
+    result = chat(toy, lines, "--temperature", "1", "--seed", "3")
+    first, *rest = result.stdout.split(")\n")
+    hello = first.rpartition("\n(")[0]
+    assert first.endswith("12 held in each layer")
+    states = [line for line in result.stdout.splitlines() if line.startswith("(")]
+    assert len(states) == 11
+    saved, forked, one, back, two, changed, three, loaded, four, reset, last = states
+    assert saved == forked == back == loaded and one == two == four != saved
+    answers = result.stdout.split(one + "\n")
+    assert answers[0].split(forked + "\n")[-1] == answers[1].split(back + "\n")[-1]  # the same point, the same answer
+    assert changed.startswith("(h2o, budget 6: ") and three.startswith("(h2o, budget 6: ")
+    assert reset == "(tova, budget 12: 0 tokens seen, 0 held in each layer)"
+    assert result.stdout.split(reset + "\n")[1].startswith(hello.split("\n(")[0])
+    assert "12 held in each layer" in last and int(last.split()[3]) > 400
+    assert result.stderr.splitlines() == [
+        "error: fork 'there' is unknown; there are: here",
+        "error: state 'nowhere' does not exist",
+        "error: policy 'lru' is unknown; it must be one of full, random, window, h2o, tova, "
+        "or module:Class, or file.py:Class",
+        "error: budget is 'many'; it must be a whole number of at least 1",
+        "error: /save needs an argument; /help lists commands",
+        "error: command '/what' is unknown; /help lists commands",
+    ]
+
+
+def test_ctrl_c_stops_the_answer_not_the_program(toy, tmp_path):
+    """An answer that would take hours; after it is stopped, the next is given."""
+    endless = tmp_path / "endless"
+    shutil.copytree(toy, endless)
+    (endless / "tokenizer_config.json").write_text('{"bos_token_id": null, "eos_token_ids": []}')
+    command = [
+        sys.executable,
+        "-m",
+        "msrnn_jax.cli",
+        "chat",
+        str(endless),
+        "--budget",
+        "8",
+        "--max-new-tokens",
+        "20000000",
+    ]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        assert process.stdin and process.stdout
+        process.stdin.write(b"hello\n")
+        process.stdin.flush()
+        os.read(process.stdout.fileno(), 1)  # it is writing
+        process.send_signal(signal.SIGINT)
+        time.sleep(1)
+        output, error = process.communicate(b"/state\n", timeout=60)
+    assert (process.returncode, error) == (0, b"")
+    assert b"8 held in each layer)" in output.splitlines()[-1]
