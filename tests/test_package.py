@@ -1,5 +1,6 @@
 """The package as a user gets it: without the tests' checks, without extras, as a wheel."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -101,6 +102,50 @@ def test_the_library_needs_no_torch_and_no_extra():
         """
     )
     assert printed == "ready\n"
+
+
+def test_a_command_answers_before_jax_is_imported():
+    """Help, wrong options and completion, which a shell waits for."""
+    printed = python(
+        """
+        import sys
+        for name in ("jax", "flax", "numpy", "tokenizers", "orbax"):
+            sys.modules[name] = None  # importing it fails
+        import msrnn_jax, msrnn_jax.cli
+        from typer.testing import CliRunner
+        print(CliRunner().invoke(msrnn_jax.cli.app, ["generate", "--help"]).exit_code)
+        print(CliRunner().invoke(msrnn_jax.cli.app, ["generate", "x", "--budget", "many"]).exit_code)
+        """
+    )
+    assert printed.split() == ["0", "2"]
+
+
+def test_the_shell_completes_policies():
+    words = "msrnn generate checkpoint --policy tova"
+    environment = {
+        "_MSRNN_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": "4",
+        "PATH": os.environ["PATH"],
+    }
+    code = "import sys; sys.argv = ['msrnn']; from msrnn_jax.cli import main; main()"
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout.split() == ["tova", "tova:scope=head"], result.stderr
+
+
+def test_submodules_do_not_hide_functions_of_their_name():
+    """Whichever is imported first."""
+    printed = python(
+        """
+        import msrnn_jax.extend, msrnn_jax as ms
+        from msrnn_jax.extend import CHUNK
+        print(ms.extend.__name__, ms.generate.__name__, "TOVA" in dir(ms), callable(ms.compress))
+        from msrnn_jax import *
+        import msrnn_jax.prefill
+        print(ms.prefill is prefill, hasattr(ms, "nothing"), sorted(ms.__all__) == sorted(set(ms.__all__)))
+        """
+    )
+    assert printed == "extend generate True True\nTrue False True\n"
 
 
 @pytest.fixture(scope="module")
