@@ -155,6 +155,15 @@ def existing(path: str | os.PathLike[str]) -> pathlib.Path:
     return folder
 
 
+def read_config(path: str | os.PathLike[str]) -> Config:
+    """Reads the config of a checkpoint and nothing of its weights.
+
+    Raises:
+      ValueError: where the folder is no checkpoint, or its config is damaged.
+    """
+    return _read_config(existing(path))
+
+
 def _read_config(folder: pathlib.Path) -> Config:
     try:
         return Config.from_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))

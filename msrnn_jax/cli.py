@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from msrnn_jax.commands.generate import generate
+from msrnn_jax.commands.info import info
 from msrnn_jax.commands.perplexity import perplexity
 from msrnn_jax.convert.cli import command as convert  # pyright: ignore[reportMissingImports], see pyproject.toml
 
@@ -17,7 +18,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="LLaMA as a multi-state RNN: generation and perplexity with a state of fixed size.",
 )
-for command in (generate, perplexity):
+for command in (
+    generate,
+    perplexity,
+    info,
+):
     app.command()(command)
 app.command("convert")(convert)
 
