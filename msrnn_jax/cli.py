@@ -10,6 +10,7 @@ import typer
 from msrnn_jax.commands.generate import generate
 from msrnn_jax.commands.info import info
 from msrnn_jax.commands.perplexity import perplexity
+from msrnn_jax.commands.trace import trace
 from msrnn_jax.convert.cli import command as convert  # pyright: ignore[reportMissingImports], see pyproject.toml
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ for command in (
     generate,
     perplexity,
     info,
+    trace,
 ):
     app.command()(command)
 app.command("convert")(convert)

@@ -8,7 +8,6 @@ from typing import Any
 import jax.numpy as jnp
 
 from msrnn_jax.checkpoint import existing, read_config
-from msrnn_jax.checks import check_dtype
 from msrnn_jax.config import Config
 from msrnn_jax.params import abstract_params
 from msrnn_jax.policies import Policy, parse_policy
@@ -39,8 +38,7 @@ def facts_of(
     Raises:
       ValueError: for no checkpoint, and for a policy, budget or dtype out of range.
     """
-    stored = read_config(checkpoint)
-    config = stored.replace(dtype=check_dtype(stored.dtype if dtype is None else dtype).name)
+    stored, config = read_config(checkpoint), read_config(checkpoint, dtype=dtype)
     chosen = [parse_policy(policy) for policy in policies]
     weights = tree_bytes(abstract_params(config))
     return {

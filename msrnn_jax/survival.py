@@ -67,9 +67,10 @@ def follow_oneshot(
     state: MultiState,
     freed: Int[Array, "L #K T"],
     tokens: Int[Array, " C"],
+    length: Int[Array, ""] | None = None,
 ) -> tuple[MultiState, Int[Array, "L #K T"]]:
     """`follow` for a prompt in the mode "oneshot" (see `prefill`): whatever goes, goes after its last token."""
-    state, _ = prefill(config, policy, params, state, tokens, mode="oneshot")
+    state, _ = prefill(config, policy, params, state, tokens, length, mode="oneshot")
     return state, _note(state, freed)
 
 
