@@ -39,7 +39,7 @@ def parse_bytes(name: str, text: str) -> int:
     return int(size)
 
 
-def spell_bytes(count: float) -> str:
+def spell_bytes(count: int | float) -> str:
     """Bytes in the largest binary unit of which there is at least one, with three digits: `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(count) < 999.5:

@@ -1,7 +1,6 @@
 """A traced text in the terminal: coloured where there is colour, marked below the line where there is none."""
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
 from rich import box
@@ -48,9 +47,9 @@ def marked_lines(texts: Sequence[str], held: Sequence[float], width: int) -> lis
         text, marks, broken = "", "", full
 
     for word in _words(texts, held):
-        if text and cell_len(text) + sum(cell_len(piece.rstrip()) for piece, _ in word) > width:
+        if text and cell_len(text + "".join(character for character, _ in word).rstrip()) > width:
             end(full=True)
-        for character, mark in ((character, mark) for piece, mark in word for character in piece):
+        for character, mark in word:
             if character == "\n":
                 end()
                 continue
@@ -66,14 +65,19 @@ def marked_lines(texts: Sequence[str], held: Sequence[float], width: int) -> lis
 
 
 def _words(texts: Sequence[str], held: Sequence[float]) -> list[list[tuple[str, str]]]:
-    """Tokens and their marks, in groups that are not parted: a token that begins with a blank begins one."""
-    tokens = [(visible(text).replace("\t", " ") or "·", _mark(share)) for text, share in zip(texts, held, strict=True)]
-    number = 0
-    numbered = []
-    for text, mark in tokens:
-        number += text[0].isspace()
-        numbered.append((number, text, mark))
-    return [[(text, mark) for _, text, mark in group] for _, group in groupby(numbered, lambda item: item[0])]
+    """Characters and their marks, in groups that are not parted: a token that begins with a blank begins one."""
+    words: list[list[tuple[str, str]]] = [[]]
+    for text, share in zip(texts, held, strict=True):
+        blank, rest = _parted(visible(text).replace("\t", " ") or "·")
+        if blank or rest[0].isspace():
+            words.append([])
+        words[-1] += [(character, " ") for character in blank] + [(character, _mark(share)) for character in rest]
+    return words
+
+
+def _parted(piece: str) -> tuple[str, str]:
+    """The blank before a word, which is not marked so that words stand apart, and the rest."""
+    return (" ", piece[1:]) if piece[:1] == " " and piece.strip() else ("", piece)
 
 
 def _mark(share: float) -> str:
@@ -85,7 +89,9 @@ def _coloured(record: dict[str, Any], held: Sequence[float]) -> Text:
     for position, (piece, share) in enumerate(zip(record["texts"], held, strict=True)):
         made = "underline " if position >= record["prompt_tokens"] else ""
         red, green, blue = (round(pale + share * (strong - pale)) for pale, strong in zip(PALE, STRONG, strict=True))
-        text.append(visible(piece) or "·", made + (f"black on rgb({red},{green},{blue})" if share else "dim"))
+        blank, rest = _parted(visible(piece) or "·")
+        text.append(blank)
+        text.append(rest, made + (f"black on rgb({red},{green},{blue})" if share else "dim"))
     return text
 
 

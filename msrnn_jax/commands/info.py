@@ -109,8 +109,10 @@ def _pairs(values: dict[str, Any]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
+    from msrnn_jax.pieces import visible
+
     table = Table.grid(padding=(0, 2))
     for name, value in values.items():
         lines = [f"{key}: {item}" for key, item in value.items()] if isinstance(value, dict) else [str(value)]
-        table.add_row(Text(name, "dim"), Text("\n".join(lines), overflow="fold"))
+        table.add_row(Text(visible(name), "dim"), Text("\n".join(map(visible, lines)), overflow="fold"))
     return table
