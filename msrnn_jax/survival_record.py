@@ -24,6 +24,7 @@ from msrnn_jax.tokenizer import Tokenizer
 
 BLOCK = 64  # tokens between two reports, and between two chances for ctrl-C
 
+_begin = jax.jit(begin, static_argnames="count")
 _follow = jax.jit(follow, donate_argnames="freed")
 _follow_oneshot = jax.jit(follow_oneshot, donate_argnames="freed")
 
@@ -153,7 +154,7 @@ def freed_at(
     count = len(tokens)
     padded = np.zeros(-(-count // BLOCK) * BLOCK + BLOCK, np.int32)  # so that few lengths are compiled for
     padded[:count] = tokens
-    freed = begin(state, len(padded))
+    freed = _begin(state, len(padded))
     done = prompt if settings.mode == "oneshot" else 0
     report("compiling")
     if done:
