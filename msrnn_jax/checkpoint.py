@@ -90,8 +90,7 @@ def load(path: str | os.PathLike[str], *, dtype: str | None = None) -> tuple[Con
       ValueError: where the folder is missing, incomplete or damaged, naming what is wrong.
     """
     folder = existing(path)
-    config = _read_config(folder)
-    config = config.replace(dtype=check_dtype(config.dtype if dtype is None else dtype).name)
+    config = _read_config(folder, dtype)
     # Restored to the host and from there to the default device: arrays that Orbax puts on a device are committed
     # to it, so that the first step's state, which is not, and the second's, which is, would be compiled for apart.
     host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
@@ -155,11 +154,24 @@ def existing(path: str | os.PathLike[str]) -> pathlib.Path:
     return folder
 
 
-def _read_config(folder: pathlib.Path) -> Config:
+def read_config(path: str | os.PathLike[str], *, dtype: str | None = None) -> Config:
+    """Reads the config of a checkpoint and nothing of its weights.
+
+    Args:
+      dtype: put into the config; by default it is that of the weights.
+
+    Raises:
+      ValueError: where the folder is no checkpoint, or its config is damaged.
+    """
+    return _read_config(existing(path), dtype)
+
+
+def _read_config(folder: pathlib.Path, dtype: str | None) -> Config:
     try:
-        return Config.from_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = Config.from_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{str(folder / CONFIG_FILE)!r} cannot be used: {error}") from error
+    return config.replace(dtype=check_dtype(config.dtype if dtype is None else dtype).name)
 
 
 def _to_tree(params: Params) -> dict[str, Any]:

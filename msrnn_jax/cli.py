@@ -9,7 +9,9 @@ import typer
 
 from msrnn_jax.commands.chat import chat
 from msrnn_jax.commands.generate import generate
+from msrnn_jax.commands.info import info
 from msrnn_jax.commands.perplexity import perplexity
+from msrnn_jax.commands.trace import trace
 from msrnn_jax.convert.cli import command as convert  # pyright: ignore[reportMissingImports], see pyproject.toml
 
 app = typer.Typer(
@@ -18,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="LLaMA as a multi-state RNN: generation and perplexity with a state of fixed size.",
 )
-for command in (generate, chat, perplexity):
+for command in (generate, chat, perplexity, info, trace):
     app.command()(command)
 app.command("convert")(convert)
 

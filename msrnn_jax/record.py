@@ -1,5 +1,6 @@
 """What a result must say about where it came from."""
 
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -41,9 +42,13 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
     Numbers that JSON does not have (nan, inf) become null, so that any program can read the file.
     """
+    write_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text in UTF-8 atomically."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(finite(value), indent=2, allow_nan=False) + "\n"
     handle, temporary = tempfile.mkstemp(prefix=".writing.", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -53,6 +58,23 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def check_writable(name: str, path: str | os.PathLike[str]) -> None:
+    """Refuses, before any work, a path that `write_text` could not write after it.
+
+    Raises:
+      ValueError: for a folder, and for a file in what is no folder or lets nothing be written.
+    """
+    place = pathlib.Path(path).absolute()
+    parent = next(parent for parent in place.parents if os.path.lexists(parent))
+    try:
+        if place.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=parent):  # permissions alone do not say that a file can be made
+            pass
+    except OSError as error:
+        raise ValueError(f"{name} is {str(path)!r}, which cannot be written: {error.strerror}") from None
 
 
 def finite(value: Any) -> Any:

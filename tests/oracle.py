@@ -96,6 +96,19 @@ def run(
     return moments
 
 
+def freed(moments: list[Moment]) -> list[list[list[int | None]]]:
+    """By layer, row and token: the first step after which the token is not among those kept; None: it always is."""
+    count = len(moments)
+
+    def first(layer: int, row: int, position: int) -> int | None:
+        return next((t for t in range(position, count) if position not in moments[t].kept[layer][row]), None)
+
+    return [
+        [[first(layer, row, position) for position in range(count)] for row in range(len(rows))]
+        for layer, rows in enumerate(moments[0].kept)
+    ]
+
+
 def attention(
     config: "Config",
     layer: SimpleNamespace,

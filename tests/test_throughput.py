@@ -20,9 +20,9 @@ from experiments.throughput.__main__ import app
 from experiments.throughput.memory import check
 from experiments.throughput.roofline import weights_per_token
 from experiments.throughput.settings import SECTIONS
-from experiments.throughput.sizes import GIB, largest_batch, state_bytes, tree_bytes, working_bytes
 from experiments.throughput.timing import Series, ratio, take_turns
 from msrnn_jax.params import abstract_params
+from msrnn_jax.sizes import GIB, largest_batch, state_bytes, tree_bytes, working_bytes
 from msrnn_jax.state import POSITION_MODES
 
 TORCH = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))

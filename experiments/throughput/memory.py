@@ -10,8 +10,8 @@ from experiments.throughput.bench import Bench, spread
 from experiments.throughput.largest import decode_at_largest
 from experiments.throughput.programs import continue_greedily
 from experiments.throughput.settings import Settings
-from experiments.throughput.sizes import GIB, largest_batch, state_bytes, tree_bytes, working_bytes
 from experiments.throughput.timing import Row, compiled, program_bytes
+from msrnn_jax.sizes import GIB, largest_batch, state_bytes, tree_bytes, working_bytes
 
 PAPER_GIB = 32.0  # of the V100 in the paper's Table 1
 USABLE = 0.97  # of what JAX has of an accelerator: some is lost between arrays

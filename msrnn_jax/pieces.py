@@ -1,0 +1,50 @@
+"""The text of every single token, and text made safe to look at."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from msrnn_jax.tokenizer import Tokenizer
+
+MOST_TOKENS_OF_A_CHARACTER = 4  # a character of UTF-8 has four bytes at most
+
+
+def pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
+    """What every token adds to the text; joined, they are the text, special tokens spelled out.
+
+    A character may be made of several tokens: the last of them has it, the others have nothing.
+    """
+
+    def decode(start: int, end: int) -> str:
+        return tokenizer.decode(tokens[start:end], skip_special=False)
+
+    found, before, start = (
+        [],
+        0,
+        0,
+    )  # a token is decoded after the ones before it, since some decoders drop first blanks
+    for end in range(1, len(tokens) + 1):
+        whole = decode(before, end)
+        unfinished = whole.endswith("\ufffd") and end - start < MOST_TOKENS_OF_A_CHARACTER and end < len(tokens)
+        found.append("" if unfinished else whole[len(decode(before, start)) :])
+        if not unfinished:
+            before, start = start, end
+    return found
+
+
+def visible(text: str) -> str:
+    """The text with line ends and tabs marked by arrows before them, and other control characters by pictures.
+
+    So a text cannot move the cursor, change colours or reorder what stands beside it.
+    """
+    text = re.sub("[\x00-\x08\x0b-\x1f]", lambda match: chr(0x2400 + ord(match[0])), text)
+    text = text.replace("\n", "↵\n").replace("\t", "→\t")
+    return "".join("\ufffd" if _is_hidden(character) else character for character in text)
+
+
+def _is_hidden(character: str) -> bool:
+    # Format characters are needed inside words of some scripts (joiners), but not those that set directions.
+    kind = unicodedata.category(character)
+    return (kind in ("Cc", "Cs", "Zl", "Zp") and character not in "\n\t") or (
+        kind == "Cf" and unicodedata.bidirectional(character) not in ("BN", "AL")
+    )
