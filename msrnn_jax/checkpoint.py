@@ -89,9 +89,7 @@ def load(path: str | os.PathLike[str], *, dtype: str | None = None) -> tuple[Con
     Raises:
       ValueError: where the folder is missing, incomplete or damaged, naming what is wrong.
     """
-    folder = existing(path)
-    config = _read_config(folder)
-    config = config.replace(dtype=check_dtype(config.dtype if dtype is None else dtype).name)
+    folder, config = existing(path), load_config(path, dtype=dtype)
     # Restored to the host and from there to the default device: arrays that Orbax puts on a device are committed
     # to it, so that the first step's state, which is not, and the second's, which is, would be compiled for apart.
     host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
@@ -109,6 +107,12 @@ def load(path: str | os.PathLike[str], *, dtype: str | None = None) -> tuple[Con
         _drop_unfinished_reads()
         raise ValueError(f"checkpoint {str(path)!r}: the weights cannot be read: {problem}")
     return config, jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), _from_tree(config, tree))
+
+
+def load_config(path: str | os.PathLike[str], *, dtype: str | None = None) -> Config:
+    """Reads what `load` returns first, without the weights."""
+    config = _read_config(existing(path))
+    return config.replace(dtype=check_dtype(config.dtype if dtype is None else dtype).name)
 
 
 def _drop_unfinished_reads() -> None:

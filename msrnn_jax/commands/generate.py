@@ -32,10 +32,12 @@ def generate(
     import numpy as np
 
     import msrnn_jax as ms
+    from msrnn_jax.checkpoint import load_config
+    from msrnn_jax.commands.policies import read_policy
 
     if not prompt:
         raise ValueError("--prompt is missing; give at least one")
-    chosen = ms.parse_policy(policy)
+    chosen = read_policy(policy, load_config(checkpoint, dtype=dtype))
     if temperature < 0:
         raise ValueError(f"temperature is {temperature}; it must be at least 0")
     if not 0 <= seed < 2**32:
