@@ -124,11 +124,12 @@ def check_statistics(policy: Policy, rows: int, slots: int) -> None:
     """Refuses a policy whose statistics are not one entry for every slot."""
     made, wider = (jax.eval_shape(partial(policy.init, rows, count)) for count in (slots, slots + 1))
     for leaf, other in zip(jax.tree.leaves(made), jax.tree.leaves(wider), strict=True):
-        if leaf.shape[:2] != (rows, slots) or leaf.shape[2:] != other.shape[2:]:
-            raise ValueError(
-                f"policy {policy}: init({rows}, {slots}) returned an array of shape {leaf.shape}; "
-                f"it must be ({rows}, {slots}, ...), the rest whatever the number of slots"
-            )
+        for array, count in ((leaf, slots), (other, slots + 1)):
+            if array.shape != (rows, count, *leaf.shape[2:]):
+                raise ValueError(
+                    f"policy {policy}: init({rows}, {count}) returned an array of shape {array.shape}; "
+                    f"it must be ({rows}, {count}, ...), the rest whatever the number of slots"
+                )
 
 
 def check_observed(policy: Policy, observed: Any, stats: Any) -> None:

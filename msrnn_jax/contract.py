@@ -1,5 +1,6 @@
 """Whether a policy keeps the contract: `check_contract` shows it made-up tokens and says what is broken, and where."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,8 +14,10 @@ from msrnn_jax.checks import check_observed, check_policy, check_score, check_st
 from msrnn_jax.config import Config
 from msrnn_jax.policies import Policy
 from msrnn_jax.policies.text import in_words
-from msrnn_jax.probe import SLOTS, Situation, reorder, situations, with_more_slots, with_other_leftovers
+from msrnn_jax.probe import SLOTS, TRIED, Situation, reorder, situations, with_more_slots, with_other_leftovers
 from msrnn_jax.state import EMPTY, LayerState, View
+
+Entry = np.ndarray | np.generic  # what a slot has of a leaf
 
 FAR = 100_000  # the first position of a text that is under way for long
 
@@ -47,28 +50,23 @@ def check_contract(policy: Policy, config: Config) -> None:
         if start == 0:
             _check_again(policy, seen[-1], after[-1])
             _check_transformations(policy, seen[-1])
-        for before, then in zip(seen, after, strict=True):
-            _check_variations(policy, before, then)
+        for step in TRIED:
+            _check_variations(policy, seen[step], after[step])
         if policy.static:
             _check_static(policy, after)
 
 
 def _check_value(policy: Policy) -> None:
-    """It must go through `jit` as an argument: hashed, compared, taken apart and put together around tracers."""
-    try:
-        tree = jax.tree.structure(policy)
-        same = tree == jax.tree.structure(policy.replace()) and hash(tree) is not None
-    except Exception as error:
-        raise _broken(policy, f"its static options must be hashed and compared by value: {in_words(error)}") from error
-    if not same:
-        raise _broken(policy, "its static options are not equal to themselves, so every call would compile anew")
+    """It must go through `jit` as an argument: compared, taken apart, and put together around tracers."""
     try:
         jax.eval_shape(lambda policy: jax.tree.leaves(policy), policy)
+        # Two made alike are compared by `jit`; arrays among the options make that fail.
+        _ = jax.tree.structure(policy) == jax.tree.structure(copy.deepcopy(policy))
     except Exception as error:
         raise _broken(
             policy,
-            f"it cannot be an argument of jit: {in_words(error)}; an option that Python code looks at must be "
-            "struct.field(pytree_node=False, default=...)",
+            f"it cannot be an argument of jit: {in_words(error)}; an option that is an array must be a plain field, "
+            "one that Python code looks at static, struct.field(pytree_node=False, default=...)",
         ) from error
 
 
@@ -79,7 +77,12 @@ def _check_init(policy: Policy, rows: int) -> None:
             raise _broken(policy, f"init returned {leaf!r}; statistics must be arrays [{rows}, {SLOTS}, ...]")
     more = _call(policy, "init", policy.init, rows, SLOTS + 1)
     if jax.tree.structure(stats) != jax.tree.structure(more):
-        raise _broken(policy, f"init returned {stats}, but {more} for one slot more; it must be made alike")
+        counts = [len(jax.tree.leaves(tree)) for tree in (stats, more)]
+        raise _broken(
+            policy,
+            f"init returned {counts[0]} arrays for {SLOTS} slots and {counts[1]} for {SLOTS + 1}; "
+            "it must return the same tree of arrays",
+        )
     check_statistics(policy, rows, SLOTS)
     call = f"init({rows}, {SLOTS})"
     again = _call(policy, "init", policy.init, rows, SLOTS)
@@ -97,8 +100,8 @@ def _check_numbers(policy: Policy, situation: Situation) -> None:
     score = np.asarray(_score(policy, layer, view.t + 1))
     if not _is_float(score):
         return
-    for row, slot in np.argwhere(np.isnan(score.astype(np.float64)) & _held(layer)):
-        raise _broken(policy, f"score is nan for {_token(layer, view, row, slot)}; it must be a number")
+    for where in np.argwhere(np.isnan(score.astype(np.float64)) & _held(layer)):
+        raise _broken(policy, f"score is nan for {_token(situation, where)}; it must be a number")
 
 
 def _check_again(policy: Policy, before: Situation, after: Situation) -> None:
@@ -207,16 +210,16 @@ def _call(policy: Policy, name: str, function: Callable[..., Any], *given: Any) 
 
 def _compare(policy: Policy, name: str, rule: str, situation: Situation, expected: Any, given: Any) -> None:
     """Statistics or scores of the held tokens, which may differ by rounding."""
-    layer, view = situation
+    held = np.argwhere(_held(situation.layer))
     for leaf, other in zip(jax.tree.leaves(expected), jax.tree.leaves(given), strict=True):
-        for index in np.argwhere(_held(layer)):
-            ours, theirs = np.asarray(leaf)[tuple(index)], np.asarray(other)[tuple(index)]
+        for where in held:
+            ours, theirs = np.asarray(leaf)[tuple(where)], np.asarray(other)[tuple(where)]
             if not _same(leaf, ours, theirs):
                 said = rule.format(_number(ours), _number(theirs))
-                raise _broken(policy, f"{name} gives {_token(layer, view, *index)} {said}")
+                raise _broken(policy, f"{name} gives {_token(situation, where)} {said}")
 
 
-def _same(leaf: Any, ours: np.ndarray, theirs: np.ndarray) -> bool:
+def _same(leaf: Any, ours: Entry, theirs: Entry) -> bool:
     if not _is_float(leaf):
         return np.array_equal(ours, theirs)
     numbers = np.asarray(leaf).astype(np.float64)
@@ -225,11 +228,14 @@ def _same(leaf: Any, ours: np.ndarray, theirs: np.ndarray) -> bool:
     return np.allclose(ours.astype(np.float64), theirs.astype(np.float64), rtol=0, atol=tolerance, equal_nan=True)
 
 
-def _token(layer: LayerState, view: View, row: int, slot: int) -> str:
-    return f"the token at position {int(layer.positions[row, slot])} (row {row}, after {int(view.t) + 1} tokens)"
+def _token(situation: Situation, where: np.ndarray) -> str:
+    layer, view = situation
+    (row, slot), seen = where.tolist(), int(view.t) + 1
+    tokens = f"{seen} token{'s' if seen > 1 else ''}"
+    return f"the token at position {int(layer.positions[row, slot])} (row {row}, after {tokens})"
 
 
-def _number(value: np.ndarray) -> str:
+def _number(value: Entry) -> str:
     return f"{float(value):.6g}" if value.ndim == 0 else f"values such as {float(value.ravel()[0]):.6g}"
 
 

@@ -18,6 +18,7 @@ from msrnn_jax.state import EMPTY, LayerState, View
 
 SLOTS, BUDGET, COUNT = 8, 5, 10  # more slots than are ever held, so that some are free and have leftovers
 SPIKES = (3, 8)  # tokens that attend to one token alone: the others get exactly 0
+TRIED = (0, 4, 8, 9)  # tokens after which slots are varied: nearly all are free, none was freed yet, ties, all else
 
 Observe = Callable[[LayerState, View], Any]
 

@@ -105,7 +105,9 @@ def name_of(policy: type[Policy]) -> str:
         return policy.__name__.lower()
     if os.path.isabs(module):  # as `parse_policy` calls the module that it makes of a file
         file, here = pathlib.Path(module), pathlib.Path.cwd()
-        module = str(file.relative_to(here) if file.is_relative_to(here) else file)
+        if file.is_relative_to(here):
+            near = str(file.relative_to(here))
+            module = f"./{near}" if ":" in near else near  # which says that the colon is one of a path
     return f"{module}:{policy.__qualname__}"
 
 
