@@ -154,6 +154,19 @@ class Echo(Good):
         return super().observe(stats, view) + jnp.abs(view.values.astype(jnp.float32)).sum(axis=(0, 2)).max()
 
 
+class Relative(Good):
+    def score(self, layer, t):
+        norms = jnp.abs(layer.keys.astype(jnp.float32)).sum(axis=(0, 2))[None]
+        return norms / norms.max(axis=1, keepdims=True)
+
+
+class Young(Good):
+    """Runs for fifty thousand tokens."""
+
+    def score(self, layer, t):
+        return layer.stats * jnp.sqrt(50_000 - t.astype(jnp.float32))
+
+
 class Counted(Good):
     def score(self, layer, t):
         return layer.stats * layer.num_slots
@@ -256,6 +269,8 @@ BROKEN = [
     ),
     (Shares(), f"score gives the token at position 0 (row 0, after 1 token) 1, but 0.125 {LEFT}"),
     (Echo(), f"observe gives the token at position 0 (row 0, after 1 token) 34.25, but 91 {LEFT}"),
+    (Relative(), f"score gives the token at position 0 (row 0, after 1 token) 1, but 0.361111 {LEFT}"),
+    (Young(), "score is nan for the token at position 100000 (row 0, after 100001 tokens); it must be a number"),
     (
         Counted(),
         "score gives the token at position 0 (row 0, after 1 token) 8, but 10 with two more free slots; "
