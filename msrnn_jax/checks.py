@@ -124,11 +124,40 @@ def check_statistics(policy: Policy, rows: int, slots: int) -> None:
     """Refuses a policy whose statistics are not one entry for every slot."""
     made, wider = (jax.eval_shape(partial(policy.init, rows, count)) for count in (slots, slots + 1))
     for leaf, other in zip(jax.tree.leaves(made), jax.tree.leaves(wider), strict=True):
-        if leaf.shape[:2] != (rows, slots) or leaf.shape[2:] != other.shape[2:]:
-            raise ValueError(
-                f"{policy}: init({rows}, {slots}) returned an array of shape {leaf.shape}; "
-                f"it must be ({rows}, {slots}, ...), the rest whatever the number of slots"
-            )
+        for array, count in ((leaf, slots), (other, slots + 1)):
+            if array.shape != (rows, count, *leaf.shape[2:]):
+                raise ValueError(
+                    f"policy {policy}: init({rows}, {count}) returned an array of shape {array.shape}; "
+                    f"it must be ({rows}, {count}, ...), the rest whatever the number of slots"
+                )
+
+
+def check_observed(policy: Policy, observed: Any, stats: Any) -> None:
+    """Refuses statistics after `observe` that are not made as those before it.
+
+    Widths may differ (they become those of `init`), kinds may not: a float would be cut to an integer.
+    """
+    given, wanted = (jax.tree.map(jnp.shape, tree) for tree in (observed, stats))
+    if given != wanted or jax.tree.structure(observed) != jax.tree.structure(stats):
+        raise ValueError(f"policy {policy}: observe returned shapes {given}; they must be those of init, {wanted}")
+    given, wanted = (jax.tree.map(lambda leaf: jnp.result_type(leaf).name, tree) for tree in (observed, stats))
+    if jax.tree.map(_kind, observed) != jax.tree.map(_kind, stats):
+        raise ValueError(f"policy {policy}: observe returned {given}; it must return what init does, {wanted}")
+
+
+def _kind(leaf: Any) -> Any:
+    return next((kind for kind in (jnp.floating, jnp.integer) if jnp.issubdtype(jnp.result_type(leaf), kind)), None)
+
+
+def check_score(policy: Policy, score: Any, layer: LayerState) -> None:
+    """Refuses scores that are not one number for every slot."""
+    if jnp.shape(score) != layer.positions.shape:
+        raise ValueError(
+            f"policy {policy}: score has shape {jnp.shape(score)}; it must be {layer.positions.shape}, [#K, S]"
+        )
+    dtype = jnp.result_type(score)
+    if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+        raise ValueError(f"policy {policy}: score has dtype {dtype}; it must be a float or an integer")
 
 
 def check_layer(policy: Policy, index: int, layer: LayerState) -> None:

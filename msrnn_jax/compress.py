@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Int
 
-from msrnn_jax.checks import Budget, check_layer, check_protection, concrete, layer_budgets
+from msrnn_jax.checks import Budget, check_layer, check_protection, check_score, concrete, layer_budgets
 from msrnn_jax.layers import wide
 from msrnn_jax.policies import Policy
 from msrnn_jax.policies.base import Score
@@ -67,10 +67,7 @@ def _check_slots(state: MultiState, budgets: Sequence[Any]) -> None:
 def worth(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> tuple[Score, Bool[Array, "#K S"]]:
     """Scores with NaN made minimal, and which held slots are not protected, after `t` tokens were seen."""
     score = policy.score(layer, t)
-    if jnp.shape(score) != layer.positions.shape:
-        raise ValueError(f"{policy}: score has shape {jnp.shape(score)}; it must be {layer.positions.shape}, [#K, S]")
-    if not (jnp.issubdtype(score.dtype, jnp.floating) or jnp.issubdtype(score.dtype, jnp.integer)):
-        raise ValueError(f"{policy}: score has dtype {score.dtype}; it must be a float or an integer")
+    check_score(policy, score, layer)
     if jnp.issubdtype(score.dtype, jnp.floating):
         score = score.astype(wide(score.dtype))  # the smallest floats have no infinity
         score = jnp.where(jnp.isnan(score), -jnp.inf, score)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from msrnn_jax.checkpoint import existing, read_config
 from msrnn_jax.config import Config
 from msrnn_jax.params import abstract_params
-from msrnn_jax.policies import Policy, parse_policy
+from msrnn_jax.policies import Policy
 from msrnn_jax.sizes import largest_batch, part_sizes, state_bytes, tree_bytes, working_bytes
 from msrnn_jax.tokenizer import TOKENIZER_FILE, load_tokenizer
 
@@ -23,7 +23,7 @@ def facts_of(
     checkpoint: str | os.PathLike[str],
     memory: int,
     *,
-    policies: Sequence[str] = POLICIES,
+    policies: Sequence[Policy],
     budgets: Sequence[int] = BUDGETS,
     dtype: str | None = None,
 ) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def facts_of(
 
     Args:
       memory: bytes that weights and states may take.
-      policies: in text form. One that forgets nothing has room for the model's context length, whatever the
+      policies: one that forgets nothing has room for the model's context length, whatever the
         budgets.
       dtype: of weights and states; by default the checkpoint's.
 
@@ -39,7 +39,6 @@ def facts_of(
       ValueError: for no checkpoint, and for a policy, budget or dtype out of range.
     """
     stored, config = read_config(checkpoint), read_config(checkpoint, dtype=dtype)
-    chosen = [parse_policy(policy) for policy in policies]
     weights = tree_bytes(abstract_params(config))
     return {
         "checkpoint": str(checkpoint),
@@ -50,7 +49,7 @@ def facts_of(
         "weight_bytes": weights,
         "states": [
             _state(config, policy, budget, memory - weights)
-            for policy in chosen
+            for policy in policies
             for budget in (budgets if policy.forgets else [config.max_length])
         ],
         "tokenizer": _tokenizer(checkpoint),

@@ -5,6 +5,7 @@ from msrnn_jax.cell import MultiStateCell
 from msrnn_jax.checkpoint import load, save
 from msrnn_jax.compress import compress
 from msrnn_jax.config import Config, Rope
+from msrnn_jax.contract import check_contract
 from msrnn_jax.evaluate import nll
 from msrnn_jax.extend import extend
 from msrnn_jax.generate import generate, stream
@@ -43,6 +44,7 @@ __all__ = [
     "View",
     "Window",
     "adopt",
+    "check_contract",
     "compress",
     "extend",
     "generate",

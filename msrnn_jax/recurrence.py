@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
+from msrnn_jax.checks import check_observed
 from msrnn_jax.compress import forget
 from msrnn_jax.config import Config
 from msrnn_jax.layers import match, mix, softmax
@@ -68,9 +69,7 @@ def judge(
         layer=index,
     )
     observed = policy.observe(layer.stats, view)
-    given, wanted = (jax.tree.map(jnp.shape, tree) for tree in (observed, layer.stats))
-    if given != wanted:
-        raise ValueError(f"{policy}: observe returned shapes {given}; they must be those of init, {wanted}")
+    check_observed(policy, observed, layer.stats)
     stats = jax.tree.map(lambda new, old: jnp.where(real, new.astype(old.dtype), old), observed, layer.stats)
     layer = layer.replace(stats=stats)
     return forget(policy, layer, moment.seen, over & real) if moment.forgetting else layer

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from msrnn_jax.checks import check_state
 from msrnn_jax.config import Config
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
+from msrnn_jax.record import check_writable, write_bytes
 from msrnn_jax.slots import init_state
 from msrnn_jax.state import EMPTY, MultiState
 
@@ -41,6 +41,8 @@ def save_state(
     Raises:
       ValueError: for a state of another model or policy, and a path that cannot be written.
     """
+    import safetensors.numpy
+
     check_state(config, policy, state)
     header = {
         "format": FORMAT,
@@ -49,8 +51,9 @@ def save_state(
         "positions": state.mode,
         "notes": json.dumps(dict(notes or {})),
     }
-    leaves = {name: np.asarray(leaf) for name, leaf in _named(state).items()}
-    _write(pathlib.Path(path), leaves, header)
+    check_writable("state", path)
+    leaves = {name: np.array(leaf, order="C") for name, leaf in _named(state).items()}
+    write_bytes(path, safetensors.numpy.save(leaves, header))
 
 
 def load_state(
@@ -134,20 +137,3 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
     import safetensors.numpy
 
     return safetensors.numpy.load_file(path)
-
-
-def _write(path: pathlib.Path, leaves: Mapping[str, np.ndarray], header: dict[str, str]) -> None:
-    import safetensors.numpy
-
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ValueError(f"state {str(path)!r} cannot be written; it must be a file in a folder that exists")
-    content = safetensors.numpy.save({name: leaf.copy(order="C") for name, leaf in leaves.items()}, header)
-    handle, temporary = tempfile.mkstemp(prefix=".writing.", dir=path.absolute().parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp keeps it to its owner
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

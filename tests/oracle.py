@@ -7,8 +7,8 @@ policy's scope is the layer, each head has its own where it is the head.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ class Memory:
     value: np.ndarray  # [K, H]
     latest: float = 0.0  # probability given to it by the newest query, mean over the row's query heads
     total: float = 0.0  # probability given to it since it was written, summed over time and those heads
+    received: list[float] = field(default_factory=list)  # `latest` of every step since it was written
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Rule:
     sinks: int
     recent: int | None  # None: half the budget
     seed: int
+    own: Callable[[Memory], float] | None = None  # the score of a policy named `own`
 
 
 def run(
@@ -63,6 +65,7 @@ def run(
     budget: int | Sequence[int],
     oneshot: int = 0,
     positions: str = "absolute",
+    rule: Callable[[Memory], float] | None = None,
 ) -> list[Moment]:
     """Steps through the tokens from an empty state.
 
@@ -71,14 +74,19 @@ def run(
       oneshot: so many tokens are a prompt in the authors' way: nothing is forgotten before its last token,
         after which the whole surplus goes.
       positions: where rotary encoding takes the held tokens to stand, see `places_of`.
+      rule: the score of a policy of one's own, from what is remembered of a token. The policy's text is then
+        `own`, with the options that every policy has: `own:scope=head,sinks=1`.
     """
     if positions not in ("absolute", "cache", "gap"):
         raise ValueError(f"the oracle knows no positions {positions!r}")
-    rule = read_policy(policy)
+    settings = read_policy(policy)
+    if (settings.name == "own") != (rule is not None):
+        raise ValueError(f"the policy is {policy!r} and the rule {rule}; a rule goes with the policy 'own' only")
+    settings.own = rule
     weights = as_numpy(params)
     budgets = np.broadcast_to(budget, config.num_layers).tolist()
     all_heads = list(range(config.num_kv_heads))
-    heads_of_row = [all_heads] if rule.scope == "layer" else [[head] for head in all_heads]
+    heads_of_row = [all_heads] if settings.scope == "layer" else [[head] for head in all_heads]
     state: list[list[list[Memory]]] = [[[] for _ in heads_of_row] for _ in range(config.num_layers)]
     moments = []
     for t, token in enumerate(tokens):
@@ -89,7 +97,7 @@ def run(
             x = x + attention(config, layer, rows, heads_of_row, seen, t, positions)
             x = x + mlp(layer, norm(config, x, layer.mlp_norm))
             limit = limit if t >= oneshot - 1 else t + 1
-            scores.append([forget(rule, number, row, t, limit) for number, row in enumerate(rows)])
+            scores.append([forget(settings, number, row, t, limit) for number, row in enumerate(rows)])
         logits = norm(config, x, weights.final_norm) @ weights.unembedding
         kept = [[sorted(memory.position for memory in row) for row in rows] for rows in state]
         moments.append(Moment(logits, kept, scores))
@@ -138,6 +146,7 @@ def attention(
                 received.append(probs)
         for i, memory in enumerate(row):
             memory.latest = sum(probs[i] for probs in received) / len(received)
+            memory.received.append(memory.latest)
             memory.total += sum(probs[i] for probs in received)
     return plus(np.einsum("nh,nhd->d", mixed, layer.output), layer.output_bias)
 
@@ -189,6 +198,9 @@ def score(rule: Rule, number: int, memory: Memory) -> float:
             return memory.total
         case "tova":
             return memory.latest
+        case "own":
+            assert rule.own is not None
+            return rule.own(memory)
     raise ValueError(f"policy {rule.name!r} has no score in the oracle")
 
 
@@ -214,7 +226,7 @@ def read_policy(text: str) -> Rule:
     scope = options.pop("scope", "head" if name == "h2o" else "layer")
     recent = options.pop("recent", "half" if name == "h2o" else "0")
     sinks, seed = int(options.pop("sinks", "0")), int(options.pop("seed", "0"))
-    if name not in ("full", "random", "window", "h2o", "tova") or scope not in ("layer", "head") or options:
+    if name not in ("full", "random", "window", "h2o", "tova", "own") or scope not in ("layer", "head") or options:
         raise ValueError(f"the oracle cannot read policy {text!r}")
     return Rule(name, scope, sinks, None if recent == "half" else int(recent), seed)
 

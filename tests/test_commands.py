@@ -84,6 +84,48 @@ def test_a_perplexity_that_is_no_number_is_said_so(toy, tmp_path):
     assert json.loads((tmp_path / "result.json").read_text())["rows"][0]["perplexity"] is None
 
 
+OWN = """
+from flax import struct
+from msrnn_jax import Policy
+
+limit = 3
+
+
+class Mine(Policy):
+    alpha: float = struct.field(pytree_node=False, default=0.5)
+
+    def __post_init__(self):
+        if self.alpha < 0:
+            raise ValueError(f"Mine: alpha is {self.alpha}; it must be at least 0")
+
+    def score(self, layer, t):
+        return layer.positions
+
+
+class Broken(Mine):
+    def score(self, layer, t):
+        return layer.positions[0]
+"""
+
+
+def test_the_installed_script_finds_modules_of_the_current_folder(toy, tmp_path):
+    """Python puts the folder of a script on its path, not the one it is started in."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "msrnn").write_text("from msrnn_jax.cli import main\n\nmain()\n")
+    (tmp_path / "policies_of_mine.py").write_text(OWN)
+    command = [sys.executable, "bin/msrnn", "generate", toy, "--prompt", "a b c", "--budget", "3", "--json"]
+    command += ["--max-new-tokens", "3", "--policy", "policies_of_mine:Mine:alpha=0.25"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert result.returncode == 0, result.stderr
+    row = json.loads(result.stdout)
+    assert row["policy"] == "policies_of_mine:Mine:alpha=0.25"
+    window = run(
+        "generate", toy, "--prompt", "a b c", "--budget", "3", "--json", "--max-new-tokens", "3", "--policy", "window"
+    )
+    assert row["tokens"] == json.loads(window.stdout)["tokens"]  # which scores alike
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -103,6 +145,34 @@ def test_a_perplexity_that_is_no_number_is_said_so(toy, tmp_path):
             "max_new_tokens is 4000000000; it must",
         ),
         (["generate", "TOY", "--prompt", "a", "--policy", "msrnn_jax:Policy"], "it does not define score(layer, t)"),
+        (["generate", "TOY", "--prompt", "a", "--policy", "FOLDER/none.py:Mine"], "none.py' does not exist"),
+        (
+            ["generate", "TOY", "--prompt", "a", "--policy", "FOLDER/raises.py:Mine"],
+            "raises.py' does not run: RuntimeError: first line",
+        ),
+        (["generate", "TOY", "--prompt", "a", "--policy", "FOLDER/own.py"], "own.py' names no class; it must be "),
+        (["generate", "TOY", "--prompt", "a", "--policy", "FOLDER/own.py:Yours"], "'Yours' is not a Policy in "),
+        (["generate", "TOY", "--prompt", "a", "--policy", "FOLDER/own.py:limit"], "'limit' is not a Policy in "),
+        (
+            ["generate", "TOY", "--prompt", "a", "--policy", "FOLDER/own.py:Mine:beta=1"],
+            "option 'beta=1' is unknown; it must be one of scope=, sinks=, recent=, alpha=",
+        ),
+        (
+            ["generate", "TOY", "--prompt", "a", "--policy", "FOLDER/own.py:Mine:alpha=much"],
+            "alpha is 'much'; it must be a number",
+        ),
+        (
+            ["generate", "TOY", "--prompt", "a", "--policy", "FOLDER/own.py:Mine:alpha=1,alpha=2"],
+            "option 'alpha' is given twice",
+        ),
+        (
+            ["generate", "TOY", "--prompt", "a", "--policy", "FOLDER/own.py:Mine:alpha=-1"],
+            "Mine: alpha is -1.0; it must be at least 0",
+        ),
+        (
+            ["generate", "TOY", "--prompt", "a", "--policy", "FOLDER/own.py:Broken"],
+            "own.py:Broken: score has shape (8,); it must be (1, 8), [#K, S]",
+        ),
         (["convert", "TOY", "EMPTY/x"], "cannot be made: "),
         (["generate", "TOY", "--prompt", "a", "--max-new-tokens", "0"], "max_new_tokens is 0; it must be"),
         (["generate", "TOY", "--prompt", "a", "--mode", "both"], "mode is 'both'; it must be one of"),
@@ -156,6 +226,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, message, toy, tmp_pa
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "text.txt").write_text("a b c")
+    (tmp_path / "raises.py").write_text("raise RuntimeError('first line\\nsecond line')")
+    (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "long.txt").write_text("a b c d e f " * 20)
     places = {
         "TOY": toy,
@@ -168,6 +240,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, message, toy, tmp_pa
         "EMPTY/x": str(tmp_path / "empty.txt" / "x"),
         "BINARY": str(tmp_path / "binary.txt"),
     }
+    arguments = [argument.replace("FOLDER/", f"{tmp_path}/") for argument in arguments]
     result = run(*(places.get(argument, argument) for argument in arguments), code=2)
     assert message in result.stderr and len(result.stderr.strip().splitlines()) == 1
     assert result.stderr.startswith("error: ") and not result.stdout

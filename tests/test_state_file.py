@@ -47,8 +47,8 @@ def test_a_state_belongs_to_a_model_and_a_policy(tmp_path):
         ms.load_state(path, CONFIG, ms.TOVA(), tiny.params(seed=1))
     with pytest.raises(ValueError, match="layer 0 has 1 rows of slots, but h2o forgets by head"):
         ms.save_state(path, CONFIG, ms.H2O(), tiny.params(), state_after(ms.TOVA()))
-    for wrong in (tmp_path, tmp_path / "no" / "state"):
-        with pytest.raises(ValueError, match="cannot be written; it must be a file in a folder that exists"):
+    for wrong in (tmp_path, path / "state"):
+        with pytest.raises(ValueError, match="state is '.*', which cannot be written: (Is|Not) a directory"):
             ms.save_state(wrong, CONFIG, ms.TOVA(), tiny.params(), state_after(ms.TOVA()))
 
 

@@ -1,5 +1,7 @@
 """Policies as text, there and back."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -78,6 +80,57 @@ def test_a_policy_of_your_own_from_a_module(tmp_path, monkeypatch):
     assert str(policy.replace(alpha=jnp.float32(0.25))) == "some_policies:Mine:alpha=0.25"
 
 
+def test_a_module_of_the_current_folder_is_found_and_the_path_stays(tmp_path, monkeypatch):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "beside.py").write_text(FILE + "\n\nclass Outer:\n    Inner = Mine\n")
+    monkeypatch.chdir(tmp_path)
+    path = [folder for folder in sys.path if folder not in ("", str(tmp_path))]
+    monkeypatch.setattr(sys, "path", path.copy())
+    with pytest.raises(ValueError, match="policy 'own.missing' is neither .* ModuleNotFoundError"):
+        ms.parse_policy("own.missing:Mine")
+    assert sys.path == path
+    policy = ms.parse_policy("own.beside:Mine:alpha=2")
+    assert sys.path == path and str(policy) == "own.beside:Mine:alpha=2.0"
+    assert ms.parse_policy("own.beside:Outer.Inner:alpha=2") == policy
+    monkeypatch.syspath_prepend(tmp_path)
+    path = sys.path.copy()
+    ms.parse_policy("own.beside:Mine")
+    assert sys.path == path  # a folder that is on it stays on it
+
+
+def test_one_file_is_one_class_however_it_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a:b").mkdir()
+    (tmp_path / "mine.py").write_text(FILE)
+    (tmp_path / "a:b" / "mine.py").write_text(FILE.replace("default=3", "default=4"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    texts = ["mine.py", "./mine.py", "./a:b/../mine.py", f"{tmp_path}/mine.py", "~/mine.py"]
+    policies = [ms.parse_policy(f"{text}:Mine:alpha=2") for text in texts]
+    assert all(policy == policies[0] and str(policy) == "mine.py:Mine:alpha=2.0" for policy in policies)
+    other = ms.parse_policy("./a:b/mine.py:Mine")
+    assert (other.centre, policies[0].centre) == (4, 3) and type(other) is not type(policies[0])
+    assert str(other) == "./a:b/mine.py:Mine" and ms.parse_policy(str(other)) == other
+    monkeypatch.chdir(tmp_path / "a:b")
+    assert ms.parse_policy("mine.py:Mine") == other  # the same text, another folder
+    for policy in (other, policies[0]):
+        assert ms.parse_policy(str(policy)) == policy
+    assert str(policies[0]) == f"{tmp_path}/mine.py:Mine:alpha=2.0"  # not below the current folder
+    (tmp_path / "a:b" / "mine.py").write_text("1 / 0")
+    assert ms.parse_policy("mine.py:Mine") == other  # it ran once
+
+
+def test_options_without_a_value_go_there_and_back(tmp_path):
+    file = tmp_path / "optional.py"
+    option = "limit: float | None = struct.field(pytree_node=False, default=None)"
+    file.write_text(FILE.replace("alpha: float = 0.5", f"alpha: float = 0.5\n    {option}"))
+    for text, value in (("limit=3", 3), ("limit=0.5", 0.5), ("limit=None", None)):
+        policy = ms.parse_policy(f"{file}:Mine:{text}")
+        assert policy.limit == value and type(policy.limit) is type(value)
+        assert ms.parse_policy(str(policy)) == policy
+    with pytest.raises(ValueError, match="limit is 'much'; it must be a number or None"):
+        ms.parse_policy(f"{file}:Mine:limit=much")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -93,6 +146,13 @@ def test_a_policy_of_your_own_from_a_module(tmp_path, monkeypatch):
         ("no_such_module:Mine", "policy 'no_such_module' is neither one of full"),
         ("no/such/file.py:Mine", "policy file 'no/such/file.py' does not exist"),
         ("json:JSONDecoder", "policy json:JSONDecoder: 'JSONDecoder' is not a Policy in json"),
+        ("no/such/file.py", "policy file 'no/such/file.py' does not exist"),
+        ("/:Mine", "policy '/:Mine': '/' is no Python file; it must be path/to/file.py:Class"),
+        ("some/file:Mine", "policy 'some/file:Mine': 'some/file' is no Python file"),
+        (
+            "~no-such-user/mine.py:Mine",
+            "policy file '~no-such-user/mine.py' cannot be found: Could not determine home directory",
+        ),
     ],
 )
 def test_refusals_name_what_is_wrong(text, message):
@@ -114,3 +174,14 @@ def test_a_file_that_does_not_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="needy.py:Mine': .* missing 1 required .*'alpha'"):
         ms.parse_policy(f"{file}:Mine")
     assert ms.parse_policy(f"{file}:Mine:alpha=2").alpha == 2.0
+    file = tmp_path / "strict.py"
+    file.write_text(FILE + "\n    def __post_init__(self):\n        raise KeyError('no\\nkey')\n")
+    with pytest.raises(ValueError, match=r"strict.py:Mine:alpha=2' cannot be made: KeyError: 'no\\nkey'$"):
+        ms.parse_policy(f"{file}:Mine:alpha=2")
+    with pytest.raises(ValueError, match=r"^policy '\S+strict.py' names no class; .*:Class; there is Mine$"):
+        ms.parse_policy(str(file))
+    with pytest.raises(ValueError, match=r"'Yours' is not a Policy in \S+strict.py; there is Mine$"):
+        ms.parse_policy(f"{file}:Yours")
+    with pytest.raises(ValueError, match=r"policy file '\S+' is not a file"):
+        (tmp_path / "folder.py").mkdir()
+        ms.parse_policy(f"{tmp_path}/folder.py:Mine")

@@ -62,15 +62,16 @@ def chat(
     Example: msrnn chat checkpoints/smollm2-135m --policy tova --budget 256
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    from msrnn_jax.checkpoint import read_config
     from msrnn_jax.checks import MAX_BUDGET, whole
     from msrnn_jax.conversation import begin_conversation
     from msrnn_jax.sampling import make_sampler
 
     sampler = make_sampler(temperature, top_k, top_p, min_p)
     whole("max_new_tokens", max_new_tokens, 1, MAX_BUDGET)
-    with waiting("loading"):
+    chosen = read_policy(policy, read_config(checkpoint, dtype=dtype))
+    with waiting("loading the model"):
         model = open_model(checkpoint, dtype)
-    chosen = read_policy(policy, model.config)
     model.tokenizer.chat([{"role": "user", "content": "Hello"}])  # refuses now what it would refuse later
     conversation = begin_conversation(model, chosen, budget, positions=positions)
     settings = {"sampler": sampler, "seed": seed, "max_new_tokens": max_new_tokens, "system": system}

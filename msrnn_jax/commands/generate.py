@@ -67,12 +67,13 @@ def generate(
     sampler = make_sampler(temperature, top_k, top_p, min_p)
     import jax
 
+    from msrnn_jax.checkpoint import read_config
     from msrnn_jax.writing import check_stop_strings, stream_text
 
     check_stop_strings(stop or [])
+    chosen = read_policy(policy, read_config(checkpoint, dtype=dtype))
     with waiting("loading the model and reading the prompt"):
         model = open_model(checkpoint, dtype)
-        chosen = read_policy(policy, model.config)
         tokenizer = model.tokenizer
         rows = [tokenizer.chat([{"role": "user", "content": text}]) if chat else text for text in prompts]
         writer = stream_text(

@@ -7,6 +7,7 @@ import typer
 
 from msrnn_jax.command import plain_errors
 from msrnn_jax.commands.options import Checkpoint, Dtype, Json, PolicyTexts
+from msrnn_jax.commands.policies import read_policy
 
 
 @plain_errors()
@@ -26,11 +27,14 @@ def info(
 
     Example: msrnn info checkpoints/smollm2-135m --policy tova --policy h2o --budget 256 --memory 24GiB
     """
+    from msrnn_jax.checkpoint import read_config
     from msrnn_jax.facts import BUDGETS, POLICIES, facts_of
     from msrnn_jax.sizes import memory_here, parse_bytes
 
     room, whose = memory_here() if memory is None else (parse_bytes("--memory", memory), "as asked for")
-    facts = facts_of(checkpoint, room, policies=policy or POLICIES, budgets=budget or BUDGETS, dtype=dtype)
+    config = read_config(checkpoint, dtype=dtype)
+    policies = [read_policy(text, config) for text in policy or POLICIES]
+    facts = facts_of(checkpoint, room, policies=policies, budgets=budget or BUDGETS, dtype=dtype)
     if as_json:
         typer.echo(json.dumps({**facts, "memory": whose}))
     else:

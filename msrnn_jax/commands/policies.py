@@ -7,8 +7,18 @@ if TYPE_CHECKING:
 
 
 def read_policy(text: str, config: Any) -> "Policy":
-    """A policy from text."""
-    del config
-    from msrnn_jax.policies import parse_policy
+    """A policy from text, held to the contract if it is not one of ours: before the work, and in about a second.
 
-    return parse_policy(text)
+    Args:
+      config: of the model it is to run on.
+
+    Raises:
+      ValueError: for a text that names no policy, and for a policy that breaks the contract.
+    """
+    from msrnn_jax.contract import check_contract
+    from msrnn_jax.policies import POLICIES, parse_policy
+
+    policy = parse_policy(text)
+    if type(policy) not in POLICIES.values():
+        check_contract(policy, config)
+    return policy

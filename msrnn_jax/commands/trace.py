@@ -7,6 +7,7 @@ import typer
 
 from msrnn_jax.command import plain_errors
 from msrnn_jax.commands.options import Checkpoint, Dtype, Json, Mode, PolicyText, Positions
+from msrnn_jax.commands.policies import read_policy
 
 
 @plain_errors()
@@ -37,6 +38,7 @@ def trace(
     from rich.console import Console
 
     import msrnn_jax as ms
+    from msrnn_jax.cache import keep_compilations
     from msrnn_jax.checkpoint import read_config
     from msrnn_jax.record import check_writable
     from msrnn_jax.survival_page import write_page
@@ -51,12 +53,13 @@ def trace(
     config = read_config(checkpoint, dtype=dtype)
     if layer is not None and not 0 <= layer < config.num_layers:
         raise ValueError(f"--layer is {layer}; it must be from 0 to {config.num_layers - 1}")
-    chosen, tokenizer = ms.parse_policy(policy), ms.load_tokenizer(checkpoint)
+    chosen, tokenizer = read_policy(policy, config), ms.load_tokenizer(checkpoint)
     content = prompt if text is None else read_texts([text])[0]
     assert content is not None
     given = read_prompt(tokenizer, content, chat=chat, max_tokens=max_tokens)
     read = len(given.tokens)
     settings, empty = make_settings(config, chosen, budget, mode, positions, max_new_tokens, read)
+    keep_compilations()
     console = Console(stderr=True)
     if read < given.uncut:
         console.print(f"the text has {given.uncut} tokens; the first {read} are read (--max-tokens)", highlight=False)

@@ -1,6 +1,8 @@
 """The contract of a compression policy: three pure functions and what the engine protects."""
 
 import dataclasses
+import os
+import pathlib
 from typing import Any, ClassVar
 
 import jax
@@ -87,14 +89,26 @@ class Policy(struct.PyTreeNode, kw_only=True):
     def __str__(self) -> str:
         """The text that `parse_policy` reads: a name and the options that differ from the defaults."""
         own = option_fields(type(self)).values()
-        options = [f"{field.name}={_text(getattr(self, field.name))}" for field in own if _differs(self, field)]
+        changed = {field.name: getattr(self, field.name) for field in own if _differs(self, field)}
+        options = [f"{name}={_text(name, value)}" for name, value in changed.items()]
         return ":".join([name_of(type(self))] + ([",".join(options)] if options else []))
 
 
 def name_of(policy: type[Policy]) -> str:
-    """How text names a policy: the class name in lower case for ours, `module:Class` for others."""
-    ours = policy.__module__.startswith(__package__ or "msrnn_jax.policies")
-    return policy.__name__.lower() if ours else f"{policy.__module__}:{policy.__qualname__}"
+    """How text names a policy: the class name in lower case for ours, `module:Class` for others.
+
+    A class loaded from a file is named by its path from the current folder, where it lies in it, else by the
+    whole path: what is printed can be read again by any process started in the same folder.
+    """
+    module = policy.__module__
+    if module.startswith(__package__ or "msrnn_jax.policies"):
+        return policy.__name__.lower()
+    if os.path.isabs(module):  # as `parse_policy` calls the module that it makes of a file
+        file, here = pathlib.Path(module), pathlib.Path.cwd()
+        if file.is_relative_to(here):
+            near = str(file.relative_to(here))
+            module = f"./{near}" if ":" in near else near  # which says that the colon is one of a path
+    return f"{module}:{policy.__qualname__}"
 
 
 def option_fields(policy: type[Policy]) -> dict[str, dataclasses.Field]:
@@ -108,8 +122,8 @@ def _differs(policy: Policy, field: dataclasses.Field) -> bool:
     return not (same_type and bool(np.all(value == field.default)))
 
 
-def _text(value: Any) -> str:
-    if value is None:
+def _text(name: str, value: Any) -> str:
+    if name == "recent" and value is None:
         return "half"
     if isinstance(value, Tracer):
         return "<traced>"
