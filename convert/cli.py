@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 import typer
 
 from msrnn_jax.command import plain_errors
+from msrnn_jax.usage import Command
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(cls=Command)
 @plain_errors(patience=30.0)
 def command(
     source: Annotated[

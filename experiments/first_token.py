@@ -22,6 +22,7 @@ from rich.table import Table
 
 from experiments.results import check_out, write_result
 from msrnn_jax.command import plain_errors
+from msrnn_jax.usage import Command
 
 IMPORTS = {
     "flax.nnx": "import flax.nnx",
@@ -111,7 +112,7 @@ def table(result: dict[str, Any]) -> Table:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(help=__doc__)
+@app.command(cls=Command, help=__doc__)
 @plain_errors()
 def main(
     checkpoint: Annotated[str, typer.Argument(metavar="CKPT")],

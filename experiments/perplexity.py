@@ -16,6 +16,7 @@ from rich.table import Table
 from experiments.results import check_out, write_result
 from msrnn_jax.command import plain_errors
 from msrnn_jax.measure import decimals, measure, origin, read_inputs
+from msrnn_jax.usage import Command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,7 @@ def plot(path: pathlib.Path) -> pathlib.Path:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(help=__doc__)
+@app.command(cls=Command, help=__doc__)
 @plain_errors()
 def main(
     checkpoint: Annotated[str, typer.Argument(metavar="CKPT")],

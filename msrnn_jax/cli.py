@@ -13,9 +13,11 @@ from msrnn_jax.commands.info import info
 from msrnn_jax.commands.perplexity import perplexity
 from msrnn_jax.commands.trace import trace
 from msrnn_jax.convert.cli import command as convert  # pyright: ignore[reportMissingImports], see pyproject.toml
+from msrnn_jax.usage import Program
 
 app = typer.Typer(
     name="msrnn",
+    cls=Program,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="LLaMA as a multi-state RNN: generation and perplexity with a state of fixed size.",

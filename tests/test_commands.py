@@ -137,7 +137,10 @@ def test_the_installed_script_finds_modules_of_the_current_folder(toy, tmp_path)
         (["generate", "TOY", "--prompt", "a", "--policy", "full", "--budget", "4"], "full forgets nothing and must"),
         (["generate", "TOY", "--prompt", "a", "--temperature", "-1"], "temperature is -1.0; it must be at least 0"),
         (["generate", "TOY", "--prompt", "a", "--temperature", "1e-39"], "temperature is 1e-39; it must be a number"),
-        (["generate", "TOY", "--prompt", "a", "--seed", "4294967296"], "seed is 4294967296; it must be from 0 to"),
+        (
+            ["generate", "TOY", "--prompt", "a", "--seed", "4294967296"],
+            "--seed is '4294967296': input should be less",
+        ),
         (["generate", "TOY", "--prompt", "\udcff"], "which is no character"),
         (["generate", "TOY", "--prompt", "a", "--budget", "2147483646"], "error: this needs more memory than there is"),
         (
@@ -274,7 +277,8 @@ def test_an_interrupt_reaches_a_running_program(toy, tmp_path):
     time.sleep(12)  # past imports and compilation on most machines; before that, too, it must end the same
     process.send_signal(signal.SIGINT)
     output, error = process.communicate(timeout=60)
-    assert (process.returncode, output, error) == (130, "", "interrupted\n")
+    assert (process.returncode, error) == (130, "interrupted\n")
+    assert output.startswith("b") or not output  # the prompt and what was written by then
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-C", "terminate"])

@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import sys
 
-import click
 import typer
 
 import msrnn_jax as ms
@@ -49,8 +48,7 @@ def test_commands_run(smollm2, tmp_path):
     for line in block.strip().splitlines():
         program, *arguments = shlex.split(line.replace("python -m convert", "msrnn convert"), comments=True)
         if program == "msrnn":
-            name, command, rest = msrnn.resolve_command(click.Context(msrnn), arguments)
-            command.make_context(name, rest)
+            msrnn.commands[arguments[0]].make_context(arguments[0], arguments[1:])
             continue
         result = subprocess.run(
             [sys.executable, *arguments],

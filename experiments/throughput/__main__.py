@@ -32,6 +32,7 @@ from experiments.throughput.settings import (
 )
 from experiments.throughput.tables import tables
 from msrnn_jax.command import plain_errors
+from msrnn_jax.usage import Command
 
 T = TypeVar("T")
 
@@ -86,7 +87,7 @@ def option(panel: str, text: str) -> Any:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(help=__doc__)
+@app.command(cls=Command, help=__doc__)
 @plain_errors()
 def main(
     checkpoint: Annotated[str | None, typer.Argument(metavar="[CKPT]")] = None,

@@ -1,0 +1,50 @@
+"""Wrong options end like any other mistake of a command: in one line and exit code 2."""
+
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+_UsageError: Any = typer.BadParameter.__base__  # typer does not name it in public
+
+
+class _OneLine:
+    """Runs a program as a whole, which typer would end with the usage and a framed message."""
+
+    def main(self, args: Any = None, *rest: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+        run = super().main  # pyright: ignore[reportAttributeAccessIssue]
+        if not standalone_mode:
+            return run(args, *rest, standalone_mode=False, **kwargs)
+        try:
+            code = run(args, *rest, standalone_mode=False, **kwargs)
+        except _UsageError as error:
+            if type(error).__name__ == "NoArgsIsHelpError":
+                error.show()
+            else:
+                typer.echo(f"error: {_in_words(error, sys.argv[1:] if args is None else args)}", err=True)
+            code = error.exit_code
+        except (KeyboardInterrupt, typer.Abort):
+            typer.echo("interrupted", err=True)
+            code = 130
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _in_words(error: Any, arguments: Sequence[str]) -> str:
+    """What is wrong, with the value that typer leaves out."""
+    names = getattr(getattr(error, "param", None), "opts", [])
+    pairs = [*pairwise([*arguments, ""]), *(part.split("=", 1) for part in arguments if "=" in part)]
+    given = [value for name, value in pairs if name in names and name.startswith("-")]
+    message = " ".join((error.message if given else error.format_message()).split())
+    said = f"{names[0]} is {', '.join(map(repr, given))}: " if given else ""
+    return f"{said}{message[:1].lower()}{message[1:]}"
+
+
+class Program(_OneLine, TyperGroup):
+    """For `typer.Typer(cls=Program)`, a program of several commands."""
+
+
+class Command(_OneLine, TyperCommand):
+    """For `app.command(cls=Command)`, the only command of a program."""
