@@ -48,7 +48,7 @@ def row_bytes(config: Config, policy: Policy, slots: int, width: int, positions:
     heads = config.num_kv_heads * candidates * config.head_dim
     attention += 4 * number * heads + (0 if positions == "absolute" else 2 * size * heads)
     middle = 3 * size * chunk * config.mlp_dim
-    logits = (6 if fidelity else 3) * size * chunk * config.vocab_size
+    logits = (6 if fidelity else 2) * size * chunk * config.vocab_size
     kept = count * (16 + (2 * number * config.model_dim if fidelity else 0))
     return 2 * held + max(attention, middle, logits) + kept
 

@@ -21,13 +21,16 @@ from msrnn_jax.policies import Full, Policy, parse_policy
 from msrnn_jax.policies.text import POLICIES
 from msrnn_jax.readers import read_fidelity, read_losses, read_streams
 from msrnn_jax.record import finite, provenance, text_hash
-from msrnn_jax.segments import Segments, cut_documents
+from msrnn_jax.segments import Segments, Source, cut_documents
 from msrnn_jax.summary import summarise
 from msrnn_jax.sweep import Row, batches, check_settings, fill, read_rows, rows_of
 from msrnn_jax.texts import read_documents
 from msrnn_jax.tokenizer import load_tokenizer
 
 RUN, SEGMENT = "msrnn perplexity run", "msrnn perplexity segment"  # kinds of lines
+
+# What a line must have to be counted.
+ROW = {"policy", "policy_sha256", "budget", "batch", *Source._fields, "nats"}
 
 STREAM_BYTES = 2**31  # of residual streams of the full model that are kept on the host at once
 
@@ -221,7 +224,11 @@ class _Run:
 
     def _remember(self, line: Line) -> None:
         """Counts a line if it is one of this measurement; of several for one row the first stands."""
-        if line["kind"] != SEGMENT or any(line.get(name) != value for name, value in self.identity.items()):
+        if (
+            line["kind"] != SEGMENT
+            or not ROW <= set(line)
+            or any(line.get(name) != value for name, value in self.identity.items())
+        ):
             return
         setting = line["policy"], line["policy_sha256"], line["budget"]
         key = *setting, line["document_index"], line["segment_index"], line["tokens_sha256"]

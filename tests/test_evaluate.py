@@ -60,8 +60,8 @@ def test_perplexity_weighs_tokens_and_its_error_is_over_segments():
     expected = equal.mean(axis=1).std(ddof=1) / math.sqrt(6)
     assert math.isclose(perplexity(equal, [5] * 6).stderr, expected)
     assert math.isnan(perplexity(equal[:1], [5]).stderr)
-    assert perplexity([[800.0]], [1]).perplexity == math.inf  # no OverflowError
-    assert math.isnan(perplexity([[math.inf], [1.0]], [1, 1]).stderr)
+    assert perplexity(np.array([[800.0]]), [1]).perplexity == math.inf  # no OverflowError
+    assert math.isnan(perplexity(np.array([[math.inf], [1.0]]), [1, 1]).stderr)
 
 
 def test_a_mean_is_that_of_pairs_when_differences_are_taken():
