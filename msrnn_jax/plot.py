@@ -31,6 +31,7 @@ def plot_perplexity(path: str | os.PathLike[str], rows: Sequence[Mapping[str, An
       rows: as `measure` yields them. Full attention, which has no budget of its own, is a dashed line.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -47,6 +48,8 @@ def plot_perplexity(path: str | os.PathLike[str], rows: Sequence[Mapping[str, An
     axes.set_xscale("log", base=2)
     if drawn:  # a model that yields no number has no scale
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())  # 20, not 2 x 10^1
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
         axes.legend()
     ticks = sorted({row["budget"] for row in rows if row["policy"].split(":")[0] != "full"})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])

@@ -69,7 +69,7 @@ def cut_documents(tokenizer: Tokenizer, documents: Sequence[Document], size: int
             rows.append(row[:length])
             sources.append(Source(document.name, index, number, int(length) - 1, said, _hash(row[:length])))
     if not rows:
-        raise ValueError(f"all {len(documents)} documents have fewer than 2 tokens; there is nothing to predict")
+        raise ValueError("every document has fewer than 2 tokens; there is nothing to predict")
     rows, sources = (rows[:most], sources[:most]) if most else (rows, sources)
     lengths = np.asarray([len(row) for row in rows], np.int32)
     padded = np.zeros((len(rows), int(lengths.max())), np.int32)

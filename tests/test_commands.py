@@ -109,7 +109,7 @@ def test_a_perplexity_that_is_no_number_is_said_so(toy, tmp_path):
         (["perplexity", "TOY", "--text", "DEVICE"], "is not a file"),
         (["perplexity", "TOY", "--text", "NOTHING"], "has no .txt or .jsonl file in it"),
         (["perplexity", "TOY", "--text", "ROWS"], "rows.jsonl', line 1 has no field 'text'; its fields are 'body'"),
-        (["perplexity", "TOY", "--text", "ROWS", "--field", "body"], "all 1 documents have fewer than 2 tokens"),
+        (["perplexity", "TOY", "--text", "ROWS", "--field", "body"], "every document has fewer than 2 tokens"),
         (["perplexity", "TOY", "--text", "TEXT", "--batch", "many"], "batch is many; it must be a whole number of"),
         (["perplexity", "TOY", "--text", "TEXT", "--out", "out.json"], "out is 'out.json'; it must end in .jsonl"),
         (["perplexity", "TOY", "--text", "TEXT", "--out", "EMPTY/x.jsonl"], "it must be a file in a folder that can"),

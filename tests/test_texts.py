@@ -99,7 +99,7 @@ def test_segments_stay_in_their_document_and_short_ones_are_counted():
     first = cut_documents(characters(), documents, 4, most=1)
     np.testing.assert_array_equal(first.tokens, cut.tokens[:1])
     assert first.sources == cut.sources[:1] and first.skipped == 0  # nothing after it was looked at
-    with pytest.raises(ValueError, match="all 2 documents have fewer than 2 tokens; there is nothing to predict"):
+    with pytest.raises(ValueError, match="every document has fewer than 2 tokens; there is nothing to predict"):
         cut_documents(characters(), [documents[1], documents[3]], 4)
 
 

@@ -42,7 +42,8 @@ def perplexity(
     from rich.console import Console
 
     from msrnn_jax.journal import open_journal
-    from msrnn_jax.measure import RUN, SEGMENT, Settings, measure, read_inputs
+    from msrnn_jax.measure import RUN, SEGMENT, measure
+    from msrnn_jax.plans import Settings, read_inputs
     from msrnn_jax.plot import check_plot, plot_perplexity
     from msrnn_jax.policies import parse_policy
 
@@ -62,14 +63,18 @@ def perplexity(
     if plot is not None:
         check_plot(plot)
     console = Console(stderr=True)
+
+    def note(line: str) -> None:
+        console.print(f"note: {line}", soft_wrap=True, markup=False, highlight=False)
+
     with open_journal(out, (RUN, SEGMENT)) as journal:
         inputs = read_inputs(settings)
         cut = inputs.segments
         if cut.skipped:
-            console.print(f"note: skipped {cut.skipped} documents of fewer than 2 tokens", soft_wrap=True)
+            note(f"documents of fewer than 2 tokens, which are skipped: {cut.skipped}")
         results = []
         with _progress(console) as report:
-            for result in measure(settings, inputs, journal, report=report, note=lambda line: console.print(line)):
+            for result in measure(settings, inputs, journal, report=report, note=note):
                 results.append(result)
                 if as_json:
                     typer.echo(json.dumps(result))
@@ -78,8 +83,8 @@ def perplexity(
         plot_perplexity(plot, results, f"{name}, {cut.predicted:,} tokens")
     if not as_json:
         _print_table(results)
-        counts = f"{cut.predicted} tokens predicted in {len(cut.sources)} segments of {cut.documents} documents"
-        typer.echo(f"{counts}, text {inputs.text_sha256}")
+        counts = f"{cut.predicted} tokens predicted, segments: {len(cut.sources)}, documents: {cut.documents}"
+        typer.echo(f"{counts}, text: {inputs.text_sha256}")
 
 
 def _rows(batch: str) -> int | None:
