@@ -414,7 +414,6 @@ def test_a_score_that_is_no_number_is_an_error(toy, text, tmp_path):
     failed = run(toy, *arguments, f"{mine}:Mine:first=2", code=2)
     # NaN goes before all, the oldest first: 0, 1 and the newest four of 23 are held.
     assert f"policy {mine}:Mine:first=2 scores the token at position 19 NaN in layer 0" in failed.stderr
-    run(toy, *arguments, f"{mine}:Mine:first=100")
 
 
 def test_scores_are_looked_at_where_slots_are_held():
@@ -428,7 +427,7 @@ def test_scores_are_looked_at_where_slots_are_held():
 
 def test_a_plot_is_drawn_or_refused_before_any_work(toy, text, tmp_path, monkeypatch):
     picture = tmp_path / "new" / "plot.png"
-    arguments = ["--text", text, "--budget", "4", "--budget", "7", "--plot"]
+    arguments = ["--text", text, "--policy", "full", "--policy", "window", "--budget", "4", "--budget", "7", "--plot"]
     run(toy, *arguments, str(picture))
     assert picture.read_bytes()[:4] == b"\x89PNG" and os.listdir(picture.parent) == ["plot.png"]
     for path, message in [
