@@ -12,9 +12,10 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 demo: $(VENV)/.experiments $(CHECKPOINT)/config.json
 	$(BIN)/msrnn generate $(CHECKPOINT) --chat --policy tova --budget 64 --max-new-tokens 96 \
 	  --prompt "Explain in three sentences why the sea is salty."
-	$(BIN)/python -m experiments.perplexity $(CHECKPOINT) --segment 512 --segments 3 \
+	$(BIN)/msrnn perplexity $(CHECKPOINT) --segment 512 --segments 3 \
 	  --policy full --policy window --policy window:sinks=4 --policy h2o --policy tova --policy random \
-	  --budget 32 --budget 64 --budget 128 --budget 256 --out $(RESULTS)/perplexity.json
+	  --budget 32 --budget 64 --budget 128 --budget 256 \
+	  --out $(RESULTS)/perplexity.jsonl --plot $(RESULTS)/perplexity.png
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile

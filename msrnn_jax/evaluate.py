@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,9 @@ from jaxtyping import Float, Int
 
 from msrnn_jax.checks import Count, as_tokens, check_reading, whole
 from msrnn_jax.config import Config
-from msrnn_jax.extend import CHUNK, read
+from msrnn_jax.extend import CHUNK, Unembedded, read
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
-from msrnn_jax.slots import init_state
 from msrnn_jax.state import MultiState
 
 
@@ -50,13 +49,16 @@ def nll(
     if tokens.shape != targets.shape:
         raise ValueError(f"targets has shape {targets.shape}; it must be that of tokens, {tokens.shape}")
     chunk = whole("chunk", chunk, 1)
-    state, _, losses = read(config, policy, params, state, tokens, targets, length, chunk=chunk, head=losses_of)
+    state, _, losses = read(config, policy, params, state, tokens, targets, length, chunk=chunk, reader=LOSSES)
     return state, losses
 
 
 def losses_of(logits: Float[Array, "C V"], targets: Int[Array, " C"]) -> Float[Array, " C"]:
     """-log p(target) in nats."""
     return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+
+
+LOSSES = Unembedded(losses_of)
 
 
 def segment(tokens: Sequence[int] | np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -82,33 +84,29 @@ def segment(tokens: Sequence[int] | np.ndarray, size: int) -> tuple[np.ndarray, 
     return padded.reshape(len(lengths), size), lengths
 
 
-def segment_texts(texts: Sequence[Sequence[int]], size: int, most: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts several texts, each by itself; `most` > 0 keeps the first segments only."""
-    cut = [segment(tokens, size) for tokens in texts]
-    segments, lengths = (np.concatenate(parts) for parts in zip(*cut, strict=True))
-    return (segments[:most], lengths[:most]) if most else (segments, lengths)
+class Mean(NamedTuple):
+    """A token-weighted mean over segments."""
+
+    value: float
+    stderr: float  # over segments; nan for a single one
 
 
-def segment_nll(
-    config: Config,
-    policy: Policy,
-    params: Params,
-    tokens: Int[Array, " T"],
-    length: Count | Int[Array, ""],
-    budget: Any,
-    *,
-    slots: int | None = None,
-    positions: str = "absolute",
-) -> Float[Array, " T-1"]:
-    """-log p in nats of every token of a segment but the first, from an empty state; 0 at padding.
+def mean_over(sums: Sequence[float] | np.ndarray, counts: Sequence[int] | np.ndarray) -> Mean:
+    """The mean per token of what is known of every segment as a sum over its tokens.
+
+    The standard error is that of a ratio of sums: segments are the independent draws, weighted by tokens.
 
     Args:
-      tokens: one segment, padded on the right.
-      length: how many of its tokens are real, from 2.
-      budget, slots, positions: as in `init_state`.
+      sums: one for every segment.
+      counts: tokens of every segment.
     """
-    empty = init_state(config, policy, budget, slots=slots, positions=positions)
-    return nll(config, policy, params, empty, tokens[:-1], tokens[1:], length - 1)[1]
+    sums, weights = np.asarray(sums, np.float64), np.asarray(counts, np.float64)  # [B]
+    total = weights.sum()
+    with np.errstate(invalid="ignore"):  # inf - inf, where a model yields no numbers
+        mean = float(sums.sum() / total)
+        spread = float(np.sqrt(((sums - mean * weights) ** 2).sum())) / float(total)
+    number = len(sums)
+    return Mean(mean, spread * math.sqrt(number / (number - 1)) if number > 1 else math.nan)
 
 
 class Perplexity(NamedTuple):
@@ -124,17 +122,16 @@ class Perplexity(NamedTuple):
 def perplexity(losses: Float[Array, "B T"] | np.ndarray, counts: Sequence[int] | np.ndarray) -> Perplexity:
     """Sums up losses per segment.
 
-    The standard error is that of a ratio of sums: segments are the independent draws, weighted by tokens.
-
     Args:
       losses: nats per predicted token, 0 at padding.
       counts: predicted tokens of every segment.
     """
-    sums = np.asarray(losses, np.float64).sum(axis=1)  # [B]
-    weights = np.asarray(counts, np.float64)  # [B]
-    total = weights.sum()
-    mean = float(sums.sum() / total)
-    number = len(sums)
-    spread = float(np.sqrt(((sums - mean * weights) ** 2).sum())) / float(total)
-    stderr = spread * math.sqrt(number / (number - 1)) if number > 1 else math.nan
-    return Perplexity(math.exp(mean), mean, stderr, int(total), number)
+    return perplexity_of(np.asarray(losses, np.float64).sum(axis=1), counts)
+
+
+def perplexity_of(sums: Sequence[float] | np.ndarray, counts: Sequence[int] | np.ndarray) -> Perplexity:
+    """`perplexity` from the sums of losses of every segment."""
+    mean = mean_over(sums, counts)
+    with np.errstate(over="ignore"):
+        value = float(np.exp(mean.value))
+    return Perplexity(value, *mean, int(np.sum(counts)), len(counts))

@@ -1,5 +1,6 @@
 """Many steps at once, exactly: the recurrence at the speed of a parallel forward pass."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -21,6 +22,19 @@ from msrnn_jax.state import MultiState
 CHUNK = 128  # tokens that go through a layer together
 
 Head = Callable[[Array, Any], Any]  # logits [C, V] and what goes with each token, leaves [C, ...], to leaves [C, ...]
+
+# The same before the unembedding: config, params, x [C, D] and what goes with each token. Hashable, for `jit`.
+Reader = Callable[[Config, Params, Array, Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Unembedded:
+    """A reader that shows a head the logits; equal where its head is."""
+
+    head: Head
+
+    def __call__(self, config: Config, params: Params, x: Float[Array, "C D"], beside: Any) -> Any:
+        return self.head(unembed(config, params, x), beside)
 
 
 def logits_of(logits: Float[Array, "C V"], tokens: Int[Array, " C"]) -> Float[Array, "C V"]:
@@ -65,11 +79,12 @@ def extend(
     if not callable(head) or type(head).__hash__ is None:
         raise ValueError(f"head is {head!r}; it must be a hashable function of logits [C, V] and tokens [C]")
     chunk = whole("chunk", chunk, 1)
-    state, _, kept = read(config, policy, params, state, tokens, tokens, length, chunk=chunk, head=head)
+    reader = Unembedded(head)
+    state, _, kept = read(config, policy, params, state, tokens, tokens, length, chunk=chunk, reader=reader)
     return state, kept
 
 
-@partial(jax.jit, static_argnames=("chunk", "head", "forgetting"))  # outside jit, a scan compiles at every call
+@partial(jax.jit, static_argnames=("chunk", "reader", "forgetting"))  # outside jit, a scan compiles at every call
 def read(
     config: Config,
     policy: Policy,
@@ -80,18 +95,18 @@ def read(
     length: Int[Array, ""] | None,
     *,
     chunk: int = CHUNK,
-    head: Head | None = None,
+    reader: Reader | None = None,
     forgetting: bool = True,
 ) -> tuple[MultiState, Float[Array, " D"], Any]:
     """`extend` without its checks.
 
     Args:
-      beside: what the head is given with the logits, leaves [T, ...].
-      head: None computes no logits.
+      beside: what the reader is given with the residual stream, leaves [T, ...].
+      reader: what is kept of a chunk's residual stream [C, D] after the last layer; None keeps nothing.
       forgetting: False leaves slots held beyond the budget, and there must be room for them.
 
     Returns:
-      The state, the residual stream of the last real token, and what the head kept.
+      The state, the residual stream of the last real token, and what the reader kept.
     """
     count = tokens.shape[0]
     number = -(-count // chunk)
@@ -113,7 +128,7 @@ def read(
         real = None if length is None else start + index < length
         state, x = advance(config, policy, params, state, tokens, real=real, forgetting=forgetting)
         last = x[-1] if real is None else jnp.where(real[0], x[jnp.maximum(real.sum() - 1, 0)], last)
-        return (state, last), None if head is None else _keep(head, unembed(config, params, x), beside, real)
+        return (state, last), None if reader is None else _keep(reader(config, params, x, beside), size, real)
 
     starts = jnp.arange(number, dtype=jnp.int32) * size
     nothing = jnp.zeros_like(params.embedding[0])
@@ -123,12 +138,11 @@ def read(
     return state, last, kept
 
 
-def _keep(head: Head, logits: Float[Array, "C V"], beside: Any, real: Array | None) -> Any:
-    kept = head(logits, beside)
+def _keep(kept: Any, size: int, real: Array | None) -> Any:
     for leaf in jax.tree.leaves(kept):
-        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != logits.shape[0]:
+        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != size:
             raise ValueError(
-                f"head returned an array of shape {jnp.shape(leaf)}; its first axis must be {len(logits)}, the chunk"
+                f"head returned an array of shape {jnp.shape(leaf)}; its first axis must be {size}, the chunk"
             )
     if real is None:
         return kept

@@ -1,99 +1,285 @@
-"""Perplexity results as rows that say what they are: shared by the command and the experiments."""
+"""Perplexity of texts under many policies and budgets: which rows to run, and what is said of each."""
 
-import math
+import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from msrnn_jax.checkpoint import fingerprint, load
-from msrnn_jax.config import Config
-from msrnn_jax.evaluate import segment_texts
-from msrnn_jax.params import Params
-from msrnn_jax.policies import parse_policy
-from msrnn_jax.record import finite, provenance, text_hash
-from msrnn_jax.sweep import check_settings, sweep
-from msrnn_jax.texts import default_text, read_texts
-from msrnn_jax.tokenizer import load_tokenizer
+from msrnn_jax.batch import automatic_batch
+from msrnn_jax.checkpoint import fingerprint
+from msrnn_jax.journal import Journal, Line
+from msrnn_jax.plans import Inputs, Plan, Settings, make_plans
+from msrnn_jax.policies import Policy
+from msrnn_jax.readers import read_fidelity, read_losses, read_streams
+from msrnn_jax.record import finite, provenance
+from msrnn_jax.segments import Segments, Source
+from msrnn_jax.summary import summarise
+from msrnn_jax.sweep import Row, batches, fill, read_rows, rows_of
+
+RUN, SEGMENT = "msrnn perplexity run", "msrnn perplexity segment"  # kinds of lines
+
+# What a line must have to be counted.
+ROW = {"policy", "policy_sha256", "budget", "batch", *Source._fields, "nats"}
+
+STREAM_BYTES = 2**31  # of residual streams of the full model that are kept on the host at once
 
 
-class Inputs(NamedTuple):
-    """A model and the segments it reads."""
+class Progress(NamedTuple):
+    """How far a measurement is."""
 
-    config: Config
-    params: Params
-    segments: np.ndarray  # [B, T] int32, padded on the right
-    lengths: np.ndarray  # [B] int32
-    text_hash: str
-
-    @property
-    def tokens(self) -> int:
-        """Predicted tokens: all but the first of every segment."""
-        return int((self.lengths - 1).sum())
-
-
-def read_inputs(
-    checkpoint: str, texts: Sequence[str] | None, size: int, most: int = 0, dtype: str | None = None
-) -> Inputs:
-    """Loads a model and cuts texts into segments of `size` tokens.
-
-    Args:
-      texts: paths; None for the default text.
-      most: keep the first segments only; 0 keeps all.
-    """
-    contents = read_texts(texts) if texts else [default_text()]
-    tokenizer = load_tokenizer(checkpoint)
-    segments, lengths = segment_texts([tokenizer.encode(content) for content in contents], size, most)
-    config, params = load(checkpoint, dtype=dtype)
-    return Inputs(config, params, segments, lengths, text_hash("\0".join(contents)))
-
-
-def origin(inputs: Inputs) -> dict[str, Any]:
-    """What was measured on what, as JSON values: the same for every row of a run."""
-    return {
-        "segment": inputs.segments.shape[1],
-        "text_sha256": inputs.text_hash,
-        "model_sha256": fingerprint(inputs.params),
-        "dtype": inputs.config.dtype,
-        **provenance(),
-    }
+    doing: str
+    done: int  # rows
+    rows: int  # of all
 
 
 def measure(
+    settings: Settings,
     inputs: Inputs,
-    policies: Sequence[str],
-    budgets: Sequence[int],
+    journal: Journal,
     *,
-    batch: int = 4,
-    positions: str = "absolute",
-    report: Callable[[str], None] = lambda message: None,
-) -> Iterator[dict[str, Any]]:
-    """Perplexity of every policy at every budget, one JSON-ready row for each pair.
+    report: Callable[[Progress], None] = lambda progress: None,
+    note: Callable[[str], None] = lambda line: None,
+) -> Iterator[Line]:
+    """Measures every policy at every budget, and yields one JSON-ready summary for each pair as it is complete.
 
-    A policy that forgets nothing is measured once, with room for a whole segment: budgets do not apply to it.
+    Rows that the journal has already, of the same model, text, settings, versions and device, are not run again.
+    All others run in batches that a run which was never cut off would make, so that their numbers are its own.
+
+    Args:
+      report: called before and after every batch.
+      note: called with what a user should be told.
     """
-    full = [int(inputs.lengths.max()) - 1]
-    plans = [(policy, list(budgets) if policy.forgets else full) for policy in map(parse_policy, policies)]
-    for policy, mine in plans:  # a mistake in the last setting must not cost the work on the first
-        check_settings(inputs.config, policy, inputs.lengths, mine, batch=batch, positions=positions)
-    for policy, mine in plans:
-        total = len(mine) * len(inputs.segments)
-        report(f"{policy}: {total} rows")
-        results = sweep(
-            inputs.config,
-            policy,
-            inputs.params,
-            inputs.segments,
-            inputs.lengths,
-            mine,
-            batch=batch,
-            positions=positions,
-            report=lambda done, name=str(policy), total=total: report(f"{name}: {done} of {total} rows"),
+    return _Run(settings, inputs, journal, report, note).summaries()
+
+
+class _Run:
+    """The state of one measurement: which rows are there, and the batch of every policy."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        inputs: Inputs,
+        journal: Journal,
+        report: Callable[[Progress], None],
+        note: Callable[[str], None],
+    ):
+        self.settings, self.inputs, self.journal = settings, inputs, journal
+        self.report, self.note = report, note
+        self.plans = make_plans(settings, inputs)
+        self.full = next((plan for plan in self.plans if plan.is_full), None)
+        self.environment = environment()
+        self.identity = {
+            "environment": _hash(self.environment),
+            "model_sha256": fingerprint(inputs.params),
+            "text_sha256": inputs.text_sha256,
+            "dtype": inputs.config.dtype,
+            "positions": settings.positions,
+            "segment": settings.segment,
+        }
+        self.rows: dict[tuple, Line] = {}
+        for line in journal.lines:
+            self._remember(line)
+        self.batch = {plan.policy: self._choose_batch(plan) for plan in self.plans}
+        self.streams: dict[int, np.ndarray] = {}  # by segment, [length - 1, D]
+        self.compiled: set[tuple[Policy, int]] = set()
+        self.done = 0
+        self.total = sum(len(plan.budgets) for plan in self.plans) * len(inputs.segments.sources)
+
+    def summaries(self) -> Iterator[Line]:
+        """Runs what is missing, Full before the policies that are compared with it."""
+        self.journal.append([self._header()])
+        waiting, groups = list(self.plans), self._groups()
+        for group in groups:
+            self.streams.clear()
+            ready = set()
+            for plan in sorted(self.plans, key=lambda plan: not plan.is_full):
+                self._run(plan, group)
+                ready.add(plan.policy)
+                while group == groups[-1] and waiting and waiting[0].policy in ready:
+                    finished = waiting.pop(0)
+                    yield from (self._summary(finished, budget) for budget in finished.budgets)
+
+    # Which rows there are.
+
+    def _key(self, plan: Plan, row: Row) -> tuple:
+        source = self.inputs.segments.sources[row.segment]
+        place = source.document_index, source.segment_index, source.tokens_sha256
+        return str(plan.policy), plan.code, row.budget, *place, self.settings.fidelity
+
+    def _is_mine(self, line: Line) -> bool:
+        return all(line.get(name) == value for name, value in self.identity.items())
+
+    def _remember(self, line: Line) -> None:
+        """Counts a line if it is one of this measurement; of several for one row the first stands."""
+        if not (ROW <= set(line) and self._is_mine(line)):
+            return
+        setting = line["policy"], line["policy_sha256"], line["budget"]
+        key = *setting, line["document_index"], line["segment_index"], line["tokens_sha256"]
+        self.rows.setdefault((*key, False), line)  # what is compared with the full model has its losses too
+        if "kl" in line:
+            self.rows.setdefault((*key, True), line)
+
+    def _choose_batch(self, plan: Plan) -> int:
+        """What is asked for, else that of rows or of an equal run that are there already, else what fits."""
+        rows = len(plan.budgets) * len(self.inputs.segments.sources)
+        if self.settings.batch is not None:
+            return min(self.settings.batch, rows)
+        policy, fidelity = str(plan.policy), self.settings.fidelity
+        mine = [line for line in reversed(self.journal.lines) if self._is_mine(line)]
+        for line in mine:
+            if ROW <= set(line) and line["policy"] == policy and ("kl" in line) == fidelity:
+                return min(line["batch"], rows)
+        for line in mine:
+            if line["kind"] == RUN and line.get("settings") == _as_json(self.settings):
+                return min(line["batches"][policy], rows)
+        width = self.inputs.segments.tokens.shape[1]
+        options: Any = {"positions": self.settings.positions, "fidelity": fidelity}
+        return automatic_batch(self.inputs.config, plan.policy, plan.slots, width, rows, **options)
+
+    # Running the others.
+
+    def _groups(self) -> list[range]:
+        """Segments in groups whose residual streams fit into the host's memory together."""
+        number, width = self.inputs.segments.tokens.shape
+        size = number
+        if self.settings.fidelity:
+            itemsize = self.inputs.params.embedding.dtype.itemsize
+            size = max(1, STREAM_BYTES // ((width - 1) * self.inputs.config.model_dim * itemsize))
+        return [range(start, min(start + size, number)) for start in range(0, number, size)]
+
+    def _run(self, plan: Plan, group: range) -> None:
+        before = self.done
+        while self.done < before + len(plan.budgets) * len(group):
+            self.done = before
+            for some in batches(rows_of(plan.budgets, group), self.batch[plan.policy]):
+                if not all(self._key(plan, row) in self.rows for row in some) and not self._read(plan, some, group):
+                    break
+                self.done += len(some)
+                self.report(Progress(str(plan.policy), self.done, self.total))
+
+    def _read(self, plan: Plan, rows: Sequence[Row], group: range) -> bool:
+        """Runs one batch and writes down what is new in it; False where it is too large and was halved."""
+        filled = fill(rows, self.batch[plan.policy])
+        compares = self.settings.fidelity and not plan.is_full
+        full = self._streams_of([row.segment for row in filled], group) if compares else None
+        program = plan.policy, len(filled)
+        doing = str(plan.policy) if program in self.compiled else f"compiling {plan.policy}"
+        self.report(Progress(doing, self.done, self.total))
+        try:
+            kept = read_rows(
+                self.inputs.config,
+                plan.policy,
+                self.inputs.params,
+                self.inputs.segments.tokens,
+                self.inputs.segments.lengths,
+                filled,
+                slots=plan.slots,
+                positions=self.settings.positions,
+                reader=read_fidelity if compares else read_streams if self.settings.fidelity else read_losses,
+                full=full,
+            )
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            self._halve(plan, error)
+            return False
+        self.compiled.add(program)
+        for index, row in enumerate(rows):
+            if "x" in kept:
+                self.streams[row.segment] = kept["x"][index, : self.inputs.segments.lengths[row.segment] - 1]
+        lines = [self._line(plan, row, kept, index) for index, row in enumerate(rows)]
+        count = len(self.journal.lines)
+        self.journal.append(
+            [line for row, line in zip(rows, lines, strict=True) if self._key(plan, row) not in self.rows]
         )
-        for budget, result in zip(mine, results, strict=True):
-            bits = result.nll / math.log(2)
-            setting = {"policy": str(policy), "budget": budget, "positions": positions}
-            yield finite({**setting, **result._asdict(), "bits_per_token": bits})
+        for line in self.journal.lines[count:]:
+            self._remember(line)
+        return True
+
+    def _halve(self, plan: Plan, error: Exception) -> None:
+        batch = self.batch[plan.policy]
+        if batch == 1:
+            raise MemoryError(str(error)) from error
+        self.batch[plan.policy] = batch // 2
+        self.note(f"{plan.policy}: a batch of {batch} rows needs more memory than there is; going on with {batch // 2}")
+
+    def _streams_of(self, segments: Sequence[int], group: range) -> np.ndarray:
+        """The full model's residual streams [B, T - 1, D], computed again where a run goes on that was cut off."""
+        assert self.full is not None
+        for segment in segments:
+            while segment not in self.streams:
+                rows = rows_of(self.full.budgets, group)
+                for some in batches(rows, self.batch[self.full.policy]):
+                    if segment in [row.segment for row in some]:
+                        self._read(self.full, some, group)
+        found = [self.streams[segment] for segment in segments]
+        width = self.inputs.segments.tokens.shape[1] - 1
+        padded = np.zeros((len(found), width, found[0].shape[1]), found[0].dtype)
+        for place, stream in zip(padded, found, strict=True):
+            place[: len(stream)] = stream
+        return padded
+
+    # What is said of them.
+
+    def _line(self, plan: Plan, row: Row, kept: dict[str, np.ndarray], index: int) -> Line:
+        source = self.inputs.segments.sources[row.segment]
+        known = [name for name in ("nats", "kl", "agreement") if name in kept]
+        sums = {name: float(kept[name][index].sum(dtype=np.float64)) for name in known}
+        return {
+            "kind": SEGMENT,
+            **self.identity,
+            "policy": str(plan.policy),
+            "policy_sha256": plan.code,
+            "budget": row.budget,
+            "batch": self.batch[plan.policy],
+            "slots": plan.slots,
+            **source._asdict(),
+            **sums,
+        }
+
+    def _header(self) -> Line:
+        segments = self.inputs.segments
+        return {
+            "kind": RUN,
+            **self.identity,
+            **self.environment,
+            "settings": _as_json(self.settings),
+            "batches": {str(plan.policy): self.batch[plan.policy] for plan in self.plans},
+            **_counts(segments),
+        }
+
+    def _summary(self, plan: Plan, budget: int) -> Line:
+        number = len(self.inputs.segments.sources)
+        mine = [self.rows[self._key(plan, Row(budget, index))] for index in range(number)]
+        full = None
+        if self.full is not None:
+            full = [self.rows[self._key(self.full, Row(self.full.budgets[0], index))] for index in range(number)]
+        setting = {"policy": str(plan.policy), "budget": budget, "positions": self.settings.positions}
+        counts = {**_counts(self.inputs.segments), "batches": sorted({line["batch"] for line in mine})}
+        about = {name: value for name, value in self.identity.items() if name != "environment"}
+        return finite({**setting, **summarise(mine, full), **counts, **about, **self.environment})
+
+
+def _counts(segments: Segments) -> Line:
+    return {"documents": segments.documents, "skipped_documents": segments.skipped}
+
+
+def _as_json(settings: Settings) -> Line:
+    return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
+def environment() -> Line:
+    """What the last digits of a number depend on beside the model: versions, device, and how JAX computes."""
+    options = {name: getattr(jax.config, name) for name in ("jax_enable_x64", "jax_default_matmul_precision")}
+    return {**provenance(), **options}
+
+
+def _hash(value: Line) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def decimals(value: float | None, places: int) -> str:

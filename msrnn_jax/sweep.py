@@ -2,19 +2,30 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Int
 
 from msrnn_jax.checks import whole
 from msrnn_jax.config import Config
-from msrnn_jax.evaluate import Perplexity, perplexity, segment_nll
+from msrnn_jax.evaluate import Perplexity, perplexity
+from msrnn_jax.extend import Reader, read
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
+from msrnn_jax.readers import read_losses
 from msrnn_jax.slots import init_state
+from msrnn_jax.state import EMPTY, MultiState
+
+
+class Row(NamedTuple):
+    """One segment under one budget."""
+
+    budget: int
+    segment: int  # its index
 
 
 def sweep(
@@ -41,36 +52,40 @@ def sweep(
 
     Raises:
       ValueError: for a budget or batch out of range, and for a policy that forgets nothing whose budget
-        does not hold a segment.
+        does not hold a segment, or that scores a token NaN.
     """
-    check_settings(config, policy, lengths, budgets, batch=batch, positions=positions)
-    number = len(segments)
-    rows = [(budget, index) for budget in budgets for index in range(number)]
-    losses = np.zeros((len(rows), segments.shape[1] - 1))
-    slots = max(budgets) + 1
-    batch = min(batch, len(rows))
-    for start in range(0, len(rows), batch):
-        some = rows[start : start + batch]
-        filled = some + some[-1:] * (batch - len(some))
-        index = np.asarray([row[1] for row in filled])
-        budget = jnp.asarray([row[0] for row in filled], jnp.int32)
-        result = _rows_nll(config, policy, params, segments[index], lengths[index], budget, slots, positions)
-        losses[start : start + len(some)] = np.asarray(result)[: len(some)]
-        report(start + len(some))
-    return [perplexity(losses[i * number : (i + 1) * number], lengths - 1) for i in range(len(budgets))]
+    whole("batch", batch, 1)
+    check_settings(config, policy, lengths, budgets, positions=positions)
+    losses = []
+    for rows in batches(rows_of(budgets, range(len(segments))), batch):
+        filled = fill(rows, min(batch, len(budgets) * len(segments)))
+        slots = max(budgets) + 1
+        kept = read_rows(config, policy, params, segments, lengths, filled, slots=slots, positions=positions)
+        losses.extend(kept["nats"][: len(rows)])
+        report(len(losses))
+    table = np.asarray(losses).reshape(len(budgets), len(segments), -1)
+    return [perplexity(some, lengths - 1) for some in table]
+
+
+def rows_of(budgets: Sequence[int], segments: Sequence[int]) -> list[Row]:
+    """Every segment under every budget, a budget after the other."""
+    return [Row(budget, segment) for budget in budgets for segment in segments]
+
+
+def batches(rows: Sequence[Row], batch: int) -> list[Sequence[Row]]:
+    """The rows, `batch` at a time."""
+    return [rows[start : start + batch] for start in range(0, len(rows), batch)]
+
+
+def fill(rows: Sequence[Row], batch: int) -> list[Row]:
+    """The rows, the last one repeated until there are `batch`: every batch runs through the same program."""
+    return [*rows, *[rows[-1]] * (batch - len(rows))]
 
 
 def check_settings(
-    config: Config,
-    policy: Policy,
-    lengths: np.ndarray,
-    budgets: Sequence[int],
-    *,
-    batch: int = 4,
-    positions: str = "absolute",
+    config: Config, policy: Policy, lengths: np.ndarray, budgets: Sequence[int], *, positions: str = "absolute"
 ) -> None:
-    """Raises what `sweep` would, before any work and without any memory for states."""
-    whole("batch", batch, 1)
+    """Raises what a sweep would, before any work and without any memory for states."""
     needed = int(lengths.max()) - 1
     for budget in budgets:
         jax.eval_shape(partial(init_state, config, policy, budget, positions=positions))
@@ -78,16 +93,85 @@ def check_settings(
             raise ValueError(f"budget is {budget}, but {policy} forgets nothing and must hold {needed} tokens")
 
 
-@partial(jax.jit, static_argnames=("slots", "positions"))
-def _rows_nll(
+def read_rows(
+    config: Config,
+    policy: Policy,
+    params: Params,
+    segments: np.ndarray,
+    lengths: np.ndarray,
+    rows: Sequence[Row],
+    *,
+    slots: int,
+    positions: str = "absolute",
+    reader: Reader = read_losses,
+    full: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Runs one batch.
+
+    Args:
+      rows: B of them; their number, `slots` and the width of the segments are what is compiled for.
+      reader: what is kept of every token, leaves [B, T - 1, ...], 0 at padding.
+      full: for readers that ask for it, the full model's residual streams [B, T - 1, D].
+
+    Raises:
+      ValueError: where the policy scored a token NaN that is held at the end of a segment.
+    """
+    index = np.asarray([row.segment for row in rows])
+    budgets = jnp.asarray([row.budget for row in rows], jnp.int32)
+    beside = {} if full is None else {"full": full}
+    kept, wrong = _read_rows(
+        config,
+        policy,
+        params,
+        segments[index],
+        lengths[index],
+        budgets,
+        beside,
+        reader=reader,
+        slots=slots,
+        positions=positions,
+    )
+    for row, layer in np.argwhere(np.asarray(wrong) != EMPTY)[:1]:
+        raise ValueError(
+            f"policy {policy} scores the token at position {int(wrong[row, layer])} NaN in layer {layer} "
+            f"(budget {rows[row].budget}, segment {rows[row].segment}); a score must be a number"
+        )
+    return jax.tree.map(np.asarray, kept)
+
+
+@partial(jax.jit, static_argnames=("reader", "slots", "positions"))
+def _read_rows(
     config: Config,
     policy: Policy,
     params: Params,
     segments: Any,
     lengths: Any,
     budgets: Array,
+    beside: dict[str, Any],
+    *,
+    reader: Reader,
     slots: int,
     positions: str,
-) -> Array:
-    one = partial(segment_nll, config, policy, params, slots=slots, positions=positions)
-    return jax.vmap(one)(segments, lengths, budgets)
+) -> tuple[Any, Array]:
+    def one(tokens: Array, length: Array, budget: Array, beside: dict[str, Array]) -> tuple[Any, Array]:
+        empty = init_state(config, policy, budget, slots=slots, positions=positions)
+        beside = {"targets": tokens[1:], **beside}
+        state, _, kept = read(config, policy, params, empty, tokens[:-1], beside, length - 1, reader=reader)
+        return kept, no_numbers(policy, state)
+
+    return jax.vmap(one)(segments, lengths, budgets, beside)
+
+
+def no_numbers(policy: Policy, state: MultiState) -> Int[Array, " L"]:
+    """For every layer the first position held that the policy scores NaN, or EMPTY."""
+    found = []
+    for layer in state.layers:
+        score = policy.score(layer, state.t)
+        if not jnp.issubdtype(score.dtype, jnp.floating):
+            found.append(jnp.full((), EMPTY, jnp.int32))
+            continue
+        wrong = (layer.positions != EMPTY) & jnp.isnan(score)
+        last = jnp.iinfo(jnp.int32).max
+        first = jnp.min(jnp.where(wrong, layer.positions, last))
+        found.append(jnp.where(first == last, EMPTY, first))
+    return jnp.stack(found)

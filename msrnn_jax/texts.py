@@ -1,7 +1,20 @@
-"""Texts to measure perplexity on."""
+"""Texts to measure perplexity on: files, folders, rows of JSON lines, standard input."""
 
+import json
 import pathlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+STDIN = "-"
+SUFFIXES = (".txt", ".jsonl")  # what is taken from a folder
+
+
+class Document(NamedTuple):
+    """A text and what to call it: its path as given, with the line where it is one row of many."""
+
+    name: str
+    text: str
 
 
 def default_text() -> str:
@@ -14,26 +27,103 @@ def default_text() -> str:
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
-def read_texts(paths: Sequence[str | pathlib.Path]) -> list[str]:
-    """Reads UTF-8 text files, line ends as `\\n`.
+def read_documents(paths: Sequence[str], field: str = "text") -> list[Document]:
+    """Reads UTF-8 texts, line ends as `\\n`.
+
+    Args:
+      paths: files, one document each; `.jsonl` files, one document a row; folders, for every .txt and .jsonl
+        below them in the order of their paths; `-` for standard input. None at all: Python's help topics.
+      field: of a row, which holds its text.
 
     Raises:
-      ValueError: for a path that is missing, no file, empty, or not UTF-8.
+      ValueError: for a path that is missing, empty or not UTF-8, a folder without texts, and a row that is no
+        JSON object with text in that field.
     """
-    return [_read(pathlib.Path(path)) for path in paths]
+    if not paths:
+        return [Document("pydoc_data.topics", default_text())]
+    if list(paths).count(STDIN) > 1:
+        raise ValueError("text '-' is given twice; standard input can be read once")
+    return [document for path in paths for document in _below(path, field)]
+
+
+def _below(path: str, field: str) -> Iterator[Document]:
+    if path == STDIN:
+        yield Document(STDIN, _filled("standard input", _decoded("standard input", sys.stdin.buffer.read())))
+        return
+    place = pathlib.Path(path)
+    if place.is_dir():
+        files = sorted(file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        if not files:
+            raise ValueError(f"text folder {path!r} has no .txt or .jsonl file in it")
+        for file in files:
+            yield from _rows(file, field) if _has_rows(file) else [Document(str(file), _read(file))]
+    elif _has_rows(place):
+        rows = list(_rows(place, field))
+        if not rows:
+            raise ValueError(f"text file {path!r} is empty")
+        yield from rows
+    else:
+        yield Document(path, _filled(f"text file {path!r}", _read(place)))
+
+
+def _has_rows(path: pathlib.Path) -> bool:
+    return path.suffix.lower() == ".jsonl"
+
+
+def _rows(path: pathlib.Path, field: str) -> Iterator[Document]:
+    for number, line in enumerate(_bytes(path).split(b"\n"), 1):
+        where = f"text file {str(path)!r}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(_decoded(where, line))
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{where} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{where} is a JSON {type(row).__name__}; it must be an object with a field {field!r}")
+        if field not in row:
+            known = ", ".join(map(repr, list(row)[:8])) or "none"
+            raise ValueError(f"{where} has no field {field!r}; its fields are {known}")
+        text = row[field]
+        if not isinstance(text, str):
+            raise ValueError(f"{where}: field {field!r} is a {type(text).__name__}; it must be a string")
+        if not _is_text(text):
+            raise ValueError(f"{where}: field {field!r} holds half a surrogate pair, which is no character")
+        yield Document(f"{path}:{number}", text)
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read(path: pathlib.Path) -> str:
+    return _decoded(f"text file {str(path)!r}", _bytes(path))
+
+
+def _bytes(path: pathlib.Path) -> bytes:
     if not path.exists():
         raise ValueError(f"text file {str(path)!r} does not exist")
     if not path.is_file():
         raise ValueError(f"text file {str(path)!r} is not a file")
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"text file {str(path)!r} is not UTF-8: {error.reason} at byte {error.start}") from error
+        return path.read_bytes()
     except OSError as error:
         raise ValueError(f"text file {str(path)!r} cannot be read: {error.strerror}") from error
+
+
+def _decoded(where: str, content: bytes) -> str:
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is not UTF-8: {error.reason} at byte {error.start}") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _filled(where: str, text: str) -> str:
     if not text.strip():
-        raise ValueError(f"text file {str(path)!r} is empty")
+        raise ValueError(f"{where} is empty")
     return text

@@ -37,6 +37,12 @@ class Tokenizer:
         _check_text(text)
         return self.backend.encode(text).ids
 
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """`encode`, and the character of the text at which every token ends; 0 for those that stand for no text."""
+        _check_text(text)
+        encoding = self.backend.encode(text)
+        return encoding.ids, [end for _, end in encoding.offsets]
+
     def decode(self, tokens: Sequence[int] | np.ndarray | Array, *, skip_special: bool = True) -> str:
         """The text of token numbers, special tokens left out unless asked for."""
         return self.backend.decode(np.asarray(tokens, np.int64).tolist(), skip_special_tokens=skip_special)

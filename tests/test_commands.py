@@ -15,7 +15,6 @@ from toy import make_toy
 from typer.testing import CliRunner
 
 import msrnn_jax as ms
-from experiments import perplexity as perplexity_experiment
 from msrnn_jax.cli import app
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -26,8 +25,8 @@ def toy(tmp_path_factory) -> str:
     return make_toy(tmp_path_factory.mktemp("models") / "toy")
 
 
-def run(*arguments: str, code: int = 0, command=app):
-    result = CliRunner().invoke(command, list(arguments), catch_exceptions=False)
+def run(*arguments: str, code: int = 0):
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
     assert result.exit_code == code, result.output
     return result
 
@@ -77,11 +76,11 @@ def test_a_perplexity_that_is_no_number_is_said_so(toy, tmp_path):
     del files["config.json"]
     ms.save(broken, config, params.replace(final_norm=params.final_norm * tiny.np.nan), files=files)
     text.write_text("the quick brown fox")
-    arguments = [str(broken), "--text", str(text), "--budget", "4", "--segment", "16"]
-    assert " - " in run("perplexity", *arguments).stdout
-    assert json.loads(run("perplexity", *arguments, "--json").stdout)["perplexity"] is None
-    run(*arguments, "--out", str(tmp_path / "result.json"), command=perplexity_experiment.app)
-    assert json.loads((tmp_path / "result.json").read_text())["rows"][0]["perplexity"] is None
+    arguments = ["perplexity", str(broken), "--text", str(text), "--budget", "4", "--segment", "16"]
+    arguments += ["--policy", "tova", "--out", str(tmp_path / "result.jsonl"), "--plot", str(tmp_path / "plot.png")]
+    assert " - " in run(*arguments).stdout
+    assert json.loads(run(*arguments, "--json").stdout)["perplexity"] is None
+    assert json.loads((tmp_path / "result.jsonl").read_text().splitlines()[1])["nats"] is None
 
 
 OWN = """
@@ -182,11 +181,21 @@ def test_the_installed_script_finds_modules_of_the_current_folder(toy, tmp_path)
         (["generate", "TOY", "--prompt", "a", "--dtype", "int8"], "dtype is 'int8'; it must be one of"),
         (["generate", "TOY", "--chat", "--prompt", "x"], "chat template: no x"),
         (["perplexity", "TOY", "--text", "no.txt"], "text file 'no.txt' does not exist"),
-        (["perplexity", "TOY", "--text", "FOLDER"], "is not a file"),
+        (["perplexity", "TOY", "--text", "DEVICE"], "is not a file"),
+        (["perplexity", "TOY", "--text", "NOTHING"], "has no .txt or .jsonl file in it"),
+        (["perplexity", "TOY", "--text", "ROWS"], "rows.jsonl', line 1 has no field 'text'; its fields are 'body'"),
+        (["perplexity", "TOY", "--text", "ROWS", "--field", "body"], "every document has fewer than 2 tokens"),
+        (["perplexity", "TOY", "--text", "TEXT", "--batch", "many"], "batch is many; it must be a whole number of"),
+        (["perplexity", "TOY", "--text", "TEXT", "--out", "out.json"], "out is 'out.json'; it must end in .jsonl"),
+        (["perplexity", "TOY", "--text", "TEXT", "--out", "EMPTY/x.jsonl"], "it must be a file in a folder that can"),
+        (["perplexity", "TOY", "--text", "TEXT", "--plot", "EMPTY/x.png"], "it must be a file in a folder that can"),
+        (["perplexity", "TOY", "--text", "TEXT", "--plot", "x.pdf"], "plot is 'x.pdf'; it must end in .png"),
+        (["perplexity", "TOY", "--text", "TEXT", "--out", "ROWS"], "whose line 1 is no result of this command"),
+        (["perplexity", "TOY", "--text", "TEXT", "--policy", "window", "--policy", "lru"], "policy 'lru' is unknown"),
         (["perplexity", "TOY", "--text", "EMPTY"], "empty.txt' is empty"),
         (["perplexity", "TOY", "--text", "BINARY"], "is not UTF-8: invalid start byte at byte 0"),
         (["perplexity", "TOY", "--segment", "1"], "segment size is 1; it must be at least 2"),
-        (["perplexity", "TOY", "--segments", "-1"], "segments is -1; it must be at least 0"),
+        (["perplexity", "TOY", "--segments", "-1"], "segments is -1; it must be a whole number of at least 0"),
         (
             ["perplexity", "TOY", "--text", "TEXT", "--batch", "0"],
             "batch is 0; it must be a whole number of at least 1",
@@ -227,6 +236,8 @@ def test_the_installed_script_finds_modules_of_the_current_folder(toy, tmp_path)
 )
 def test_wrong_input_is_one_line_and_exit_code_2(arguments, message, toy, tmp_path):
     (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "rows.jsonl").write_text('{"body": "x"}\n')
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "text.txt").write_text("a b c")
     (tmp_path / "raises.py").write_text("raise RuntimeError('first line\\nsecond line')")
@@ -234,13 +245,17 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, message, toy, tmp_pa
     (tmp_path / "long.txt").write_text("a b c d e f " * 20)
     places = {
         "TOY": toy,
+        "ROWS": str(tmp_path / "rows.jsonl"),
+        "DEVICE": os.devnull,
         "LONG": str(tmp_path / "long.txt"),
-        "FOLDER": str(tmp_path),
         "TEXT": str(tmp_path / "text.txt"),
     }
     places |= {
         "EMPTY": str(tmp_path / "empty.txt"),
         "EMPTY/x": str(tmp_path / "empty.txt" / "x"),
+        "NOTHING": str(tmp_path / "nothing"),
+        "EMPTY/x.jsonl": str(tmp_path / "empty.txt" / "x.jsonl"),
+        "EMPTY/x.png": str(tmp_path / "empty.txt" / "x.png"),
         "BINARY": str(tmp_path / "binary.txt"),
     }
     arguments = [argument.replace("FOLDER/", f"{tmp_path}/") for argument in arguments]
@@ -293,19 +308,3 @@ def test_a_conversion_interrupted_while_it_writes_leaves_no_trace(number, smollm
     process.communicate(timeout=120)
     assert process.returncode == 128 + number
     assert os.listdir(tmp_path) == []
-
-
-def test_the_perplexity_experiment_writes_json_and_a_plot(toy, tmp_path):
-    text, out = tmp_path / "text.txt", tmp_path / "out" / "result.json"
-    text.write_text("the quick brown fox jumps over the lazy dog. " * 2)
-    arguments = [toy, "--text", str(text), "--policy", "tova", "--policy", "full", "--budget", "4", "--budget", "8"]
-    printed = run(*arguments, "--segment", "30", "--out", str(out), command=perplexity_experiment.app).stdout
-    result = json.loads(out.read_text())
-    assert result["settings"]["policies"] == ["tova", "full"] and result["tokens"] == 87
-    assert {"commit", "versions", "device", "model_sha256", "text_sha256"} <= set(result)
-    assert [(row["policy"], row["budget"]) for row in result["rows"]] == [("tova", 4), ("tova", 8), ("full", 29)]
-    assert all(f"{row['perplexity']:.2f}" in printed for row in result["rows"])
-    assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
-    assert sorted(os.listdir(out.parent)) == ["result.json", "result.png"]
-    failed = run(*arguments, "--out", "plot.png", code=2, command=perplexity_experiment.app)
-    assert "out is 'plot.png'; it must end in .json" in failed.stderr

@@ -10,8 +10,8 @@ import scipy.special
 import tiny
 
 import msrnn_jax as ms
-from msrnn_jax.evaluate import perplexity, segment, segment_nll, segment_texts
-from msrnn_jax.sweep import _rows_nll, sweep
+from msrnn_jax.evaluate import mean_over, perplexity, segment
+from msrnn_jax.sweep import _read_rows, sweep
 
 CONFIG = tiny.CONFIG
 
@@ -43,8 +43,6 @@ def test_segments_do_not_overlap_and_lose_nothing():
     assert cut.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 0]] and lengths.tolist() == [4, 4, 3]
     cut, lengths = segment(range(1, 10), 4)  # a last token alone has nothing to predict
     assert cut.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]] and lengths.tolist() == [4, 4]
-    cut, lengths = segment_texts([range(1, 4), range(5, 12)], 4, most=2)
-    assert cut.tolist() == [[1, 2, 3, 0], [5, 6, 7, 8]] and lengths.tolist() == [3, 4]
     for size, tokens, message in [(1, range(5), "segment size is 1"), (4, [7], "the text has 1 tokens")]:
         with pytest.raises(ValueError, match=message):
             segment(tokens, size)
@@ -62,6 +60,19 @@ def test_perplexity_weighs_tokens_and_its_error_is_over_segments():
     expected = equal.mean(axis=1).std(ddof=1) / math.sqrt(6)
     assert math.isclose(perplexity(equal, [5] * 6).stderr, expected)
     assert math.isnan(perplexity(equal[:1], [5]).stderr)
+    assert perplexity(np.array([[800.0]]), [1]).perplexity == math.inf  # no OverflowError
+    assert math.isnan(perplexity(np.array([[math.inf], [1.0]]), [1, 1]).stderr)
+
+
+def test_a_mean_is_that_of_pairs_when_differences_are_taken():
+    """The same noise in both cancels: the error of the difference is far below that of either."""
+    rng = np.random.default_rng(1)
+    counts = rng.integers(5, 9, 40)
+    first = counts * rng.normal(3, 0.5, 40)
+    second = first + counts * rng.normal(0.1, 0.01, 40)
+    difference = mean_over(second - first, counts)
+    assert math.isclose(difference.value, mean_over(second, counts).value - mean_over(first, counts).value)
+    assert difference.stderr < 0.1 * mean_over(first, counts).stderr
 
 
 @pytest.mark.parametrize("batch", [1, 4, 100])
@@ -70,8 +81,9 @@ def test_a_sweep_equals_each_setting_alone(batch):
     budgets, done = [3, 9, 5], []
     results = sweep(CONFIG, ms.TOVA(), tiny.params(), segments, lengths, budgets, batch=batch, report=done.append)
     for budget, result in zip(budgets, results, strict=True):
+        state = ms.init_state(CONFIG, ms.TOVA(), budget)
         losses = [
-            segment_nll(CONFIG, ms.TOVA(), tiny.params(), jnp.asarray(row), int(n), budget)
+            ms.nll(CONFIG, ms.TOVA(), tiny.params(), state, row[:-1], row[1:], int(n) - 1)[1]
             for row, n in zip(segments, lengths, strict=True)
         ]
         alone = perplexity(np.stack(losses), lengths - 1)
@@ -82,9 +94,9 @@ def test_a_sweep_equals_each_setting_alone(batch):
 def test_a_sweep_over_other_budgets_compiles_nothing():
     segments, lengths = segment(tiny.tokens(32), 16)
     sweep(CONFIG, ms.TOVA(), tiny.params(), segments, lengths, [4, 8], batch=4)
-    compiled = _rows_nll._cache_size()
+    compiled = _read_rows._cache_size()
     sweep(CONFIG, ms.TOVA(), tiny.params(), segments, lengths, [8, 2], batch=4)
-    assert _rows_nll._cache_size() == compiled
+    assert _read_rows._cache_size() == compiled
 
 
 def test_refusals_name_what_is_wrong():

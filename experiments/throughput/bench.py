@@ -16,7 +16,7 @@ from experiments.throughput.timing import Report
 from msrnn_jax.checkpoint import fingerprint
 from msrnn_jax.params import abstract_params
 from msrnn_jax.record import text_hash
-from msrnn_jax.texts import default_text, read_texts
+from msrnn_jax.texts import read_documents
 
 PEERS = ("torch", "transformers")
 SEED = 0  # of random weights and tokens
@@ -94,7 +94,7 @@ class Bench:
             self.origin["random_seed"] = SEED
             random = np.random.default_rng(SEED)
             return random.integers(0, SHAPES[self.settings.shape or ""].vocab_size, 2**17).astype(np.int32)
-        text = "\n\n".join(read_texts(self.settings.texts)) if self.settings.texts else default_text()
+        text = "\n\n".join(document.text for document in read_documents(self.settings.texts))
         self.origin["text_sha256"] = text_hash(text)
         return np.asarray(ms.load_tokenizer(self.settings.checkpoint).encode(text), np.int32)
 

@@ -1,52 +1,142 @@
 """`msrnn perplexity`: perplexity of texts for every policy and budget."""
 
+import contextlib
 import json
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
 
 from msrnn_jax.command import plain_errors
 from msrnn_jax.commands.options import Checkpoint, Dtype, Json, PolicyTexts, Positions
 
+TEXT_HELP = (
+    "UTF-8 file, .jsonl with a document a row, folder of both, or - for stdin; repeat it. Default: Python's help."
+)
+FIDELITY_HELP = "Also compare every prediction with the full model's: KL divergence and top-1 agreement."
+OUT_HELP = "JSON lines, one for each policy, budget and segment; given again, a run that was cut off goes on."
+
 
 @plain_errors()
 def perplexity(
     checkpoint: Checkpoint,
-    text: Annotated[list[str] | None, typer.Option(help="UTF-8 file; repeat it. Default: Python's help.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help=TEXT_HELP)] = None,
+    field: Annotated[str, typer.Option(help="Of a .jsonl row: where its text is.")] = "text",
     policy: PolicyTexts = None,
     budget: Annotated[list[int] | None, typer.Option(help="Repeat it. Default: 256. full holds all.")] = None,
-    segment: Annotated[int, typer.Option(help="Tokens per segment; each starts from an empty state.")] = 1024,
+    segment: Annotated[int, typer.Option(help="Tokens per segment; each starts from an empty state.")] = 4096,
     segments: Annotated[int, typer.Option(help="Use the first N segments; 0 uses all.")] = 0,
-    batch: Annotated[int, typer.Option(help="Rows (segment, budget) run at once.")] = 4,
+    batch: Annotated[str, typer.Option(help="Rows (segment, budget) run at once, or auto: as many as fit.")] = "auto",
+    fidelity: Annotated[bool, typer.Option("--fidelity", help=FIDELITY_HELP)] = False,
     positions: Positions = "absolute",
     dtype: Dtype = None,
+    out: Annotated[str | None, typer.Option(help=OUT_HELP, metavar="FILE.jsonl")] = None,
+    plot: Annotated[str | None, typer.Option(help="Draw perplexity against budget.", metavar="FILE.png")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measures perplexity for every policy and budget.
+    """Measures perplexity for every policy and budget; by default those of full attention and tova.
 
-    Example: msrnn perplexity checkpoints/smollm2-135m --text book.txt --policy tova --policy window:sinks=4
-    --budget 64 --budget 256 --segments 4
+    Example: msrnn perplexity checkpoints/smollm2-135m --text book.txt --policy full --policy tova --budget 64
+    --budget 256 --out results/book.jsonl --plot results/book.png
     """
+    from rich.console import Console
+
+    from msrnn_jax.journal import open_journal
+    from msrnn_jax.measure import RUN, SEGMENT, measure
+    from msrnn_jax.plans import Settings, read_inputs
+    from msrnn_jax.plot import check_plot, plot_perplexity
+    from msrnn_jax.policies import parse_policy
+
+    settings = Settings(
+        checkpoint=checkpoint,
+        texts=tuple(text or ()),
+        field=field,
+        policies=tuple(map(str, map(parse_policy, policy or Settings.policies))),
+        budgets=tuple(budget or Settings.budgets),
+        segment=segment,
+        segments=segments,
+        batch=_rows(batch),
+        positions=positions,
+        dtype=dtype,
+        fidelity=fidelity,
+    )
+    if plot is not None:
+        check_plot(plot)
+    console = Console(stderr=True)
+
+    def note(line: str) -> None:
+        console.print(f"note: {line}", soft_wrap=True, markup=False, highlight=False)
+
+    with open_journal(out, (RUN, SEGMENT)) as journal:
+        inputs = read_inputs(settings)
+        cut = inputs.segments
+        if cut.skipped:
+            note(f"documents of fewer than 2 tokens, which are skipped: {cut.skipped}")
+        results = []
+        with _progress(console) as report:
+            for result in measure(settings, inputs, journal, report=report, note=note):
+                results.append(result)
+                if as_json:
+                    typer.echo(json.dumps(result))
+    if plot is not None:
+        name = checkpoint.rstrip("/").split("/")[-1]
+        plot_perplexity(plot, results, f"{name}, {cut.predicted:,} tokens")
+    if not as_json:
+        _print_table(results)
+        counts = f"{cut.predicted} tokens predicted, segments: {len(cut.sources)}, documents: {cut.documents}"
+        typer.echo(f"{counts}, text: {inputs.text_sha256}")
+
+
+def _rows(batch: str) -> int | None:
+    if batch == "auto":
+        return None
+    try:
+        number = int(batch)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"batch is {batch}; it must be a whole number of at least 1, or auto")
+    return number
+
+
+@contextlib.contextmanager
+def _progress(console: Any) -> Iterator[Any]:
+    """A bar on stderr where that is a terminal; yields what `measure` reports to."""
+    from rich import progress
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("rows"),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda now: bar.update(task, description=now.doing, completed=now.done, total=now.rows)
+
+
+def _print_table(results: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from msrnn_jax.measure import decimals, measure, origin, read_inputs
+    from msrnn_jax.measure import decimals
 
-    if segments < 0:
-        raise ValueError(f"segments is {segments}; it must be at least 0")
-    inputs = read_inputs(checkpoint, text, segment, segments, dtype)
-    about = origin(inputs) if as_json else {}
-    console = Console(stderr=True)
-    table = Table("policy", "budget", "perplexity", "nats per token", "standard error")
-    with console.status("compiling") as status:
-        rows = measure(
-            inputs, policy or ["tova"], budget or [256], batch=batch, positions=positions, report=status.update
-        )
-        for row in rows:
-            if as_json:
-                typer.echo(json.dumps({**row, **about}))
-            numbers = (decimals(row[name], places) for name, places in (("perplexity", 2), ("nll", 4), ("stderr", 4)))
-            table.add_row(row["policy"], str(row["budget"]), *numbers)
-    if not as_json:
-        Console().print(table)
-        typer.echo(f"{inputs.tokens} tokens predicted in {len(inputs.segments)} segments, text {inputs.text_hash}")
+    columns = {"perplexity": ("perplexity", 2, None), "nats per token": ("nll", 4, "stderr")}
+    columns |= {"bits per byte": ("bits_per_byte", 4, None), "above full": ("above_full", 4, "above_full_stderr")}
+    columns |= {"KL from full": ("kl", 4, "kl_stderr"), "top-1 agreement": ("agreement", 4, "agreement_stderr")}
+    columns = {title: what for title, what in columns.items() if what[0] in results[0]}
+    table = Table("policy")
+    for title in ("budget", *columns):
+        table.add_column(title, justify="right", no_wrap=True)
+    for result in results:
+        cells = []
+        for name, places, error in columns.values():
+            cell = decimals(result[name], places)
+            cells.append(f"{cell} ± {decimals(result[error], places)}" if error and result[error] is not None else cell)
+        table.add_row(result["policy"], str(result["budget"]), *cells)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # nobody's window is too narrow for it
+    console.print(table)

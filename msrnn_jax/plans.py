@@ -1,0 +1,123 @@
+"""What is asked of a measurement: its settings, the model and text they name, and a plan for every policy."""
+
+import dataclasses
+import hashlib
+import pathlib
+import sys
+from typing import NamedTuple
+
+from msrnn_jax.checkpoint import load
+from msrnn_jax.checks import as_tokens, check_dtype, whole
+from msrnn_jax.config import Config
+from msrnn_jax.params import Params
+from msrnn_jax.policies import POLICIES, Full, Policy, parse_policy
+from msrnn_jax.record import text_hash
+from msrnn_jax.segments import Segments, cut_documents
+from msrnn_jax.sweep import check_settings
+from msrnn_jax.texts import read_documents
+from msrnn_jax.tokenizer import load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is measured; frozen, and written into the results.
+
+    Attributes:
+      checkpoint: folder of the model.
+      texts: paths as in `read_documents`; none for the default text.
+      field: of a JSON row that holds its text.
+      policies: as text.
+      budgets: multi-state sizes; a policy that forgets nothing is measured once, with room for a whole segment.
+      segment: tokens of a segment.
+      segments: measure the first ones only; 0 measures all.
+      batch: rows run at once; None: as many as fit.
+      positions: how keys are rotated, as in `init_state`.
+      dtype: the weights are cast to it; None leaves them as they are.
+      fidelity: compare every prediction with the full model's.
+    """
+
+    checkpoint: str
+    texts: tuple[str, ...] = ()
+    field: str = "text"
+    policies: tuple[str, ...] = ("full", "tova")
+    budgets: tuple[int, ...] = (256,)
+    segment: int = 4096
+    segments: int = 0
+    batch: int | None = None
+    positions: str = "absolute"
+    dtype: str | None = None
+    fidelity: bool = False
+
+
+class Inputs(NamedTuple):
+    """A model and the segments it reads."""
+
+    config: Config
+    params: Params
+    segments: Segments
+    text_sha256: str
+
+
+def read_inputs(settings: Settings) -> Inputs:
+    """Loads a model and cuts texts into segments.
+
+    Raises:
+      ValueError: for texts or a checkpoint that cannot be used, and for sizes out of range.
+    """
+    if settings.segment < 2:
+        raise ValueError(
+            f"segment size is {settings.segment}; it must be at least 2, one token of context and one to predict"
+        )
+    whole("segments", settings.segments, 0)
+    if settings.dtype is not None:
+        check_dtype(settings.dtype)
+    documents = read_documents(settings.texts, settings.field)
+    tokenizer = load_tokenizer(settings.checkpoint)
+    segments = cut_documents(tokenizer, documents, settings.segment, settings.segments)
+    config, params = load(settings.checkpoint, dtype=settings.dtype)
+    as_tokens(config, "the text", segments.tokens)
+    return Inputs(config, params, segments, text_hash("\0".join(document.text for document in documents)))
+
+
+class Plan(NamedTuple):
+    """One policy, and the budgets that it is measured at by one program."""
+
+    policy: Policy
+    budgets: list[int]
+    code: str | None  # hash of the source of a user's own policy
+
+    @property
+    def slots(self) -> int:
+        return max(self.budgets) + 1
+
+    @property
+    def is_full(self) -> bool:
+        return self.policy == Full()
+
+
+def make_plans(settings: Settings, inputs: Inputs) -> list[Plan]:
+    """What is measured, in the order asked for; Full comes first where only `fidelity` asks for it.
+
+    Raises:
+      ValueError: for any setting that could not be measured: a mistake in the last must not cost the work on
+        the first.
+    """
+    if settings.batch is not None:
+        whole("batch", settings.batch, 1)
+    policies = list(dict.fromkeys(map(parse_policy, settings.policies)))
+    if settings.fidelity and Full() not in policies:
+        policies.insert(0, Full())
+    lengths = inputs.segments.lengths
+    everything = [int(lengths.max()) - 1]
+    budgets = list(dict.fromkeys(settings.budgets))
+    plans = [Plan(policy, budgets if policy.forgets else everything, _code_of(policy)) for policy in policies]
+    for plan in plans:
+        check_settings(inputs.config, plan.policy, lengths, plan.budgets, positions=settings.positions)
+    return plans
+
+
+def _code_of(policy: Policy) -> str | None:
+    if type(policy) in POLICIES.values():
+        return None
+    file = getattr(sys.modules.get(type(policy).__module__), "__file__", None)
+    return None if file is None else hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()[:16]

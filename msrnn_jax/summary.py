@@ -1,0 +1,47 @@
+"""What rows say together: means over segments, their standard errors, and differences from the full model."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from msrnn_jax.evaluate import mean_over, perplexity_of
+
+Line = Mapping[str, Any]
+
+
+def summarise(lines: Sequence[Line], full: Sequence[Line] | None = None) -> dict[str, Any]:
+    """The numbers of one policy at one budget.
+
+    Args:
+      lines: one for every segment: `nats`, `tokens` and `bytes`, and where they were compared with the full
+        model `kl` and `agreement`, sums over tokens. None stands for what is no number.
+      full: the full model's, of the same segments.
+
+    Returns:
+      `perplexity`; `nll`, nats per token, with `stderr`; `bits_per_token`, `bits_per_byte` (None without bytes);
+      `tokens`, `bytes`, `segments`; with `full`, `above_full`, how many nats per token more; with the others,
+      `kl`, nats per token, and `agreement`, a share. Each of these with a standard error over segments.
+    """
+    counts = _column(lines, "tokens")
+    found = perplexity_of(_column(lines, "nats"), counts)
+    bits, size = _column(lines, "nats").sum() / math.log(2), _column(lines, "bytes").sum()
+    numbers: dict[str, Any] = {
+        **found._asdict(),
+        "bits_per_token": found.nll / math.log(2),
+        "bits_per_byte": float(bits / size) if size else None,
+        "bytes": int(size),
+    }
+    means = {}
+    if full is not None:
+        means["above_full"] = _column(lines, "nats") - _column(full, "nats")
+    if all("kl" in line for line in lines):
+        means |= {name: _column(lines, name) for name in ("kl", "agreement")}
+    for name, sums in means.items():
+        numbers[name], numbers[f"{name}_stderr"] = mean_over(sums, counts)
+    return numbers
+
+
+def _column(lines: Sequence[Line], name: str) -> np.ndarray:
+    return np.asarray([math.nan if line[name] is None else line[name] for line in lines], np.float64)

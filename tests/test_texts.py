@@ -1,0 +1,115 @@
+"""What is read as a text, and how it is cut into segments."""
+
+import io
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers, processors
+
+from msrnn_jax.segments import cut_documents
+from msrnn_jax.texts import Document, default_text, read_documents
+from msrnn_jax.tokenizer import Tokenizer
+
+
+def characters(special: bool = False) -> Tokenizer:
+    """One token a character of the low planes, with marks around the text if asked for."""
+    alphabet = [chr(code) for code in range(0x20, 0x200)] + ["日", "本", "😀", "\n"]
+    vocabulary = {token: number for number, token in enumerate(["?", "<s>", "</s>", *alphabet])}
+    backend = Backend(models.WordLevel(vocabulary, unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.add_special_tokens(["<s>", "</s>"])
+    if special:
+        around = [("<s>", 1), ("</s>", 2)]
+        backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=around)
+    return Tokenizer(backend, bos=None, stop=[], template=None)
+
+
+def test_files_folders_rows_and_stdin_are_documents(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "books" / "deep").mkdir(parents=True)
+    (tmp_path / "books" / "b.txt").write_bytes(b"two\r\nlines")
+    (tmp_path / "books" / "a.jsonl").write_text('{"text": "row\\u2028one", "body": 3}\n\n{"text": "row three"}\n')
+    (tmp_path / "books" / "deep" / "c.txt").write_text("")  # nothing in it: skipped later, when it has no tokens
+    (tmp_path / "books" / "notes.md").write_text("not a text")
+    (tmp_path / "alone.md").write_text("any suffix, where it is named")
+    stdin = SimpleNamespace(buffer=io.BytesIO("from sé".encode()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert read_documents(["alone.md", "books", "-"]) == [
+        Document("alone.md", "any suffix, where it is named"),
+        Document("books/a.jsonl:1", "row\u2028one"),
+        Document("books/a.jsonl:3", "row three"),
+        Document("books/b.txt", "two\nlines"),
+        Document("books/deep/c.txt", ""),
+        Document("-", "from sé"),
+    ]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"body": "here"}) + "\n")
+    assert read_documents(["rows.jsonl"], "body") == [Document("rows.jsonl:1", "here")]
+    assert read_documents([]) == [Document("pydoc_data.topics", default_text())]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.jsonl", b'{"text": "a"}\n{"text": \n', "text file 'rows.jsonl', line 2 is not JSON: Expecting value"),
+        (
+            "rows.jsonl",
+            b'\n["text"]\n',
+            "'rows.jsonl', line 2 is a JSON list; it must be an object with a field 'text'",
+        ),
+        ("rows.jsonl", b'{"body": "a", "id": 1}', "line 1 has no field 'text'; its fields are 'body', 'id'"),
+        ("rows.jsonl", b'{"text": 7}', "line 1: field 'text' is a int; it must be a string"),
+        ("rows.jsonl", b'{"text": "\\ud800"}', "line 1: field 'text' holds half a surrogate pair"),
+        ("rows.jsonl", b'{"text": "a"}\n{"text": "\xff"}', "line 2 is not UTF-8: invalid start byte at byte 10"),
+        ("rows.jsonl", b"[" * 100_000, "line 1 is not JSON"),
+        ("rows.jsonl", b"\n \n", "text file 'rows.jsonl' is empty"),
+        ("text.txt", b" \n", "text file 'text.txt' is empty"),
+        ("folder/text.md", b"a", "text folder 'folder' has no .txt or .jsonl file in it"),
+    ],
+)
+def test_what_is_no_text_is_refused(name, content, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        read_documents([name.split("/")[0]])
+    assert message in str(caught.value)
+
+
+def test_standard_input_is_read_once(monkeypatch):
+    with pytest.raises(ValueError, match="text '-' is given twice"):
+        read_documents(["-", "-"])
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b" ")))
+    with pytest.raises(ValueError, match="standard input is empty"):
+        read_documents(["-"])
+
+
+def test_segments_stay_in_their_document_and_short_ones_are_counted():
+    documents = [Document("a", "abcdefghi"), Document("b", "x"), Document("c", "uvw"), Document("d", "")]
+    cut = cut_documents(characters(), documents, 4)
+    place = [(source.document, source.document_index, source.segment_index, source.tokens) for source in cut.sources]
+    assert place == [("a", 0, 0, 3), ("a", 0, 1, 3), ("c", 2, 0, 2)]  # a's last token alone has nothing to predict
+    assert cut.tokens.shape == (3, 4) and cut.lengths.tolist() == [4, 4, 3] and not cut.tokens[2, 3]
+    assert (cut.skipped, cut.documents, cut.predicted) == (2, 2, 8)
+    assert len({source.tokens_sha256 for source in cut.sources}) == 3
+    assert cut_documents(characters(), documents[2:], 4096).tokens.shape == (1, 3)  # no wider than the longest
+    first = cut_documents(characters(), documents, 4, most=1)
+    np.testing.assert_array_equal(first.tokens, cut.tokens[:1])
+    assert first.sources == cut.sources[:1] and first.skipped == 0  # nothing after it was looked at
+    with pytest.raises(ValueError, match="every document has fewer than 2 tokens; there is nothing to predict"):
+        cut_documents(characters(), [documents[1], documents[3]], 4)
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_bytes_are_those_of_the_predicted_tokens(special):
+    """From the end of a segment's first token to that of its last; marks around the text stand for no byte."""
+    text = "añ日😀bc本éd"
+    cut = cut_documents(characters(special), [Document("x", text)], 3)
+    tokens = ["", *text, ""] if special else list(text)
+    expected = [
+        sum(len(token.encode()) for token in tokens[start + 1 : start + 3]) for start in range(0, len(tokens), 3)
+    ]
+    assert [source.bytes for source in cut.sources] == expected and expected[-1] == (0 if special else 3)
