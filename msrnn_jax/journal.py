@@ -9,7 +9,7 @@ from typing import Any
 
 import filelock
 
-from msrnn_jax.record import finite
+from msrnn_jax.record import check_writable, finite
 
 Line = dict[str, Any]
 
@@ -70,14 +70,6 @@ def _check(path: pathlib.Path) -> None:
     if path.suffix != ".jsonl":
         raise ValueError(f"out is {str(path)!r}; it must end in .jsonl")
     check_writable("out", path)
-
-
-def check_writable(name: str, path: pathlib.Path) -> None:
-    """Refuses, before any work, a path where no file could be written after it."""
-    parent = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
-    good = parent.is_dir() and os.access(parent, os.W_OK) and not path.is_dir()
-    if not good or (path.exists() and not os.access(path, os.W_OK)):
-        raise ValueError(f"{name} is {str(path)!r}; it must be a file in a folder that can be written to")
 
 
 def _read(path: pathlib.Path, kinds: Sequence[str]) -> list[Line]:

@@ -1,13 +1,13 @@
 """A picture of perplexity against multi-state size; needs matplotlib, which nothing else here does."""
 
 import importlib.util
+import io
 import os
 import pathlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from msrnn_jax.journal import check_writable
+from msrnn_jax.record import check_writable, write_bytes
 
 
 def check_plot(path: str | os.PathLike[str]) -> None:
@@ -57,7 +57,9 @@ def plot_perplexity(path: str | os.PathLike[str], rows: Sequence[Mapping[str, An
     axes.set_ylabel("perplexity")
     axes.set_title(title)
     axes.grid(True, which="both", alpha=0.3)
-    _save(figure, pathlib.Path(path))
+    drawing = io.BytesIO()
+    figure.savefig(drawing, format="png", dpi=150)
+    write_bytes(path, drawing.getvalue())
 
 
 def _errors(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
@@ -74,16 +76,3 @@ def _exp_of(row: Mapping[str, Any], change: float) -> float:
     import numpy as np
 
     return float(row["perplexity"] * np.exp(change))
-
-
-def _save(figure: Any, path: pathlib.Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".writing.", suffix=".png", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            figure.savefig(file, format="png", dpi=150)
-        os.chmod(temporary, 0o644)  # mkstemp keeps it to its owner
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

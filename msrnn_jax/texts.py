@@ -27,6 +27,17 @@ def default_text() -> str:
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
+def read_text(path: str) -> str:
+    """Reads one UTF-8 text, line ends as `\\n`: a file of any name, or `-` for standard input.
+
+    Raises:
+      ValueError: where it is missing, empty or not UTF-8.
+    """
+    if path == STDIN:
+        return _filled("standard input", _decoded("standard input", sys.stdin.buffer.read()))
+    return _filled(f"text file {path!r}", _read(pathlib.Path(path)))
+
+
 def read_documents(paths: Sequence[str], field: str = "text") -> list[Document]:
     """Reads UTF-8 texts, line ends as `\\n`.
 
@@ -47,11 +58,10 @@ def read_documents(paths: Sequence[str], field: str = "text") -> list[Document]:
 
 
 def _below(path: str, field: str) -> Iterator[Document]:
-    if path == STDIN:
-        yield Document(STDIN, _filled("standard input", _decoded("standard input", sys.stdin.buffer.read())))
-        return
     place = pathlib.Path(path)
-    if place.is_dir():
+    if path == STDIN:
+        yield Document(path, read_text(path))
+    elif place.is_dir():
         files = sorted(file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
         if not files:
             raise ValueError(f"text folder {path!r} has no .txt or .jsonl file in it")
@@ -63,7 +73,7 @@ def _below(path: str, field: str) -> Iterator[Document]:
             raise ValueError(f"text file {path!r} is empty")
         yield from rows
     else:
-        yield Document(path, _filled(f"text file {path!r}", _read(place)))
+        yield Document(path, read_text(path))
 
 
 def _has_rows(path: pathlib.Path) -> bool:

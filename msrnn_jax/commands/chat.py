@@ -1,6 +1,5 @@
 """`msrnn chat`: a conversation in a state of fixed size."""
 
-import pathlib
 import signal
 import sys
 import threading
@@ -118,6 +117,7 @@ class Talk:
 
     def _do(self, line: str) -> None:
         from msrnn_jax.conversation import change_policy, load_conversation, save_conversation
+        from msrnn_jax.texts import read_text
 
         name, _, rest = line.partition(" ")
         rest = rest.strip()
@@ -150,7 +150,7 @@ class Talk:
                 policy = read_policy(text, self.model.config)
                 self.conversation = change_policy(self.conversation, policy, int(number) if number else None)
             case "/read":
-                return self._answer(_read_text(rest))
+                return self._answer(read_text(rest))
             case _:
                 raise ValueError(f"command {name!r} is unknown; /help lists commands")
         typer.echo(f"({self._about()})")
@@ -194,10 +194,3 @@ class Talk:
         typer.echo()
         if failed:
             raise failed[0]
-
-
-def _read_text(path: str) -> str:
-    from msrnn_jax.texts import read_texts
-
-    (text,) = read_texts([pathlib.Path(path)])
-    return text

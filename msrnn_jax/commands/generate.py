@@ -59,7 +59,9 @@ def generate(
 
     Example: msrnn generate checkpoints/smollm2-135m --chat --prompt "Tell me about the sea." --budget 64
     """
-    prompts = [*(prompt or []), *map(_read_prompt, prompt_file or [])]
+    from msrnn_jax.texts import read_text
+
+    prompts = [*(prompt or []), *map(read_text, prompt_file or [])]
     if not prompts:
         raise ValueError("--prompt is missing; give at least one, or --prompt-file")
     from msrnn_jax.sampling import make_sampler
@@ -115,11 +117,3 @@ def _show(prompts: list[str], writer: "Writer", with_prompt: bool) -> None:
             status.update(f"writing: {sum(len(row.tokens) for row in writer.rows)} tokens")
     for text, row in zip(prompts, writer.rows, strict=True):
         typer.echo((text if with_prompt else "") + row.text)
-
-
-def _read_prompt(path: str) -> str:
-    from msrnn_jax.texts import read_texts
-
-    if path == "-":
-        return sys.stdin.read()
-    return read_texts([path])[0]

@@ -9,6 +9,7 @@ import typer
 
 from msrnn_jax.command import plain_errors
 from msrnn_jax.commands.options import Checkpoint, Dtype, Json, PolicyTexts, Positions
+from msrnn_jax.commands.policies import read_policy
 
 TEXT_HELP = (
     "UTF-8 file, .jsonl with a document a row, folder of both, or - for stdin; repeat it. Default: Python's help."
@@ -41,17 +42,20 @@ def perplexity(
     """
     from rich.console import Console
 
+    from msrnn_jax.cache import keep_compilations
+    from msrnn_jax.checkpoint import read_config
     from msrnn_jax.journal import open_journal
     from msrnn_jax.measure import RUN, SEGMENT, measure
     from msrnn_jax.plans import Settings, read_inputs
     from msrnn_jax.plot import check_plot, plot_perplexity
-    from msrnn_jax.policies import parse_policy
 
+    keep_compilations()
+    config = read_config(checkpoint, dtype=dtype)
     settings = Settings(
         checkpoint=checkpoint,
         texts=tuple(text or ()),
         field=field,
-        policies=tuple(map(str, map(parse_policy, policy or Settings.policies))),
+        policies=tuple(str(read_policy(one, config)) for one in policy or Settings.policies),
         budgets=tuple(budget or Settings.budgets),
         segment=segment,
         segments=segments,

@@ -14,7 +14,7 @@ from msrnn_jax.commands.policies import read_policy
 def trace(
     checkpoint: Checkpoint,
     prompt: Annotated[str | None, typer.Option(help="What to read.")] = None,
-    text: Annotated[str | None, typer.Option(help="UTF-8 file to read instead.")] = None,
+    text: Annotated[str | None, typer.Option(help="UTF-8 file to read instead, - for standard input.")] = None,
     policy: PolicyText = "tova",
     budget: Annotated[
         int | None, typer.Option(help="Tokens each layer remembers. Default: 64; full holds all.")
@@ -44,7 +44,7 @@ def trace(
     from msrnn_jax.survival_page import write_page
     from msrnn_jax.survival_record import make_settings, read_prompt, trace_prompt
     from msrnn_jax.survival_view import show
-    from msrnn_jax.texts import read_texts
+    from msrnn_jax.texts import read_text
 
     if (prompt is None) == (text is None):
         raise ValueError("give either --prompt or --text" + ("" if prompt is None else ", not both"))
@@ -54,7 +54,7 @@ def trace(
     if layer is not None and not 0 <= layer < config.num_layers:
         raise ValueError(f"--layer is {layer}; it must be from 0 to {config.num_layers - 1}")
     chosen, tokenizer = read_policy(policy, config), ms.load_tokenizer(checkpoint)
-    content = prompt if text is None else read_texts([text])[0]
+    content = prompt if text is None else read_text(text)
     assert content is not None
     given = read_prompt(tokenizer, content, chat=chat, max_tokens=max_tokens)
     read = len(given.tokens)
