@@ -11,7 +11,6 @@ import pytest
 import tiny
 
 import msrnn_jax as ms
-from msrnn_jax.evaluate import segment_nll
 from msrnn_jax.rotary import distances
 from msrnn_jax.state import POSITION_MODES
 
@@ -159,7 +158,8 @@ def test_every_entry_point_takes_a_mode():
     for token in found[0]:
         assert int(token) == int(jnp.argmax(last))
         state, last = step(CONFIG, policy, params, state, token)
-    losses = segment_nll(CONFIG, policy, params, jnp.asarray(tokens), 12, 4, positions="cache")
+    empty = ms.init_state(CONFIG, policy, 4, positions="cache")
+    _, losses = ms.nll(CONFIG, policy, params, empty, tokens[:-1], tokens[1:])
     expected = -jax.nn.log_softmax(logits[:-1], axis=-1)[jnp.arange(11), tokens[1:]]
     np.testing.assert_allclose(losses, expected, atol=1e-4)
     cell = ms.MultiStateCell(CONFIG, policy, params, 4, positions="cache")
