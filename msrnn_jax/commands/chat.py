@@ -1,5 +1,6 @@
 """`msrnn chat`: a conversation in a state of fixed size."""
 
+import os
 import signal
 import sys
 import threading
@@ -96,6 +97,8 @@ class Talk:
                 if line == "/quit":
                     return
                 self._do(line)
+            except BrokenPipeError:  # nobody reads on
+                raise
             except (ValueError, OSError) as error:
                 typer.echo(f"error: {error}", err=True)
 
@@ -189,8 +192,12 @@ class Talk:
                 worker.join(0.05)
         except KeyboardInterrupt:
             stop.set()
-            while worker.is_alive():  # another ctrl-C ends the program
-                worker.join(0.05)
+            try:
+                while worker.is_alive():
+                    worker.join(0.05)
+            except KeyboardInterrupt:  # at once: the thread may be inside a compiled program
+                typer.echo("interrupted", err=True)
+                os._exit(130)
         typer.echo()
         if failed:
             raise failed[0]
