@@ -75,7 +75,7 @@ def first_token_seconds(settings: Settings, cache: str) -> float:
     command = [
         sys.executable,
         "-m",
-        "msrnn_jax.cli",
+        "msrnn_jax",
         "generate",
         settings.checkpoint,
         "--chat",

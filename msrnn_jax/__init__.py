@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from msrnn_jax.public import *  # noqa: F403
 
 
+NAMED_ALIKE = ("adopt", "compress", "extend", "generate", "prefill")  # functions of modules of the same name
+
+
 class _Package(types.ModuleType):
     """Loads the library at the first use of a public name, so that a command answers before JAX is imported."""
 
@@ -24,8 +27,9 @@ class _Package(types.ModuleType):
         return self.__dict__[name]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Python binds every submodule here when it is imported, and `extend` must stay the function of that name.
-        super().__setattr__(name, vars(value).get(name, value) if isinstance(value, types.ModuleType) else value)
+        # Python binds every submodule here when it is imported.
+        named_alike = name in NAMED_ALIKE and isinstance(value, types.ModuleType)
+        super().__setattr__(name, vars(value).get(name, value) if named_alike else value)
 
     def __dir__(self) -> list[str]:
         return sorted({*self.__dict__, *self.__all__})

@@ -41,13 +41,15 @@ def _adopt(policy: Policy, index: int, layer: LayerState, budget: Budget) -> Lay
     rows = 1 if policy.scope == "layer" else layer.keys.shape[0]
     if layer.num_rows > rows and not (positions == positions[:1]).all():
         raise ValueError(f"{policy} forgets by layer, but the heads of layer {index} hold different tokens")
-    layer = layer.replace(
-        positions=_with_rows(layer.positions, rows),
-        stats=fresh_stats(policy, rows, layer.num_slots),
-        budget=jnp.asarray(size, jnp.int32),
-    )
-    missing = int(size) + 1 - layer.num_slots
-    return grow(policy, layer, missing) if missing > 0 else layer
+    stats = fresh_stats(policy, rows, layer.num_slots)
+    return with_budget(policy, layer.replace(positions=_with_rows(layer.positions, rows), stats=stats), int(size))
+
+
+def with_budget(policy: Policy, layer: LayerState, budget: int) -> LayerState:
+    """The same layer with a budget of at least what it holds, and the slots for it."""
+    missing = budget + 1 - layer.num_slots
+    layer = grow(policy, layer, missing) if missing > 0 else layer
+    return layer.replace(budget=jnp.asarray(budget, jnp.int32))
 
 
 def _with_rows(positions: Array, rows: int) -> Array:

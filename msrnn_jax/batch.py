@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from msrnn_jax.config import Config
 from msrnn_jax.extend import CHUNK
 from msrnn_jax.layers import wide
 from msrnn_jax.policies import Policy
-from msrnn_jax.slots import init_state
+from msrnn_jax.sizes import state_bytes
 
 USABLE = 0.8  # of what is free: the arithmetic counts arrays, not what is lost between them
 MOST_ON_CPU = 4  # more rows are no faster there, and lose the caches
@@ -36,8 +35,7 @@ def row_bytes(config: Config, policy: Policy, slots: int, width: int, positions:
       slots: of each layer.
       width: tokens of a segment.
     """
-    state = jax.eval_shape(partial(init_state, config, policy, slots - 1, positions=positions))
-    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    held = state_bytes(config, policy, slots - 1, positions=positions)
     count = width - 1
     chunk = -(-count // -(-count // CHUNK))  # as `read` cuts them
     candidates = slots + chunk

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import inspect
 import logging
 import os
 import pathlib
@@ -65,8 +66,11 @@ def save(
 def check_destination(path: pathlib.Path, overwrite: bool) -> None:
     """Refuses to write over anything but a checkpoint of ours or an empty folder, and that unless asked to."""
     parent = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(f"{str(path)!r} cannot be made: {str(parent)!r} is no folder that can be written to")
+    try:
+        with tempfile.TemporaryFile(dir=parent):  # permissions alone do not say that a file can be made
+            pass
+    except OSError:
+        raise ValueError(f"{str(path)!r} cannot be made: {str(parent)!r} is no folder that can be written to") from None
     if not os.path.lexists(path):
         return
     if not overwrite:
@@ -111,15 +115,13 @@ def load(path: str | os.PathLike[str], *, dtype: str | None = None) -> tuple[Con
 
 
 def _drop_unfinished_reads() -> None:
-    """Collects the coroutines of a failed read now, and quietly: later each would print a traceback."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            gc.collect()
-            time.sleep(0.2)  # for the callbacks of reads that were under way
-    finally:
-        sys.unraisablehook = hook
+    """Collects the coroutines of a failed read quietly, now and later: each would print a traceback."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda lost: None if inspect.iscoroutine(lost.object) else hook(lost)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
+        time.sleep(0.2)  # for the callbacks of reads that were under way
 
 
 def _compare(wanted: Any, stored: Any) -> None:

@@ -1,10 +1,5 @@
 """The `msrnn` command."""
 
-import os
-import signal
-import sys
-from typing import Any
-
 import typer
 
 from msrnn_jax.commands.chat import chat
@@ -25,19 +20,3 @@ app = typer.Typer(
 for command in (generate, chat, perplexity, info, trace):
     app.command()(command)
 app.command("convert")(convert)
-
-
-def main() -> None:
-    """Entry point of the `msrnn` command."""
-    signal.signal(signal.SIGINT, _end_at_once)  # until a command takes over
-    sys.exit(app())
-
-
-def _end_at_once(number: int, frame: Any) -> None:
-    del frame
-    os.write(2, b"interrupted\n")
-    os._exit(128 + number)
-
-
-if __name__ == "__main__":
-    main()

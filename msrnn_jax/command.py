@@ -1,5 +1,6 @@
 """How commands end when something is wrong: one line and an exit code, never a traceback."""
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -8,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -31,23 +32,20 @@ def plain_errors(patience: float = 1.0, *, in_thread: bool = True) -> Callable[[
         @functools.wraps(command)
         def guarded(*args: Any, **kwargs: Any) -> None:
             try:
+                if sys.stdout is None:
+                    raise ValueError("standard output is closed")
                 call = functools.partial(command, *args, **kwargs)
                 _run_interruptibly(call, patience) if in_thread else call()
-            except ValueError as error:
-                _end(f"error: {error}", 2)
             except BrokenPipeError:  # whoever read our output has seen enough
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 raise typer.Exit(141) from None
-            except OSError as error:
-                _end(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}", 2)
-            except (MemoryError, OverflowError) as error:
-                _end(f"error: this needs more memory than there is: {_first_line(error)}", 2)
             except KeyboardInterrupt:
                 _end("interrupted", 130)
             except Exception as error:
-                if not _is_from_xla(error):
+                line = in_words(error)
+                if line is None:
                     raise
-                _end(f"error: this needs more memory than there is: {_first_line(error)}", 2)
+                _end(f"error: {line}", 2)
 
         return guarded
 
@@ -96,24 +94,42 @@ def _run_interruptibly(call: Callable[[], None], patience: float) -> None:
             worker.join(0.05)
         deadline = time.monotonic() + patience
         lost.set()
+        if code:  # what breaks now was broken by the interrupt
+            sys.unraisablehook = lambda e: lost.set()
         while worker.is_alive() and time.monotonic() < deadline:
             if lost.is_set():
                 lost.clear()
                 worker.interrupt()
             worker.join(0.05)
-        if worker.is_alive():  # inside a compiled program, which writes nothing
-            typer.echo("interrupted", err=True)
-            os._exit(code)
+        if code:
+            _leave(code)  # perhaps inside a compiled program, which writes nothing
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         sys.unraisablehook = hook
-    if code == 128 + signal.SIGTERM:
-        raise SystemExit(code)
-    if code:
-        raise KeyboardInterrupt
     if worker.error is not None:
         raise worker.error
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process at once: threads that are still at work would make Python's own end fail."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    with contextlib.suppress(OSError):
+        os.write(2, b"interrupted\n")
+    os._exit(code)
+
+
+def in_words(error: Exception) -> str | None:
+    """What a user is told of an error; None for one that nobody foresaw."""
+    if isinstance(error, ValueError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if isinstance(error, MemoryError | OverflowError) or _is_from_xla(error):
+        return f"this needs more memory than there is: {_first_line(error)}"
+    return None
 
 
 def _is_from_xla(error: Exception) -> bool:

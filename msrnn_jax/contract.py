@@ -204,7 +204,7 @@ def _score(policy: Policy, layer: LayerState, t: Array) -> Array:
 def _call(policy: Policy, name: str, function: Callable[..., Any], *given: Any) -> Any:
     try:
         return function(*given)
-    except Exception as error:
+    except (Exception, SystemExit, GeneratorExit) as error:  # it may fail in any way
         raise _broken(policy, f"{name} failed: {in_words(error)}") from error
 
 

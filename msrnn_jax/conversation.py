@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from msrnn_jax.adopt import adopt
-from msrnn_jax.checks import check_room
+from msrnn_jax.adopt import adopt, with_budget
+from msrnn_jax.checks import check_protection, check_room
 from msrnn_jax.compress import compress
 from msrnn_jax.config import Config
 from msrnn_jax.extend import CHUNK
@@ -130,12 +130,17 @@ def _read(model: Model, policy: Policy, state: MultiState, tokens: list[int]) ->
 def change_policy(conversation: Conversation, policy: Policy, budget: int | None = None) -> Conversation:
     """The same conversation, forgetting in another way from now on.
 
-    Where the new budget is smaller, the old policy decides what is forgotten at once.
+    Where the new budget is smaller, the old policy's scores decide what is forgotten at once; what it protects is as
+    any other token then.
     """
     budget = conversation.budget if budget is None else budget
-    state = conversation.state
-    if any(budget < held(state)[index] for index in range(len(state.layers))):
-        state = compress(conversation.policy, state, budget, shrink=True)
+    old, state = conversation.policy, conversation.state
+    if max(held(state)) > budget:
+        state = compress(old if policy == old else old.replace(sinks=0, recent=0), state, budget, shrink=True)
+    if policy == old:  # whose statistics stay
+        check_protection(policy, [budget])
+        layers = tuple(with_budget(policy, layer, budget) for layer in state.layers)
+        return dataclasses.replace(conversation, state=state.replace(layers=layers))
     return dataclasses.replace(conversation, policy=policy, state=adopt(policy, state, budget))
 
 
@@ -162,6 +167,6 @@ def load_conversation(path: str, model: Model, policy: Policy) -> Conversation:
         policy = parse_policy(text)
     state, notes = load_state(path, model.config, policy, model.params)
     turns, closed = notes.get("turns"), notes.get("closed")
-    if not isinstance(turns, int) or not isinstance(closed, bool):
+    if type(turns) is not int or not 0 <= turns < 2**32 or not isinstance(closed, bool):
         raise ValueError(f"state {path!r} is of no conversation; it must be one that /save wrote")
     return Conversation(policy, state, turns, closed)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array, lax
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt32
 
 from msrnn_jax.checks import (
     MAX_BUDGET,
@@ -28,6 +28,7 @@ from msrnn_jax.llama import advance, unembed
 from msrnn_jax.moves import leading
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
+from msrnn_jax.policies.random import mixed
 from msrnn_jax.prefill import check_mode, prefill
 from msrnn_jax.sampling import Greedy, Sampler
 from msrnn_jax.slots import init_state
@@ -300,17 +301,25 @@ def _row_keys(sampler: Sampler, key: Array | None, prompts: Int[Array, "B T"], l
     if not jnp.issubdtype(given.dtype, jax.dtypes.prng_key):
         given = jax.random.wrap_key_data(given)
     if given.ndim == 0:
-        return jax.vmap(jax.random.fold_in, (None, 0))(given, _occurrences(prompts, lengths))
+        place = jnp.arange(prompts.shape[1], dtype=jnp.int32)
+        prompts = jnp.where(place[None] < lengths[:, None], prompts, -1)  # what padding holds does not matter
+        fold = jax.vmap(jax.random.fold_in)
+        return fold(jax.vmap(jax.random.fold_in, (None, 0))(given, _digests(prompts)), _occurrences(prompts))
     if given.shape != (rows,):
         raise ValueError(f"key has shape {given.shape}; it must be one key or {rows}, one per prompt")
     return given
 
 
-def _occurrences(prompts: Int[Array, "B T"], lengths: Int[Array, " B"]) -> Int[Array, " B"]:
-    """How many rows before each one have the same prompt."""
+def _digests(prompts: Int[Array, "B T"]) -> UInt32[Array, " B"]:
+    """A number of every prompt, so that other prompts draw other noise; -1 is padding, and counts for nothing."""
+    place = jnp.arange(prompts.shape[1], dtype=jnp.uint32)
+    bits = prompts.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) + place[None] * jnp.uint32(0x85EBCA77)
+    return jnp.where(prompts < 0, jnp.uint32(0), mixed(bits)).sum(axis=1, dtype=jnp.uint32)
+
+
+def _occurrences(prompts: Int[Array, "B T"]) -> Int[Array, " B"]:
+    """How many rows before each one have the same prompt; padded with -1."""
     index = jnp.arange(prompts.shape[0], dtype=jnp.int32)
-    place = jnp.arange(prompts.shape[1], dtype=jnp.int32)
-    prompts = jnp.where(place[None] < lengths[:, None], prompts, -1)  # what padding holds does not matter
 
     def before(row: Array) -> Array:
         same = (prompts == prompts[row][None]).all(axis=1)

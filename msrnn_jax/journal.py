@@ -29,10 +29,13 @@ class Journal:
         """Adds lines, all by one write; on return they are the operating system's to keep."""
         texts = [json.dumps(finite(dict(line)), allow_nan=False) for line in lines]
         if self.path is not None and texts:
-            with open(self.path, "ab", buffering=0) as file:
-                content = "".join(text + "\n" for text in texts).encode("ascii")
-                while content:  # a full disk may take a part before it says so
-                    content = content[file.write(content) :]
+            content = "".join(text + "\n" for text in texts).encode("ascii")
+            try:
+                with open(self.path, "ab", buffering=0) as file:
+                    while content:  # a full disk may take a part before it says so
+                        content = content[file.write(content) :]
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.path)) from None
         self.lines += map(json.loads, texts)  # numbers are the same whether they were on disk or not
 
 

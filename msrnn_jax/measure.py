@@ -117,6 +117,9 @@ class _Run:
         """Counts a line if it is one of this measurement; of several for one row the first stands."""
         if not (ROW <= set(line) and self._is_mine(line)):
             return
+        for name in {"tokens", "bytes", "batch", "nats", "kl", "agreement"} & set(line):
+            if not isinstance(line[name], int | float | None) or isinstance(line[name], bool):
+                raise ValueError(f"out holds a line whose {name} is {line[name]!r}; it must be a number")
         setting = line["policy"], line["policy_sha256"], line["budget"]
         key = *setting, line["document_index"], line["segment_index"], line["tokens_sha256"]
         self.rows.setdefault((*key, False), line)  # what is compared with the full model has its losses too
@@ -261,7 +264,9 @@ class _Run:
         setting = {"policy": str(plan.policy), "budget": budget, "positions": self.settings.positions}
         counts = {**_counts(self.inputs.segments), "batches": sorted({line["batch"] for line in mine})}
         about = {name: value for name, value in self.identity.items() if name != "environment"}
-        return finite({**setting, **summarise(mine, full), **counts, **about, **self.environment})
+        numbers = summarise(mine, full, fidelity=self.settings.fidelity)
+        asked = {name: getattr(self.settings, name) for name in ("checkpoint", "texts", "field", "fidelity")}
+        return finite({**setting, **numbers, **counts, **about, **self.environment, **asked})
 
 
 def _counts(segments: Segments) -> Line:

@@ -17,6 +17,8 @@ from msrnn_jax.sweep import check_settings
 from msrnn_jax.texts import read_documents
 from msrnn_jax.tokenizer import load_tokenizer
 
+LIBRARIES = ("msrnn_jax", "flax", "builtins")  # whose versions stand in the results
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -117,7 +119,13 @@ def make_plans(settings: Settings, inputs: Inputs) -> list[Plan]:
 
 
 def _code_of(policy: Policy) -> str | None:
+    """Hash of the files that a user's own policy and the classes under it are written in."""
     if type(policy) in POLICIES.values():
         return None
-    file = getattr(sys.modules.get(type(policy).__module__), "__file__", None)
-    return None if file is None else hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()[:16]
+    names = [kind.__module__ for kind in type(policy).__mro__]
+    modules = [sys.modules.get(name) for name in names if name.split(".")[0] not in LIBRARIES]
+    files = dict.fromkeys(getattr(module, "__file__", None) for module in modules)
+    digest = hashlib.sha256()
+    for file in filter(None, files):
+        digest.update(pathlib.Path(file).read_bytes())
+    return digest.hexdigest()[:16]

@@ -52,7 +52,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes a file atomically, the folders above it made where they are missing."""
-    path = pathlib.Path(path)
+    path = pathlib.Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=".writing.", dir=path.parent)
     try:
@@ -60,6 +60,9 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
             file.write(content)
         os.chmod(temporary, 0o644)  # mkstemp keeps it to its owner
         os.replace(temporary, path)
+    except OSError as error:
+        os.unlink(temporary)
+        raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk says no name
     except BaseException:
         os.unlink(temporary)
         raise
@@ -71,11 +74,15 @@ def check_writable(name: str, path: str | os.PathLike[str]) -> None:
     Raises:
       ValueError: for a folder, and for a file in what is no folder or lets nothing be written.
     """
-    place = pathlib.Path(path).absolute()
+    place = pathlib.Path(os.path.realpath(path))  # a link stays, and what it leads to is written
     parent = next(parent for parent in place.parents if os.path.lexists(parent))
     try:
         if place.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if place.exists() and not place.is_file():  # to replace a device would destroy it
+            raise OSError(errno.EINVAL, "It is no regular file")
+        if place.exists() and not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         with tempfile.TemporaryFile(dir=parent):  # permissions alone do not say that a file can be made
             pass
     except OSError as error:

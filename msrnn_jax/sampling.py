@@ -55,7 +55,7 @@ class Temperature(Sampler):
     temperature: float = 1.0
 
     def __post_init__(self):
-        _check("temperature", self.temperature, 1e-6, None, " (Greedy() is the limit)")
+        _check("temperature", self.temperature, 1e-6, 1e6, " (Greedy() is the limit)")
 
     def warp(self, logits: Float[Array, " V"]) -> Float[Array, " V"]:
         return (logits - logits.max()) / self.temperature
@@ -188,8 +188,7 @@ def _ordered(values: Float[Array, " V"]) -> UInt32[Array, " V"]:
     return jnp.where(bits >= sign, ~bits, bits | sign)
 
 
-def _check(name: str, value: Any, least: float, most: float | None, note: str = "") -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < least or (most is not None and value > most):
-        wanted = f"of at least {least:g}" if most is None else f"from {least:g} to {most:g}"
-        raise ValueError(f"{name} is {value!r}; it must be a number {wanted}{note}")
+def _check(name: str, value: Any, least: float, most: float, note: str = "") -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not least <= value <= most:
+        raise ValueError(f"{name} is {value!r}; it must be a number from {least:g} to {most:g}{note}")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from msrnn_jax.checkpoint import fingerprint
-from msrnn_jax.checks import check_state
+from msrnn_jax.checks import check_protection, check_state
 from msrnn_jax.config import Config
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
@@ -75,7 +75,7 @@ def load_state(
     try:
         found = _read(pathlib.Path(path))
         slots, dtype = found[".layers[0].keys"].shape[1], found[".layers[0].keys"].dtype
-        make = partial(init_state, config, policy, 1, slots=slots, positions=header["positions"], dtype=dtype)
+        make = partial(init_state, config, policy, slots - 1, slots=slots, positions=header["positions"], dtype=dtype)
         wanted = jax.eval_shape(make)
         names = _named(wanted)
         problems = [name for name in (*names, *found) if name not in names or name not in found]
@@ -87,6 +87,7 @@ def load_state(
         if problems:
             raise ValueError(f"{problems[0]} is missing, left over or of another shape")
         _check_values(found, len(wanted.layers), slots)
+        check_protection(policy, [found[f".layers[{index}].budget"] for index in range(len(wanted.layers))])
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(f"state {str(path)!r} cannot be used: {error}") from None
     leaves = [jnp.asarray(found[name]) for name in names]
@@ -106,7 +107,8 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, str]:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
-        json.loads(header.get("notes", "{}"))
+        if not isinstance(json.loads(header.get("notes", "{}")), dict):
+            raise ValueError("its notes are no JSON object")
     except Exception as error:  # safetensors raises its own, which is no ValueError
         raise ValueError(f"state {str(path)!r} cannot be read: {error}") from None
     if header.get("format") != FORMAT or not {"model", "policy", "positions", "notes"} <= set(header):
@@ -117,6 +119,8 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, str]:
 def _check_values(found: Mapping[str, np.ndarray], num_layers: int, slots: int) -> None:
     """Refuses what no run can have led to, and what would be read as something else."""
     t = int(found[".t"])
+    if t < 0:
+        raise ValueError(f"it has seen {t} tokens; that must be at least 0")
     for index in range(num_layers):
         positions, budget = found[f".layers[{index}].positions"], int(found[f".layers[{index}].budget"])
         if not 1 <= budget < slots:
@@ -127,6 +131,8 @@ def _check_values(found: Mapping[str, np.ndarray], num_layers: int, slots: int) 
             held = row[row != EMPTY]
             if len(set(held.tolist())) < len(held):
                 raise ValueError(f"layer {index} holds a position twice")
+            if len(held) == slots:
+                raise ValueError(f"layer {index} holds {slots} tokens in {slots} slots; one must be free")
 
 
 def _named(state: Any) -> dict[str, Any]:

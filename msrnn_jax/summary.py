@@ -11,17 +11,18 @@ from msrnn_jax.evaluate import mean_over, perplexity_of
 Line = Mapping[str, Any]
 
 
-def summarise(lines: Sequence[Line], full: Sequence[Line] | None = None) -> dict[str, Any]:
+def summarise(lines: Sequence[Line], full: Sequence[Line] | None = None, *, fidelity: bool = False) -> dict[str, Any]:
     """The numbers of one policy at one budget.
 
     Args:
       lines: one for every segment: `nats`, `tokens` and `bytes`, and where they were compared with the full
         model `kl` and `agreement`, sums over tokens. None stands for what is no number.
       full: the full model's, of the same segments.
+      fidelity: say what the comparison with the full model found.
 
     Returns:
       `perplexity`; `nll`, nats per token, with `stderr`; `bits_per_token`, `bits_per_byte` (None without bytes);
-      `tokens`, `bytes`, `segments`; with `full`, `above_full`, how many nats per token more; with the others,
+      `tokens`, `bytes`, `segments`; with `full`, `above_full`, how many nats per token more; with `fidelity`,
       `kl`, nats per token, and `agreement`, a share. Each of these with a standard error over segments.
     """
     counts = _column(lines, "tokens")
@@ -36,7 +37,7 @@ def summarise(lines: Sequence[Line], full: Sequence[Line] | None = None) -> dict
     means = {}
     if full is not None:
         means["above_full"] = _column(lines, "nats") - _column(full, "nats")
-    if all("kl" in line for line in lines):
+    if fidelity:
         means |= {name: _column(lines, name) for name in ("kl", "agreement")}
     for name, sums in means.items():
         numbers[name], numbers[f"{name}_stderr"] = mean_over(sums, counts)

@@ -131,7 +131,9 @@ def read_rows(
         slots=slots,
         positions=positions,
     )
-    for row, layer in np.argwhere(np.asarray(wrong) != EMPTY)[:1]:
+    # Where losses are no numbers either, it is the model that fails, and the policy cannot help it.
+    sound = np.isfinite(np.asarray(kept["nats"])).all(axis=1, keepdims=True)
+    for row, layer in np.argwhere((np.asarray(wrong) != EMPTY) & sound)[:1]:
         raise ValueError(
             f"policy {policy} scores the token at position {int(wrong[row, layer])} NaN in layer {layer} "
             f"(budget {rows[row].budget}, segment {rows[row].segment}); a score must be a number"

@@ -34,6 +34,8 @@ def read_text(path: str) -> str:
       ValueError: where it is missing, empty or not UTF-8.
     """
     if path == STDIN:
+        if sys.stdin is None:
+            raise ValueError("standard input is closed")
         return _filled("standard input", _decoded("standard input", sys.stdin.buffer.read()))
     return _filled(f"text file {path!r}", _read(pathlib.Path(path)))
 
@@ -85,9 +87,10 @@ def _rows(path: pathlib.Path, field: str) -> Iterator[Document]:
         where = f"text file {str(path)!r}, line {number}"
         if not line.strip():
             continue
+        content = _decoded(where, line)
         try:
-            row = json.loads(_decoded(where, line))
-        except (json.JSONDecodeError, RecursionError) as error:
+            row = json.loads(content)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{where} is not JSON: {error}") from None
         if not isinstance(row, dict):
             raise ValueError(f"{where} is a JSON {type(row).__name__}; it must be an object with a field {field!r}")
@@ -130,7 +133,7 @@ def _decoded(where: str, content: bytes) -> str:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is not UTF-8: {error.reason} at byte {error.start}") from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _filled(where: str, text: str) -> str:

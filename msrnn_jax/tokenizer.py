@@ -73,11 +73,14 @@ class Tokenizer:
         Raises:
           ValueError: as `chat`, and for a template that does not simply put turns one after another.
         """
-        turns = [("user", "."), ("assistant", MARK), ("user", message)]
+        mark = MARK
+        while mark in message:
+            mark += "-"
+        turns = [("user", "."), ("assistant", mark), ("user", message)]
         text = self._render([{"role": role, "content": content} for role, content in turns], True)
-        if text.count(MARK) != 1:
+        if text.count(mark) != 1:
             raise ValueError("chat template: it changes earlier answers, so a conversation cannot go on from its state")
-        text = text[text.index(MARK) + len(MARK) :]
+        text = text[text.index(mark) + len(mark) :]
         if closed:
             ends = [end for end in map(self._spell, self.stop) if end and text.lstrip().startswith(end)]
             text = text.lstrip()[len(ends[0]) :] if ends else text
@@ -85,7 +88,10 @@ class Tokenizer:
 
     def _encode_rendered(self, text: str) -> list[int]:
         _check_text(text)
-        return self.backend.encode(text, add_special_tokens=False).ids
+        tokens = self.backend.encode(text, add_special_tokens=False).ids
+        if not tokens:
+            raise ValueError("chat template: it makes no text of these messages")
+        return tokens
 
     def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -94,7 +100,7 @@ class Tokenizer:
             raise ValueError(f"the checkpoint has no {TEMPLATE_FILE}; encode the text yourself")
 
         def refuse(message: str) -> None:
-            raise ValueError(f"chat template: {message}")
+            raise ValueError(f"chat template: {' '.join(str(message).split())}")
 
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = refuse
@@ -106,7 +112,7 @@ class Tokenizer:
         except ValueError:
             raise
         except Exception as error:  # a template is somebody's program and may fail in any way
-            raise ValueError(f"chat template: {error}") from error
+            raise ValueError(f"chat template: {type(error).__name__}: {error}") from error
 
     def _eos(self) -> int | None:
         return self.stop[0] if self.stop else None
@@ -147,7 +153,7 @@ def _check_text(text: str) -> None:
 def _read_settings(path: pathlib.Path) -> dict[str, Any]:
     try:
         settings = json.loads(_read(path))
-        numbers = [settings.get("bos_token_id"), *settings.get("eos_token_ids", [])]
+        numbers = [settings.get("bos_token_id"), *(settings.get("eos_token_ids") or [])]
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} cannot be used: {error}") from error
     wrong = [number for number in numbers[1:] + [numbers[0] or 0] if type(number) is not int or not 0 <= number < 2**31]

@@ -1,5 +1,6 @@
 """Wrong options end like any other mistake of a command: in one line and exit code 2."""
 
+import os
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -26,6 +27,10 @@ class _OneLine:
             else:
                 typer.echo(f"error: {_in_words(error, sys.argv[1:] if args is None else args)}", err=True)
             code = error.exit_code
+        except OSError as error:  # of help that nobody can be shown
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            typer.echo(f"error: standard output: {error.strerror}", err=True)
+            code = 141 if isinstance(error, BrokenPipeError) else 2
         except (KeyboardInterrupt, typer.Abort):
             typer.echo("interrupted", err=True)
             code = 130

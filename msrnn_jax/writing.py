@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from msrnn_jax.checks import MAX_BUDGET, Budget, Count, whole
+from msrnn_jax.checks import MAX_BUDGET, Budget, Count, as_tokens, whole
 from msrnn_jax.config import Config
 from msrnn_jax.generate import BLOCK, Draft, Rules, begin, make_task, unfinished, write
 from msrnn_jax.params import Params
@@ -73,7 +73,12 @@ def stream_text(
     Raises:
       ValueError: as `generate`, and for an empty prompt or stop string.
     """
-    rows = [tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+    if isinstance(prompts, str) or not len(prompts):
+        raise ValueError(f"prompts is {prompts!r}; it must be a sequence of at least one prompt")
+    rows = [
+        tokenizer.encode(prompt) if isinstance(prompt, str) else as_tokens(config, "prompts", prompt).tolist()
+        for prompt in prompts
+    ]
     for prompt, row in zip(prompts, rows, strict=True):
         if not row:
             raise ValueError(f"prompt {prompt!r} is empty; it must have at least one token")

@@ -110,7 +110,7 @@ class Broken(Mine):
 def test_the_installed_script_finds_modules_of_the_current_folder(toy, tmp_path):
     """Python puts the folder of a script on its path, not the one it is started in."""
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "msrnn").write_text("from msrnn_jax.cli import main\n\nmain()\n")
+    (tmp_path / "bin" / "msrnn").write_text("from msrnn_jax.__main__ import main\n\nmain()\n")
     (tmp_path / "policies_of_mine.py").write_text(OWN)
     command = [sys.executable, "bin/msrnn", "generate", toy, "--prompt", "a b c", "--budget", "3", "--json"]
     command += ["--max-new-tokens", "3", "--policy", "policies_of_mine:Mine:alpha=0.25"]
@@ -135,7 +135,10 @@ def test_the_installed_script_finds_modules_of_the_current_folder(toy, tmp_path)
         (["generate", "TOY", "--prompt", "a", "--policy", "lru"], "policy 'lru' is unknown; it must be one of full"),
         (["generate", "TOY", "--prompt", "a", "--policy", "full", "--budget", "4"], "full forgets nothing and must"),
         (["generate", "TOY", "--prompt", "a", "--temperature", "-1"], "temperature is -1.0; it must be at least 0"),
-        (["generate", "TOY", "--prompt", "a", "--temperature", "1e-39"], "temperature is 1e-39; it must be a number"),
+        (
+            ["generate", "TOY", "--prompt", "a", "--temperature", "1e-39"],
+            "temperature is 1e-39; it must be a number",
+        ),
         (
             ["generate", "TOY", "--prompt", "a", "--seed", "4294967296"],
             "--seed is '4294967296': input should be less",
@@ -286,6 +289,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, message, toy, tmp_pa
         "EMPTY": str(tmp_path / "empty.txt"),
         "EMPTY/x": str(tmp_path / "empty.txt" / "x"),
         "NOTHING": str(tmp_path / "nothing"),
+        "FOLDER": str(tmp_path),
         "EMPTY/x.jsonl": str(tmp_path / "empty.txt" / "x.jsonl"),
         "EMPTY/x.png": str(tmp_path / "empty.txt" / "x.png"),
         "BINARY": str(tmp_path / "binary.txt"),
@@ -300,7 +304,7 @@ def test_an_interrupt_ends_with_130(toy, tmp_path):
     """Ctrl-C after the first of many results: those printed stay, and no traceback follows."""
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 200)
-    command = [sys.executable, "-m", "msrnn_jax.cli", "perplexity", toy, "--text", str(text), "--budget", "8", "--json"]
+    command = [sys.executable, "-m", "msrnn_jax", "perplexity", toy, "--text", str(text), "--budget", "8", "--json"]
     for seed in range(200):
         command += ["--policy", f"random:seed={seed}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
@@ -318,7 +322,7 @@ def test_an_interrupt_reaches_a_running_program(toy, tmp_path):
     endless = tmp_path / "endless"
     shutil.copytree(toy, endless)
     (endless / "tokenizer_config.json").write_text('{"bos_token_id": null, "eos_token_ids": []}')
-    command = [sys.executable, "-m", "msrnn_jax.cli", "generate", str(endless), "--prompt", "b", "--budget", "8"]
+    command = [sys.executable, "-m", "msrnn_jax", "generate", str(endless), "--prompt", "b", "--budget", "8"]
     command += ["--max-new-tokens", "20000000"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     time.sleep(12)  # past imports and compilation on most machines; before that, too, it must end the same

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,8 @@ import tiny
 from toy import make_toy
 
 import msrnn_jax as ms
-from msrnn_jax.conversation import Model, answer, begin_conversation, change_policy, held
+from msrnn_jax.commands.chat import Talk
+from msrnn_jax.conversation import Answer, Model, answer, begin_conversation, change_policy, held
 from msrnn_jax.sampling import Greedy
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -108,6 +110,12 @@ def test_the_policy_changes_in_mid_text(model):
     for layer, other in zip(smaller.state.layers, expected.layers, strict=True):
         assert tiny.held(layer) == tiny.held(other) * 3
         assert layer.num_slots == 6
+    kept = change_policy(say(model, begin_conversation(model, ms.H2O(), 12), "hello " * 10), ms.H2O(), 20)
+    assert kept.budget == 20 and all(layer.stats.max() > 1 for layer in kept.state.layers)  # sums go on
+    protecting = say(model, begin_conversation(model, ms.TOVA(recent=6), 12), "hello " * 10)
+    assert held(change_policy(protecting, ms.TOVA(), 4).state) == [4, 4]
+    with pytest.raises(ValueError, match="budget is 4, but tova:recent=6 protects"):
+        change_policy(protecting, ms.TOVA(recent=6), 4)
     larger = say(model, change_policy(smaller, ms.Window(scope="head"), 20), "hello " * 10)
     assert held(larger.state) == [20, 20] and larger.budget == 20
 
@@ -120,7 +128,7 @@ def test_a_template_that_rewrites_answers_is_refused(toy, tmp_path):
 
 
 def chat(toy, lines, *options, code=0):
-    command = [sys.executable, "-m", "msrnn_jax.cli", "chat", toy, "--budget", "12", "--max-new-tokens", "30", *options]
+    command = [sys.executable, "-m", "msrnn_jax", "chat", toy, "--budget", "12", "--max-new-tokens", "30", *options]
     result = subprocess.run(
         command, input="\n".join(lines) + "\n", capture_output=True, text=True, cwd=ROOT, timeout=240
     )
@@ -148,13 +156,14 @@ def test_commands_use_the_state_as_a_value(toy, tmp_path):
         "/load nowhere",
         "/policy lru",
         "/policy tova many",
+        "/policy tova 2000000000",
         "/save",
         "/what",
         "/help",
         "/quit",
         "never",
     ]
-    result = chat(toy, lines, "--temperature", "1", "--seed", "3")
+    result = chat(toy, lines, "--temperature", "1", "--seed", "3", code=2)  # since some lines were wrong
     first, *rest = result.stdout.split(")\n")
     hello = first.rpartition("\n(")[0]
     assert first.endswith("12 held in each layer")
@@ -168,12 +177,14 @@ def test_commands_use_the_state_as_a_value(toy, tmp_path):
     assert reset == "(tova, budget 12: 0 tokens seen, 0 held in each layer)"
     assert result.stdout.split(reset + "\n")[1].startswith(hello.split("\n(")[0])
     assert "12 held in each layer" in last and int(last.split()[3]) > 400
-    assert result.stderr.splitlines() == [
+    assert [re.sub(r"(there is: ).*", r"\1...", line) for line in result.stderr.splitlines()] == [
         "error: fork 'there' is unknown; there are: here",
         "error: state 'nowhere' does not exist",
         "error: policy 'lru' is unknown; it must be one of full, random, window, h2o, tova, "
         "or module:Class, or file.py:Class",
-        "error: budget is 'many'; it must be a whole number of at least 1",
+        "error: policy 'tova many' is unknown; it must be one of full, random, window, h2o, tova, "
+        "or module:Class, or file.py:Class",
+        "error: this needs more memory than there is: ...",
         "error: /save needs an argument; /help lists commands",
         "error: command '/what' is unknown; /help lists commands",
     ]
@@ -187,7 +198,7 @@ def test_ctrl_c_stops_the_answer_not_the_program(toy, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "msrnn_jax.cli",
+        "msrnn_jax",
         "chat",
         str(endless),
         "--budget",
@@ -206,3 +217,25 @@ def test_ctrl_c_stops_the_answer_not_the_program(toy, tmp_path):
         output, error = process.communicate(b"/state\n", timeout=60)
     assert (process.returncode, error) == (0, b"")
     assert b"8 held in each layer)" in output.splitlines()[-1]
+
+
+def test_ctrl_c_while_a_message_is_read_takes_it_back(model, monkeypatch, capsys):
+    """The command comes back once its thread has, and what that thread was doing leaves no trace."""
+    reading = []
+
+    def slowly(model, conversation, message, *, stopped):
+        reading.append(True)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+        reading.clear()
+        if not stopped():
+            yield Answer("never", conversation)
+
+    monkeypatch.setattr("msrnn_jax.conversation.answer", slowly)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        talk = Talk(model, begin_conversation(model, ms.TOVA(), 8), {})
+        talk._answer("hello")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not reading and talk.conversation is talk.empty and capsys.readouterr().out == "\n"

@@ -40,6 +40,7 @@ import convert.conversion
 import convert.wheel
 from convert import convert as run
 from msrnn_jax import checkpoint
+from msrnn_jax.cache import default_cache
 from msrnn_jax.config import Rope
 
 
@@ -930,7 +931,7 @@ def test_where_downloads_are_kept(monkeypatch, variables, folder):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert convert.wheel.default_cache() == pathlib.Path(folder)
+    assert default_cache() == pathlib.Path(folder)
 
 
 def test_a_wheel_that_is_not_the_pinned_one_is_refused(tmp_path, wheel, monkeypatch):
@@ -1083,7 +1084,7 @@ def test_the_command_tells_of_a_full_disk(tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise OSError("disk full")
 
-    monkeypatch.setattr(convert.cli, "convert", fail)
+    monkeypatch.setattr(convert.conversion, "convert", fail)
     done = CliRunner().invoke(convert.cli.app, ["a", "b"])
     assert (done.exit_code, done.stderr) == (2, "error: disk full\n")
 
@@ -1092,7 +1093,7 @@ def test_the_command_can_be_interrupted(monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert.cli, "convert", interrupt)
+    monkeypatch.setattr(convert.conversion, "convert", interrupt)
     assert CliRunner().invoke(convert.cli.app, ["a", "b"]).exit_code == 130
 
 

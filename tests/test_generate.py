@@ -97,6 +97,9 @@ def test_a_seed_gives_the_same_text_alone_and_in_a_batch():
         prompt = prompts[row : row + 1, : lengths[row]]
         alone, *_ = generate(CONFIG, ms.TOVA(), tiny.params(), prompt, key=key, **options)
         assert tuple(alone[0].tolist()) == rows[row]
+    flat = ms.Temperature(1e3)  # nothing but noise, which other prompts must not share
+    noise, *_ = generate(CONFIG, ms.TOVA(), tiny.params(), prompts, lengths, key=key, **{**options, "sampler": flat})
+    assert all((noise[i] == noise[j]).mean() < 0.5 for i in range(4) for j in range(i))
     keys = jax.random.split(key, 4)
     own, *_ = generate(CONFIG, ms.TOVA(), tiny.params(), prompts, lengths, key=keys, **options)
     alone, *_ = generate(CONFIG, ms.TOVA(), tiny.params(), prompts[2:3], key=keys[2:3], **options)
@@ -175,5 +178,5 @@ def test_refusals_name_what_is_wrong():
         budget=5,
     )
     for wrong in (0.0, -1.0, 1e-39, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="temperature is .*; it must be a number of at least 1e-06"):
+        with pytest.raises(ValueError, match="temperature is .*; it must be a number from 1e-06"):
             ms.Temperature(wrong)

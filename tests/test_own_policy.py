@@ -152,4 +152,4 @@ def test_commands_run(tmp_path, monkeypatch):
         assert command == "msrnn" and result.exit_code == 0, result.output
         outputs.append(result.stdout)
     assert outputs[0].startswith("The sea is") and len(outputs[0]) > len("The sea is\n")
-    assert "1022 tokens predicted in 2 segments" in outputs[1]
+    assert "1022 tokens predicted, segments: 2" in outputs[1]

@@ -25,7 +25,7 @@ def bits(tree):
     return [(leaf.dtype, np.asarray(leaf).tobytes()) for leaf in jax.tree.leaves(tree)]
 
 
-@pytest.mark.parametrize("policy", [ms.TOVA(), ms.H2O(), ms.Window(sinks=1), ms.Full()], ids=str)
+@pytest.mark.parametrize("policy", [ms.TOVA(), ms.H2O(recent=3), ms.Window(sinks=4), ms.Full()], ids=str)
 @pytest.mark.parametrize(
     "options", [{}, {"positions": "cache", "dtype": "bfloat16", "slots": 30}], ids=["plain", "more"]
 )
@@ -94,6 +94,12 @@ def test_damaged_files_are_refused(tmp_path):
     refused(r"layer 1 holds a position outside 0 \.\. 14")
     change(**{".layers[0].budget": np.asarray(7, np.int32)})
     refused("layer 0 has budget 7; it must be from 1 to 6")
+    change(**{".layers[0].positions": np.arange(7, dtype=np.int32)[None]})
+    refused("layer 0 holds 7 tokens in 7 slots; one must be free")
+    change(_t=np.asarray(-1, np.int32))
+    refused("it has seen -1 tokens; that must be at least 0")
+    change(header={**header, "notes": "[]"})
+    refused("its notes are no JSON object")
     change(**{".layers[0].values": leaves[".layers[0].values"][:, :4]})
     refused("is missing, left over or of another shape")
     change()

@@ -117,5 +117,8 @@ def test_refusals(tokenizer):
     for wrong in ("end", [""]):
         with pytest.raises(ValueError, match="stop_strings is .*; it must be a sequence of strings that are not empty"):
             writer(tokenizer, ["hello"], wrong)
+    for wrong in ("hello", []):
+        with pytest.raises(ValueError, match="prompts is .*; it must be a sequence of at least one prompt"):
+            writer(tokenizer, wrong)
     with pytest.raises(ValueError, match="prompt '' is empty; it must have at least one token"):
         writer(tokenizer, ["hello", ""])

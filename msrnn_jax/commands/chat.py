@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from msrnn_jax.command import plain_errors
+from msrnn_jax.command import in_words, plain_errors
 from msrnn_jax.commands.models import open_model
 from msrnn_jax.commands.options import (
     Budget,
@@ -33,8 +33,8 @@ HELP = """\
 /save FILE             write the conversation's state to a file
 /load FILE             go on from a file
 /fork NAME             remember this point of the conversation
-/back NAME             return to it, as often as you like
-/policy TEXT [BUDGET]  forget in another way from now on
+/back NAME             return to it; the same words get the same answer there
+/policy TEXT [BUDGET]  forget in another way from now on (by layer cannot follow by head)
 /read FILE             send a text file as a message
 /state                 what is remembered
 /reset                 begin anew
@@ -61,7 +61,6 @@ def chat(
 
     Example: msrnn chat checkpoints/smollm2-135m --policy tova --budget 256
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     from msrnn_jax.checkpoint import read_config
     from msrnn_jax.checks import MAX_BUDGET, whole
     from msrnn_jax.conversation import begin_conversation
@@ -75,6 +74,9 @@ def chat(
     model.tokenizer.chat([{"role": "user", "content": "Hello"}])  # refuses now what it would refuse later
     conversation = begin_conversation(model, chosen, budget, positions=positions)
     settings = {"sampler": sampler, "seed": seed, "max_new_tokens": max_new_tokens, "system": system}
+    if sys.stdin is None:
+        raise ValueError("standard input is closed")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on it stops answers
     Talk(model, conversation, settings).run()
 
 
@@ -86,6 +88,7 @@ class Talk:
         self.conversation = conversation
         self.forks: dict[str, Conversation] = {}
         self.interactive = sys.stdin.isatty()
+        self.failed = False
 
     def run(self) -> None:
         if self.interactive:
@@ -95,12 +98,18 @@ class Talk:
         for line in self._lines():
             try:
                 if line == "/quit":
-                    return
+                    break
                 self._do(line)
             except BrokenPipeError:  # nobody reads on
                 raise
-            except (ValueError, OSError) as error:
-                typer.echo(f"error: {error}", err=True)
+            except Exception as error:
+                line = in_words(error)
+                if line is None:
+                    raise
+                typer.echo(f"error: {line}", err=True)
+                self.failed = True
+        if self.failed and not self.interactive:  # a script must learn of it
+            raise typer.Exit(2)
 
     def _lines(self) -> Iterator[str]:
         while True:
@@ -147,11 +156,9 @@ class Talk:
                     raise ValueError(f"fork {rest!r} is unknown; there are: {known}")
                 self.conversation = self.forks[rest]
             case "/policy":
-                text, _, number = rest.partition(" ")
-                if number and not number.strip().isdecimal():
-                    raise ValueError(f"budget is {number.strip()!r}; it must be a whole number of at least 1")
-                policy = read_policy(text, self.model.config)
-                self.conversation = change_policy(self.conversation, policy, int(number) if number else None)
+                text, _, number = rest.rpartition(" ")
+                text, number = (text, int(number)) if text and number.isdecimal() else (rest, None)
+                self.conversation = change_policy(self.conversation, read_policy(text, self.model.config), number)
             case "/read":
                 return self._answer(read_text(rest))
             case _:
@@ -170,7 +177,7 @@ class Talk:
 
     def _answer(self, message: str) -> None:
         """Streams the answer from a thread, since the main one takes ctrl-C, also while a program compiles."""
-        stop = threading.Event()
+        stop, done = threading.Event(), threading.Event()
         failed: list[BaseException] = []
 
         def work() -> None:
@@ -184,17 +191,18 @@ class Talk:
                     self.conversation = conversation
             except BaseException as error:
                 failed.append(error)
+            finally:
+                done.set()  # an interrupted join() takes a thread that goes on for dead
 
-        worker = threading.Thread(target=work, daemon=True)
-        worker.start()
+        threading.Thread(target=work, daemon=True).start()
         try:
-            while worker.is_alive():
-                worker.join(0.05)
+            while not done.wait(0.05):
+                pass
         except KeyboardInterrupt:
             stop.set()
             try:
-                while worker.is_alive():
-                    worker.join(0.05)
+                while not done.wait(0.05):
+                    pass
             except KeyboardInterrupt:  # at once: the thread may be inside a compiled program
                 typer.echo("interrupted", err=True)
                 os._exit(130)

@@ -96,8 +96,7 @@ def generate(
         return _show(prompts, writer, with_prompt=not chat)
     settings = {"policy": str(chosen), "budget": budget, "mode": mode, "positions": positions, "sampler": repr(sampler)}
     settings |= {"seed": seed, "max_new_tokens": max_new_tokens, "stop": stop or [], "dtype": model.config.dtype}
-    for _ in writer:
-        pass
+    _write_all(writer)
     for text, row in zip(prompts, writer.rows, strict=True):
         result = {"prompt": text, "text": row.text, "tokens": row.tokens, "finish": row.finish, **settings}
         typer.echo(json.dumps(result))
@@ -105,15 +104,20 @@ def generate(
 
 def _show(prompts: list[str], writer: "Writer", with_prompt: bool) -> None:
     if len(prompts) == 1:
-        sys.stdout.write(prompts[0] if with_prompt else "")
+        before = prompts[0] if with_prompt else ""
         for (piece,) in after_waiting(writer, "writing"):
-            sys.stdout.write(piece)
+            sys.stdout.write(before + piece)
             sys.stdout.flush()
+            before = ""
         return typer.echo()
+    _write_all(writer)
+    for text, row in zip(prompts, writer.rows, strict=True):
+        typer.echo((text if with_prompt else "") + row.text)
+
+
+def _write_all(writer: "Writer") -> None:
     from rich.console import Console
 
     with Console(stderr=True).status("writing") as status:
         for _ in writer:
             status.update(f"writing: {sum(len(row.tokens) for row in writer.rows)} tokens")
-    for text, row in zip(prompts, writer.rows, strict=True):
-        typer.echo((text if with_prompt else "") + row.text)

@@ -51,11 +51,13 @@ def perplexity(
 
     keep_compilations()
     config = read_config(checkpoint, dtype=dtype)
+    for one in policy or ():
+        read_policy(one, config)
     settings = Settings(
         checkpoint=checkpoint,
         texts=tuple(text or ()),
         field=field,
-        policies=tuple(str(read_policy(one, config)) for one in policy or Settings.policies),
+        policies=tuple(policy or Settings.policies),
         budgets=tuple(budget or Settings.budgets),
         segment=segment,
         segments=segments,
@@ -130,6 +132,10 @@ def _print_table(results: list[dict[str, Any]]) -> None:
     columns = {"perplexity": ("perplexity", 2, None), "nats per token": ("nll", 4, "stderr")}
     columns |= {"bits per byte": ("bits_per_byte", 4, None), "above full": ("above_full", 4, "above_full_stderr")}
     columns |= {"KL from full": ("kl", 4, "kl_stderr"), "top-1 agreement": ("agreement", 4, "agreement_stderr")}
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # nobody's window is too narrow for it
+    plus_minus = "±" if console.encoding.startswith("utf") else "+-"
     columns = {title: what for title, what in columns.items() if what[0] in results[0]}
     table = Table("policy")
     for title in ("budget", *columns):
@@ -138,9 +144,7 @@ def _print_table(results: list[dict[str, Any]]) -> None:
         cells = []
         for name, places, error in columns.values():
             cell = decimals(result[name], places)
-            cells.append(f"{cell} ± {decimals(result[error], places)}" if error and result[error] is not None else cell)
+            known = error and result[error] is not None
+            cells.append(f"{cell} {plus_minus} {decimals(result[error], places)}" if known else cell)
         table.add_row(result["policy"], str(result["budget"]), *cells)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)  # nobody's window is too narrow for it
     console.print(table)

@@ -1,5 +1,7 @@
 """How commands read `--policy`."""
 
+import contextlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,7 +20,8 @@ def read_policy(text: str, config: Any) -> "Policy":
     from msrnn_jax.contract import check_contract
     from msrnn_jax.policies import POLICIES, parse_policy
 
-    policy = parse_policy(text)
-    if type(policy) not in POLICIES.values():
-        check_contract(policy, config)
+    with contextlib.redirect_stdout(sys.stderr):  # what somebody's code prints is no result
+        policy = parse_policy(text)
+        if type(policy) not in POLICIES.values():
+            check_contract(policy, config)
     return policy

@@ -5,7 +5,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
-from jaxtyping import Int
+from jaxtyping import Int, UInt32
 
 from msrnn_jax.policies.base import Policy, Score
 from msrnn_jax.state import LayerState
@@ -16,8 +16,7 @@ class Random(Policy):
 
     Every token draws one number for good, a hash of (seed, row, position), and the lowest goes: reservoir
     sampling. All layers draw alike, since a score sees the token alone. The hash is integer arithmetic
-    (multiply, xor, shift; the two-round 32-bit mixer of C. Wellons, hash-prospector, 2018), so that every
-    backend, version and batch forgets the same tokens.
+    (see `mixed`), so that every backend, version and batch forgets the same tokens.
     """
 
     seed: int = struct.field(pytree_node=False, default=0)
@@ -34,9 +33,14 @@ class Random(Policy):
         rows = jnp.arange(layer.num_rows, dtype=jnp.uint32)[:, None]  # [#K, 1]
         bits = layer.positions.astype(jnp.uint32) * _word(0x9E3779B1)  # [#K, S]
         bits = bits + rows * _word(0x85EBCA77) + _word(self.seed * 0xC2B2AE3D)
-        bits = (bits ^ (bits >> _word(16))) * _word(0x7FEB352D)
-        bits = (bits ^ (bits >> _word(15))) * _word(0x846CA68B)
-        return bits ^ (bits >> _word(16))
+        return mixed(bits)
+
+
+def mixed(bits: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """A hash of every number: the two-round 32-bit mixer of C. Wellons (hash-prospector, 2018)."""
+    bits = (bits ^ (bits >> _word(16))) * _word(0x7FEB352D)
+    bits = (bits ^ (bits >> _word(15))) * _word(0x846CA68B)
+    return bits ^ (bits >> _word(16))
 
 
 def _word(value: int) -> Array:
