@@ -1,6 +1,7 @@
 """Where files are kept between runs: downloads, and programs that XLA has compiled."""
 
 import os
+import warnings
 from pathlib import Path
 
 MAX_BYTES = 2**31  # of compiled programs; the ones used longest ago are dropped
@@ -30,6 +31,8 @@ def keep_compilations() -> None:
         return
     if not os.access(folder, os.W_OK):
         return
+    # A full disk costs time, not results, and would be told of once for every program.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
     # A command compiles dozens of small programs before the large ones, each in a few hundredths of a second.

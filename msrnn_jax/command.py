@@ -86,7 +86,14 @@ def _run_interruptibly(call: Callable[[], None], patience: float) -> None:
 
     hook = sys.unraisablehook
     lost = threading.Event()  # an interrupt that landed in a callback of somebody's, where nobody catches it
-    sys.unraisablehook = lambda e: lost.set() if isinstance(e.exc_value, KeyboardInterrupt) else hook(e)
+
+    def note(unraisable: Any) -> None:
+        if code or isinstance(unraisable.exc_value, KeyboardInterrupt):  # what breaks now was broken by the interrupt
+            lost.set()
+        else:
+            hook(unraisable)
+
+    sys.unraisablehook = note
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         worker.start()
@@ -94,8 +101,6 @@ def _run_interruptibly(call: Callable[[], None], patience: float) -> None:
             worker.join(0.05)
         deadline = time.monotonic() + patience
         lost.set()
-        if code:  # what breaks now was broken by the interrupt
-            sys.unraisablehook = lambda e: lost.set()
         while worker.is_alive() and time.monotonic() < deadline:
             if lost.is_set():
                 lost.clear()
@@ -106,7 +111,8 @@ def _run_interruptibly(call: Callable[[], None], patience: float) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        sys.unraisablehook = hook
+        if sys.unraisablehook is note:  # a failed read of a checkpoint puts in its own, for good
+            sys.unraisablehook = hook
     if worker.error is not None:
         raise worker.error
 

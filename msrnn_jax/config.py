@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
+MAX_LAYERS = 10_000  # a program has code for every one, so a damaged number must not get far
 ROPE_KINDS = ("default", "linear", "llama3")
 
 
@@ -126,6 +127,7 @@ class Config(_Record):
             "max_length",
         ):
             _require(Config, name, getattr(self, name), "a positive integer", _is_count(getattr(self, name)))
+        _require(Config, "num_layers", self.num_layers, f"at most {MAX_LAYERS}", self.num_layers <= MAX_LAYERS)
         rule = f"a divisor of num_heads ({self.num_heads})"
         _require(Config, "num_kv_heads", self.num_kv_heads, rule, self.num_heads % self.num_kv_heads == 0)
         _require(Config, "head_dim", self.head_dim, "even", self.head_dim % 2 == 0)

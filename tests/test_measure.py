@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from msrnn_jax.cli import app
 from msrnn_jax.evaluate import segment
 from msrnn_jax.journal import open_journal
 from msrnn_jax.measure import RUN, SEGMENT
-from msrnn_jax.plans import Settings, read_inputs
+from msrnn_jax.plans import Settings, _code_of, read_inputs
 from msrnn_jax.plot import check_plot
 
 # The package shows functions under the names of these modules.
@@ -455,3 +456,35 @@ def test_progress_reaches_every_row(toy, text, tmp_path):
         done = [now.done for now in seen]
         assert done == sorted(done) and seen[-1].done == seen[-1].rows == 27
     assert not any(now.doing.startswith("compiling") for now in seen)
+
+
+def test_a_run_without_fidelity_goes_on_from_one_with_it(toy, text, tmp_path):
+    """Its rows count, and it says of all policies alike what was asked for."""
+    arguments = ["--text", text, "--budget", "6", "--out", str(tmp_path / "out.jsonl"), "--policy", "tova"]
+    with_kl = results(toy, *arguments, "--policy", "full", "--fidelity")
+    assert all({"kl", "agreement"} <= set(row) for row in with_kl)
+    plain = results(toy, *arguments, "--policy", "window")
+    assert plain[0]["nll"] == with_kl[0]["nll"] and set(plain[0]) == set(plain[1]) and "kl" not in plain[0]
+    assert "KL" not in run(toy, *arguments, "--policy", "window").stdout
+
+
+def test_own_policies_are_told_apart_by_all_the_code_they_are_made_of(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    base = tmp_path / "the_base_of_mine.py"
+    base.write_text(
+        "import msrnn_jax as ms\nclass Base(ms.Policy):\n    def score(self, layer, t): return layer.positions\n"
+    )
+    (tmp_path / "mine.py").write_text("from the_base_of_mine import Base\nclass Mine(Base): pass\n")
+    policy = ms.parse_policy(f"{tmp_path / 'mine.py'}:Mine")
+    code = _code_of(policy)
+    assert code and _code_of(ms.TOVA()) is None and code == _code_of(policy)
+    base.write_text(base.read_text().replace("positions", "positions * -1"))
+    assert _code_of(policy) != code
+
+
+def test_a_line_whose_number_was_edited_is_refused(toy, text, tmp_path):
+    out = tmp_path / "out.jsonl"
+    arguments = ["--text", text, "--policy", "window", "--budget", "6", "--out", str(out)]
+    run(toy, *arguments)
+    out.write_text(re.sub(r'"nats": [0-9.]+', '"nats": "many"', out.read_text()))
+    assert "out holds a line whose nats is 'many'; it must be a number" in run(toy, *arguments, code=2).stderr

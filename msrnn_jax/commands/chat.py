@@ -102,6 +102,10 @@ class Talk:
                 self._do(line)
             except BrokenPipeError:  # nobody reads on
                 raise
+            except KeyboardInterrupt:
+                if not self.interactive:
+                    raise
+                typer.echo("\n(stopped)")
             except Exception as error:
                 line = in_words(error)
                 if line is None:
