@@ -119,18 +119,8 @@ class Perplexity(NamedTuple):
     segments: int
 
 
-def perplexity(losses: Float[Array, "B T"] | np.ndarray, counts: Sequence[int] | np.ndarray) -> Perplexity:
-    """Sums up losses per segment.
-
-    Args:
-      losses: nats per predicted token, 0 at padding.
-      counts: predicted tokens of every segment.
-    """
-    return perplexity_of(np.asarray(losses, np.float64).sum(axis=1), counts)
-
-
 def perplexity_of(sums: Sequence[float] | np.ndarray, counts: Sequence[int] | np.ndarray) -> Perplexity:
-    """`perplexity` from the sums of losses of every segment."""
+    """Perplexity from the sums of losses, in nats, and the predicted tokens of every segment."""
     mean = mean_over(sums, counts)
     with np.errstate(over="ignore"):
         value = float(np.exp(mean.value))

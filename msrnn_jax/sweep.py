@@ -1,6 +1,6 @@
-"""Perplexity for many budgets at once: every (budget, segment) is a row of one batch."""
+"""Many budgets at once: every (budget, segment) is a row of one batch, whatever its budget."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,9 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Int
 
-from msrnn_jax.checks import whole
 from msrnn_jax.config import Config
-from msrnn_jax.evaluate import Perplexity, perplexity
 from msrnn_jax.extend import Reader, read
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
@@ -26,45 +24,6 @@ class Row(NamedTuple):
 
     budget: int
     segment: int  # its index
-
-
-def sweep(
-    config: Config,
-    policy: Policy,
-    params: Params,
-    segments: np.ndarray,
-    lengths: np.ndarray,
-    budgets: Sequence[int],
-    *,
-    batch: int = 4,
-    positions: str = "absolute",
-    report: Callable[[int], None] = lambda rows: None,
-) -> list[Perplexity]:
-    """Measures the perplexity of the same segments under every budget.
-
-    The weights are read once per token for `batch` rows, whatever their budgets, and one compilation
-    serves them all; every row has the slots of the largest budget.
-
-    Args:
-      segments, lengths: as `segment` cuts them.
-      batch: rows run at once; the last batch is filled up and the filling thrown away.
-      report: called with the number of rows done after every batch.
-
-    Raises:
-      ValueError: for a budget or batch out of range, and for a policy that forgets nothing whose budget
-        does not hold a segment, or that scores a token NaN.
-    """
-    whole("batch", batch, 1)
-    check_settings(config, policy, lengths, budgets, positions=positions)
-    losses = []
-    for rows in batches(rows_of(budgets, range(len(segments))), batch):
-        filled = fill(rows, min(batch, len(budgets) * len(segments)))
-        slots = max(budgets) + 1
-        kept = read_rows(config, policy, params, segments, lengths, filled, slots=slots, positions=positions)
-        losses.extend(kept["nats"][: len(rows)])
-        report(len(losses))
-    table = np.asarray(losses).reshape(len(budgets), len(segments), -1)
-    return [perplexity(some, lengths - 1) for some in table]
 
 
 def rows_of(budgets: Sequence[int], segments: Sequence[int]) -> list[Row]:
@@ -85,7 +44,7 @@ def fill(rows: Sequence[Row], batch: int) -> list[Row]:
 def check_settings(
     config: Config, policy: Policy, lengths: np.ndarray, budgets: Sequence[int], *, positions: str = "absolute"
 ) -> None:
-    """Raises what a sweep would, before any work and without any memory for states."""
+    """Raises what reading rows would, before any work and without any memory for states."""
     needed = int(lengths.max()) - 1
     for budget in budgets:
         jax.eval_shape(partial(init_state, config, policy, budget, positions=positions))
@@ -106,7 +65,7 @@ def read_rows(
     reader: Reader = read_losses,
     full: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Runs one batch.
+    """Runs one batch: the weights are read once per chunk for all of its rows.
 
     Args:
       rows: B of them; their number, `slots` and the width of the segments are what is compiled for.

@@ -52,6 +52,16 @@ def test_generate_continues_every_prompt(toy):
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def test_a_prompt_may_come_from_a_file_or_standard_input(toy, tmp_path):
+    """Without the end of its last line, which no prompt is to be continued after."""
+    (tmp_path / "prompt.txt").write_text("hello\n")
+    arguments = ["generate", toy, "--budget", "4", "--max-new-tokens", "3"]
+    expected = run(*arguments, "--prompt", "hello").stdout
+    assert run(*arguments, "--prompt-file", str(tmp_path / "prompt.txt")).stdout == expected
+    piped = CliRunner().invoke(app, [*arguments, "--prompt-file", "-"], input="hello\n", catch_exceptions=False)
+    assert piped.stdout == expected
+
+
 def test_perplexity_prints_one_object_for_each_pair(toy, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 3)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+import sweeping
 import tiny
 from toy import make_toy
 from typer.testing import CliRunner
@@ -417,9 +418,9 @@ def test_a_score_that_is_no_number_is_an_error(tmp_path):
     segments, lengths = segment(tiny.tokens(23), 23)
     # NaN goes before all, the oldest first: 0, 1 and the newest four of 22 are held.
     with pytest.raises(ValueError, match="Mine:first=2 scores the token at position 18 NaN in layer 0"):
-        sweep.sweep(tiny.CONFIG, policy, params, segments, lengths, [6])
+        sweeping.sweep(tiny.CONFIG, policy, params, segments, lengths, [6])
     broken = params.replace(final_norm=params.final_norm * jnp.nan)
-    assert np.isnan(sweep.sweep(tiny.CONFIG, policy, broken, segments, lengths, [6])[0].nll)
+    assert np.isnan(sweeping.sweep(tiny.CONFIG, policy, broken, segments, lengths, [6])[0].nll)
 
 
 def test_scores_are_looked_at_where_slots_are_held():

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sweeping import sweep
 
 import msrnn_jax as ms
 from msrnn_jax.evaluate import segment
-from msrnn_jax.sweep import sweep
 from msrnn_jax.texts import default_text
 
 SIZE = 256  # tokens of a segment

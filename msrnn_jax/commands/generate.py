@@ -61,7 +61,7 @@ def generate(
     """
     from msrnn_jax.texts import read_text
 
-    prompts = [*(prompt or []), *map(read_text, prompt_file or [])]
+    prompts = [*(prompt or []), *(read_text(path).removesuffix("\n") for path in prompt_file or [])]
     if not prompts:
         raise ValueError("--prompt is missing; give at least one, or --prompt-file")
     from msrnn_jax.sampling import make_sampler
