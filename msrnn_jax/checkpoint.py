@@ -21,6 +21,7 @@ import numpy as np
 from msrnn_jax.checks import check_dtype, check_params
 from msrnn_jax.config import Config
 from msrnn_jax.params import Params, abstract_params
+from msrnn_jax.record import folder_above, try_folder
 
 CONFIG_FILE = "config.json"
 PARAMS_FOLDER = "params"
@@ -65,10 +66,9 @@ def save(
 
 def check_destination(path: pathlib.Path, overwrite: bool) -> None:
     """Refuses to write over anything but a checkpoint of ours or an empty folder, and that unless asked to."""
-    parent = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    parent = folder_above(path)
     try:
-        with tempfile.TemporaryFile(dir=parent):  # permissions alone do not say that a file can be made
-            pass
+        try_folder(parent)
     except OSError:
         raise ValueError(f"{str(path)!r} cannot be made: {str(parent)!r} is no folder that can be written to") from None
     if not os.path.lexists(path):

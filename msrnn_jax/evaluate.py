@@ -72,8 +72,7 @@ def segment(tokens: Sequence[int] | np.ndarray, size: int) -> tuple[np.ndarray, 
       ValueError: for a size below 2 or a text below two tokens.
     """
     tokens = np.asarray(tokens, np.int32)
-    if size < 2:
-        raise ValueError(f"segment size is {size}; it must be at least 2, one token of context and one to predict")
+    check_size(size)
     if tokens.size < 2:
         raise ValueError(f"the text has {tokens.size} tokens; it must have at least 2")
     lengths = [min(size, tokens.size - start) for start in range(0, tokens.size, size)]
@@ -82,6 +81,12 @@ def segment(tokens: Sequence[int] | np.ndarray, size: int) -> tuple[np.ndarray, 
     kept = min(tokens.size, padded.size)
     padded[:kept] = tokens[:kept]
     return padded.reshape(len(lengths), size), lengths
+
+
+def check_size(size: int) -> None:
+    """Refuses a segment in which there is nothing to predict."""
+    if size < 2:
+        raise ValueError(f"segment size is {size}; it must be at least 2, one token of context and one to predict")
 
 
 class Mean(NamedTuple):

@@ -151,10 +151,17 @@ def stream(
 def _stream(config: Config, policy: Policy, params: Params, task: Task, sampler: Sampler, mode: str) -> Iterator[Block]:
     draft, most = begin(config, policy, params, task, mode), 1
     while unfinished(draft, task.rules):
-        before = np.asarray(draft.lengths)
-        tokens, draft = write(config, policy, params, draft, task.rules, most, sampler, count=BLOCK)
-        yield Block(np.asarray(tokens), np.asarray(draft.lengths) - before, draft)
-        most = BLOCK
+        block = write_block(config, policy, params, draft, task.rules, most, sampler)
+        yield block
+        draft, most = block.draft, BLOCK
+
+
+def write_block(
+    config: Config, policy: Policy, params: Params, draft: Draft, rules: Rules, most: int, sampler: Sampler
+) -> Block:
+    """`write` by the program that all blocks share, its results on the host."""
+    tokens, after = write(config, policy, params, draft, rules, most, sampler, count=BLOCK)
+    return Block(np.asarray(tokens), np.asarray(after.lengths) - np.asarray(draft.lengths), after)
 
 
 def make_task(

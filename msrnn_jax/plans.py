@@ -9,6 +9,7 @@ from typing import NamedTuple
 from msrnn_jax.checkpoint import load
 from msrnn_jax.checks import as_tokens, check_dtype, whole
 from msrnn_jax.config import Config
+from msrnn_jax.evaluate import check_size
 from msrnn_jax.params import Params
 from msrnn_jax.policies import POLICIES, Full, Policy, parse_policy
 from msrnn_jax.record import text_hash
@@ -66,10 +67,7 @@ def read_inputs(settings: Settings) -> Inputs:
     Raises:
       ValueError: for texts or a checkpoint that cannot be used, and for sizes out of range.
     """
-    if settings.segment < 2:
-        raise ValueError(
-            f"segment size is {settings.segment}; it must be at least 2, one token of context and one to predict"
-        )
+    check_size(settings.segment)
     whole("segments", settings.segments, 0)
     if settings.dtype is not None:
         check_dtype(settings.dtype)

@@ -75,7 +75,6 @@ def check_writable(name: str, path: str | os.PathLike[str]) -> None:
       ValueError: for a folder, and for a file in what is no folder or lets nothing be written.
     """
     place = pathlib.Path(os.path.realpath(path))  # a link stays, and what it leads to is written
-    parent = next(parent for parent in place.parents if os.path.lexists(parent))
     try:
         if place.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -83,10 +82,24 @@ def check_writable(name: str, path: str | os.PathLike[str]) -> None:
             raise OSError(errno.EINVAL, "It is no regular file")
         if place.exists() and not os.access(place, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        with tempfile.TemporaryFile(dir=parent):  # permissions alone do not say that a file can be made
-            pass
+        try_folder(folder_above(place))
     except OSError as error:
         raise ValueError(f"{name} is {str(path)!r}, which cannot be written: {error.strerror}") from None
+
+
+def folder_above(path: pathlib.Path) -> pathlib.Path:
+    """The nearest thing above a path that is there, in which what is missing on the way would be made."""
+    return next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+
+
+def try_folder(folder: pathlib.Path) -> None:
+    """Makes a file and drops it again: permissions alone do not say that one can be made.
+
+    Raises:
+      OSError: where none can.
+    """
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def finite(value: Any) -> Any:

@@ -70,8 +70,9 @@ def load_state(
     header = read_header(path)
     if header["policy"] != str(policy):
         raise ValueError(f"state {str(path)!r} was made under {header['policy']}, not {policy}")
-    if header["model"] != fingerprint(params):
-        raise ValueError(f"state {str(path)!r} belongs to model {header['model']}, not {fingerprint(params)}")
+    model = fingerprint(params)
+    if header["model"] != model:
+        raise ValueError(f"state {str(path)!r} belongs to model {header['model']}, not {model}")
     try:
         found = _read(pathlib.Path(path))
         slots, dtype = found[".layers[0].keys"].shape[1], found[".layers[0].keys"].dtype

@@ -10,7 +10,7 @@ from jax import Array
 
 from msrnn_jax.checks import MAX_BUDGET, Budget, Count, as_tokens, whole
 from msrnn_jax.config import Config
-from msrnn_jax.generate import BLOCK, Draft, Rules, begin, make_task, unfinished, write
+from msrnn_jax.generate import BLOCK, Draft, Rules, begin, make_task, unfinished, write_block
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.sampling import Greedy, Sampler
@@ -176,13 +176,12 @@ class Writer:
 
     def _write(self, draft: Draft, most: int) -> tuple[Draft, list[list[int]]]:
         """The draft after a block, and the new tokens of every row."""
-        tokens, after = write(*self.model, draft, self.rules, most, self.sampler, count=BLOCK)
-        counts = np.asarray(after.lengths) - np.asarray(draft.lengths)
-        return after, [row[:count].tolist() for row, count in zip(np.asarray(tokens), counts, strict=True)]
+        block = write_block(*self.model, draft, self.rules, most, self.sampler)
+        return block.draft, [row[:count].tolist() for row, count in zip(block.tokens, block.counts, strict=True)]
 
     def _end(self, row: Continuation, detokenizer: Detokenizer, new: list[int]) -> int | None:
         """After how many of the new tokens a stop string is complete, or None."""
-        if row.finish or not self._is_complete(row, detokenizer, new):
+        if row.finish or not self.stop_strings or not self._is_complete(row, detokenizer, new):
             return None
         return next(end for end in range(1, len(new) + 1) if self._is_complete(row, detokenizer, new[:end]))
 
