@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from msrnn_jax.evaluate import segment
+from msrnn_jax.padding import pad
 from msrnn_jax.texts import Document
 from msrnn_jax.tokenizer import Tokenizer
 
@@ -71,11 +72,7 @@ def cut_documents(tokenizer: Tokenizer, documents: Sequence[Document], size: int
     if not rows:
         raise ValueError("every document has fewer than 2 tokens; there is nothing to predict")
     rows, sources = (rows[:most], sources[:most]) if most else (rows, sources)
-    lengths = np.asarray([len(row) for row in rows], np.int32)
-    padded = np.zeros((len(rows), int(lengths.max())), np.int32)
-    for place, row in zip(padded, rows, strict=True):
-        place[: len(row)] = row
-    return Segments(padded, lengths, sources, skipped)
+    return Segments(*pad(rows), sources, skipped)
 
 
 def _bytes_until(text: str, ends: Sequence[int]) -> np.ndarray:

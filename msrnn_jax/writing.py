@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax import Array
 
 from msrnn_jax.checks import MAX_BUDGET, Budget, Count, as_tokens, whole
 from msrnn_jax.config import Config
 from msrnn_jax.generate import BLOCK, Draft, Rules, begin, make_task, unfinished, write_block
+from msrnn_jax.padding import pad
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.sampling import Greedy, Sampler
@@ -212,15 +212,6 @@ def _sure(text: str, strings: Sequence[str]) -> int:
                 end -= size
                 break
     return end
-
-
-def pad(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, list[int]]:
-    """Prompts of any length as `generate` takes them: [B, T] int32, zeros on the right, and lengths."""
-    lengths = [len(row) for row in rows]
-    padded = np.zeros((len(rows), max(lengths)), np.int32)
-    for place, row in zip(padded, rows, strict=True):
-        place[: len(row)] = row
-    return padded, lengths
 
 
 def row_of(states: MultiState, index: int) -> MultiState:
