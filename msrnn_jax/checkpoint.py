@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,11 +13,10 @@ import numpy as np
 from msrnn_jax import weights
 from msrnn_jax.checks import check_dtype, check_params
 from msrnn_jax.config import Config
-from msrnn_jax.making import making, recover
+from msrnn_jax.making import check_destination, check_space, making, recover
 from msrnn_jax.params import Params, abstract_params
 from msrnn_jax.policies.text import first_line
-from msrnn_jax.record import folder_above, try_folder
-from msrnn_jax.sizes import spell_bytes, tree_bytes
+from msrnn_jax.sizes import tree_bytes
 
 CONFIG_FILE = "config.json"
 PARAMS_FOLDER = "params"
@@ -50,7 +48,7 @@ def save(
     """
     path = pathlib.Path(path).absolute()
     recover(path)
-    check_destination(path, overwrite)
+    check_destination(path, overwrite, is_checkpoint, "checkpoint of msrnn_jax")
     check_params(config, params, dtypes=True)
     for name in files or {}:
         if not name or pathlib.PurePath(name).name != name or name in (PARAMS_FOLDER, CONFIG_FILE):
@@ -66,32 +64,9 @@ def save(
             inspect(folder)
 
 
-def check_space(path: pathlib.Path, needed: int) -> None:
-    """Refuses to begin what the disk of `path` has no room for.
-
-    Args:
-      needed: bytes, before compression.
-    """
-    folder = path.absolute() if path.is_dir() else folder_above(path)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ValueError(f"{str(path)!r} needs {spell_bytes(needed)}, but {spell_bytes(free)} are free on its disk")
-
-
-def check_destination(path: pathlib.Path, overwrite: bool) -> None:
-    """Refuses to write over anything but a checkpoint of ours or an empty folder, and that unless asked to."""
-    parent = folder_above(path)
-    try:
-        try_folder(parent)
-    except OSError:
-        raise ValueError(f"{str(path)!r} cannot be made: {str(parent)!r} is no folder that can be written to") from None
-    if not os.path.lexists(path):
-        return
-    if not overwrite:
-        raise ValueError(f"{str(path)!r} exists already; choose another path or overwrite it (--force, overwrite=True)")
-    ours = (path / CONFIG_FILE).is_file() and (path / PARAMS_FOLDER).is_dir()
-    if path.is_symlink() or not path.is_dir() or not (ours or not any(path.iterdir())):
-        raise ValueError(f"{str(path)!r} exists and is no checkpoint of msrnn_jax, so it is not replaced")
+def is_checkpoint(folder: pathlib.Path) -> bool:
+    """Whether a folder looks like a checkpoint of ours."""
+    return (folder / CONFIG_FILE).is_file() and (folder / PARAMS_FOLDER).is_dir()
 
 
 def load(path: str | os.PathLike[str], *, dtype: str | None = None, sharding: Any = None) -> tuple[Config, Params]:
@@ -156,9 +131,9 @@ def _with_sharding(shapes: Params, sharding: Any) -> Params:
             raise ValueError(f"sharding of params{name} is {place!r}; it must be a jax.sharding.Sharding")
         try:
             place.shard_shape(leaf.shape)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
         except (ValueError, TypeError) as error:
             raise ValueError(f"sharding of params{name} {list(leaf.shape)} does not fit: {first_line(error)}") from None
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
     return jax.tree_util.tree_map_with_path(place, shapes, spread)
 
@@ -201,7 +176,7 @@ def existing(path: str | os.PathLike[str]) -> pathlib.Path:
     folder = pathlib.Path(path).absolute()
     if not folder.exists():
         raise ValueError(f"checkpoint {str(path)!r} does not exist; `python -m convert SRC DST` makes one")
-    if not (folder / CONFIG_FILE).is_file() or not (folder / PARAMS_FOLDER).is_dir():
+    if not is_checkpoint(folder):
         raise ValueError(
             f"{str(path)!r} is not a checkpoint of this project: it needs {CONFIG_FILE} and {PARAMS_FOLDER}/; "
             "`python -m convert SRC DST` makes one"

@@ -971,15 +971,12 @@ def test_an_interrupted_download_leaves_nothing(tmp_path, wheel, monkeypatch):
 # Paths, packages and interruptions.
 
 
-@pytest.mark.parametrize(("package", "module"), [("gguf", "gguf_file"), ("safetensors", "huggingface")])
-def test_a_missing_package_is_named(tmp_path, monkeypatch, package, module):
-    source = {"gguf": write_gguf(tmp_path / "model.gguf"), "safetensors": write_huggingface(tmp_path / "source")}[
-        package
-    ]
-    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
-    monkeypatch.delitem(sys.modules, f"convert.{module}", raising=False)
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    source = write_gguf(tmp_path / "model.gguf")
+    monkeypatch.setitem(sys.modules, "gguf", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "convert.gguf_file", raising=False)
     text = refusal(source, tmp_path / "ours")
-    assert text == f"the package '{package}' is missing; install the extra 'convert', or pip install gguf safetensors"
+    assert text == "the package 'gguf' is missing; the extra 'convert' brings it (pip install '.[convert]')"
 
 
 def test_a_source_that_does_not_exist(tmp_path):
