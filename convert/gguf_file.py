@@ -118,7 +118,8 @@ def _add_facts_of_tensors(config: Config, stored: dict[str, Stored]) -> Config:
 
     return config.replace(
         tied_embeddings=NAMES["unembedding"] not in stored,
-        attention_bias=any_of("query_bias", "key_bias", "value_bias", "output_bias"),
+        attention_bias=any_of("query_bias", "key_bias", "value_bias"),
+        output_bias=any_of("output_bias"),
         mlp_bias=any_of("gate_bias", "up_bias", "down_bias"),
     )
 
