@@ -10,13 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from msrnn_jax import weights
 from msrnn_jax.checks import check_dtype, check_params
 from msrnn_jax.config import Config
 from msrnn_jax.making import check_destination, check_space, making, recover
 from msrnn_jax.params import Params, abstract_params
 from msrnn_jax.policies.text import first_line
 from msrnn_jax.sizes import tree_bytes
+from msrnn_jax.weights import (
+    Deferred,
+    drop_unfinished_reads,
+    read_weight,
+    read_weights,
+    stored_shapes,
+    write_weights,
+)
 
 CONFIG_FILE = "config.json"
 PARAMS_FOLDER = "params"
@@ -57,7 +64,7 @@ def save(
     check_space(path, tree_bytes(params) + sum(map(len, texts.values())))
     path.parent.mkdir(parents=True, exist_ok=True)
     with making(path) as folder:
-        weights.write(folder / PARAMS_FOLDER, _to_tree(params))
+        write_weights(folder / PARAMS_FOLDER, _to_tree(params))
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         if inspect is not None:
@@ -94,7 +101,7 @@ def load(path: str | os.PathLike[str], *, dtype: str | None = None, sharding: An
     host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     wanted = _to_tree(_with_sharding(abstract_params(config), host if sharding is None else sharding))
     with _weights_of(path, folder, wanted):
-        leaves, tree = jax.tree.flatten(weights.read(folder / PARAMS_FOLDER, wanted))
+        leaves, tree = jax.tree.flatten(read_weights(folder / PARAMS_FOLDER, wanted))
     if sharding is None:
         for index, leaf in enumerate(leaves):  # one by one, so that there are not two of all
             leaves[index] = jnp.asarray(np.asarray(leaf))
@@ -109,12 +116,12 @@ def load_deferred(path: str | os.PathLike[str]) -> tuple[Config, Params]:
     with _weights_of(path, folder, wanted):
         pass
 
-    def deferred(where: Any, leaf: Any) -> weights.Deferred:
+    def deferred(where: Any, leaf: Any) -> Deferred:
         def read() -> np.ndarray:
             with _weights_of(path, folder):
-                return weights.read_one(folder / PARAMS_FOLDER, [step.key for step in where], leaf.dtype)
+                return read_weight(folder / PARAMS_FOLDER, [step.key for step in where], leaf.dtype)
 
-        return weights.Deferred(leaf.shape, leaf.dtype, read)
+        return Deferred(leaf.shape, leaf.dtype, read)
 
     return config, _from_tree(config, jax.tree_util.tree_map_with_path(deferred, wanted))
 
@@ -144,12 +151,12 @@ def _weights_of(path: str | os.PathLike[str], folder: pathlib.Path, wanted: Any 
     problem = None
     try:
         if wanted is not None:
-            _compare(wanted, weights.shapes(folder / PARAMS_FOLDER))
+            _compare(wanted, stored_shapes(folder / PARAMS_FOLDER))
         yield
     except Exception as error:  # Orbax and TensorStore raise many kinds for missing and truncated files
         problem = (first_line(error) or type(error).__name__)[:300]
     if problem is not None:
-        weights.drop_unfinished_reads()
+        drop_unfinished_reads()
         raise ValueError(f"checkpoint {str(path)!r}: the weights cannot be read: {problem}")
 
 

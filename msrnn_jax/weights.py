@@ -30,7 +30,7 @@ class Deferred:
         return int(np.prod(self.shape, dtype=np.int64))
 
 
-def write(folder: pathlib.Path, tree: Any) -> None:
+def write_weights(folder: pathlib.Path, tree: Any) -> None:
     """Saves a tree of arrays and `Deferred` ones, holding one of them in memory at a time."""
     import orbax.checkpoint as orbax  # slow to import, and only files need it
 
@@ -56,19 +56,19 @@ def write(folder: pathlib.Path, tree: Any) -> None:
         checkpointer.save(folder, orbax.args.PyTreeSave(tree, save_args=arguments))
 
 
-def shapes(folder: pathlib.Path) -> Any:
+def stored_shapes(folder: pathlib.Path) -> Any:
     """The tree of what is stored, its leaves with a shape and a dtype."""
     with _reader() as reader:
         return dict(reader.metadata(folder).item_metadata)
 
 
-def read(folder: pathlib.Path, wanted: Any) -> Any:
+def read_weights(folder: pathlib.Path, wanted: Any) -> Any:
     """The stored arrays, by a tree of shapes with the dtypes and shardings they are to have."""
     with _reader() as reader:
         return reader.restore(folder, wanted)
 
 
-def read_one(folder: pathlib.Path, keys: Sequence[str], dtype: Any) -> np.ndarray:
+def read_weight(folder: pathlib.Path, keys: Sequence[str], dtype: Any) -> np.ndarray:
     """The array at the end of these keys; nothing else is read."""
     import orbax.checkpoint as orbax
 
