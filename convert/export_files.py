@@ -7,7 +7,7 @@ from typing import Any
 import tokenizers
 
 from msrnn_jax.config import Config
-from msrnn_jax.tokenizer import SETTINGS_FILE, TEMPLATE_FILE, TOKENIZER_FILE
+from msrnn_jax.tokenizer import SETTINGS_FILE, TEMPLATE_FILE, TOKENIZER_FILE, read_settings
 
 from .export_config import ARCHITECTURES, write_config
 from .folder import Folder
@@ -21,7 +21,8 @@ def small_files(config: Config, source: Path) -> dict[str, str]:
       ValueError: a file of the source is damaged, or no model of transformers computes what the config says.
     """
     folder = Folder(source)
-    ids = folder.json(SETTINGS_FILE) or {}
+    path = folder.find(SETTINGS_FILE)
+    ids = {} if path is None else read_settings(path)
     bos, stops = ids.get("bos_token_id"), ids.get("eos_token_ids") or []
     fields = write_config(config)
     ends = {"bos_token_id": bos, "eos_token_id": stops[0] if len(stops) == 1 else stops or None}
