@@ -30,6 +30,8 @@ NAMES = {
     "key_bias": "model.layers.{layer}.self_attn.k_proj.bias",
     "value_bias": "model.layers.{layer}.self_attn.v_proj.bias",
     "output_bias": "model.layers.{layer}.self_attn.o_proj.bias",
+    "query_norm": "model.layers.{layer}.self_attn.q_norm.weight",
+    "key_norm": "model.layers.{layer}.self_attn.k_norm.weight",
     "mlp_norm": "model.layers.{layer}.post_attention_layernorm.weight",
     "gate": "model.layers.{layer}.mlp.gate_proj.weight",
     "up": "model.layers.{layer}.mlp.up_proj.weight",

@@ -30,6 +30,7 @@ STORED_AXES = {
     "NH": "NH",
     "KH": "KH",
     "D": "D",
+    "H": "H",
     "F": "F",
 }
 
