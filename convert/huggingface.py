@@ -94,8 +94,8 @@ def _open(folder: Folder, problems: list[str]) -> dict[str, Stored]:
     if pickles:
         raise ValueError(
             f"{folder.path} holds its weights as {pickles[0]}, a pickle, which can run code as it is read, "
-            "so it is not; take a safetensors version of the model, or make one where you trust the file: load it with transformers "
-            "and save_pretrained it"
+            "so it is not; take a safetensors version of the model, or make one where you trust the file: "
+            "load it with transformers and save_pretrained it"
         )
     raise ValueError(f"{folder.path} holds neither {SINGLE} nor {INDEX}")
 

@@ -23,7 +23,7 @@ def test_memory_is_bounded_by_the_largest_tensor(tmp_path):
 def test_what_cannot_be_made_is_refused(tmp_path):
     for arguments, message in [
         (["--model-dim", "300"], "--model-dim is 300; it must be a multiple of 256"),
-        (["--gib", "1e9", "--folder", str(tmp_path)], "are free on its disk"),
+        (["--gib", "1000", "--folder", str(tmp_path)], "are free on its disk"),
         (["--folder", str(tmp_path / "nowhere")], "nowhere"),
     ]:
         out = ["--out", str(tmp_path / "result.json")]
