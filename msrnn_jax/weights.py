@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 CHUNK_BYTES = 2**25  # of what is compressed, and later read, at once
-GROUP_BYTES = 2**27  # of small weights that are written together
+GROUP_BYTES = 2**26  # of small weights that are written together
 
 
 class Deferred:
