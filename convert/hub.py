@@ -5,7 +5,6 @@ import hashlib
 import logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,10 +12,9 @@ from typing import NamedTuple, TypeVar
 
 from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from .folder import digest, parse_object
-from .hub_errors import Place, explain, first_line, hub_errors, is_unreachable
+from .hub_errors import Place, explain, first_line, hide_token, hub_errors, is_unreachable
 from .hub_files import (
     CONFIG,
     INDEX,
@@ -274,20 +272,14 @@ def _patiently(call: Callable[[], Result]) -> Result:
 
 @contextlib.contextmanager
 def _messages_to(report: Report) -> Iterator[None]:
-    """Passes huggingface_hub's warnings on as lines, and shows its progress bars on terminals only."""
+    """Passes huggingface_hub's warnings on as lines. Its progress bars it draws on terminals only."""
     logger = logging.getLogger("huggingface_hub")
     handlers, propagate = logger.handlers, logger.propagate
-    hidden = sys.stderr is None or not sys.stderr.isatty()
-    change_bars = hidden and constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled()
     logger.handlers, logger.propagate = [_Lines(report)], False
-    if change_bars:
-        disable_progress_bars()
     try:
         yield
     finally:
         logger.handlers, logger.propagate = handlers, propagate
-        if change_bars:
-            enable_progress_bars()
 
 
 class _Lines(logging.Handler):
@@ -298,7 +290,7 @@ class _Lines(logging.Handler):
         self.report = report
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.report(f"note: {first_line(Exception(record.getMessage()))}")
+        self.report(hide_token(f"note: {first_line(Exception(record.getMessage()))}"))
 
 
 def _size(number: int) -> str:

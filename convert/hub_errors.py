@@ -53,7 +53,7 @@ def explain(error: Exception, place: Place) -> str:
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     if isinstance(error, HfHubHTTPError):
-        return _hide_token(_explain_answer(error, place))
+        return hide_token(_explain_answer(error, place))
     if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
         return (
             f"{place.repository} (revision {place.revision!r}) is not in {place.cache}, and HF_HUB_OFFLINE forbids to "
@@ -61,7 +61,7 @@ def explain(error: Exception, place: Place) -> str:
         )
     if isinstance(error, HTTPError):
         sort = "did not answer in time" if "Timeout" in type(error).__name__ else "cannot be reached"
-        return _hide_token(f"{place.endpoint} {sort}: {first_line(error)}")
+        return hide_token(f"{place.endpoint} {sort}: {first_line(error)}")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk that holds {place.cache} is full; what was fetched whole stays there for the next time"
     cut = re.match(r"Consistency check failed: file should be of size (\d+) but has size (\d+) \((.*)\)", str(error))
@@ -69,7 +69,7 @@ def explain(error: Exception, place: Place) -> str:
         return f"{place.endpoint} sent {cut[2]} bytes of {cut[3]}; it must send {cut[1]}; run the command again"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return _hide_token(
+    return hide_token(
         f"{place.repository} cannot be fetched from {place.endpoint}: {type(error).__name__}: {first_line(error)}"
     )
 
@@ -111,6 +111,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def _hide_token(text: str) -> str:
+def hide_token(text: str) -> str:
+    """The same text where a server or a library quotes the token in it."""
     token = get_token()
     return text.replace(token, "***") if token else text

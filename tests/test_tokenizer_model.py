@@ -274,7 +274,7 @@ def test_a_damaged_model_is_refused_or_read_in_no_time(tmp_path, model):
     assert refused > 30
 
 
-@pytest.mark.parametrize("what", ["long", "score", "unknown"])
+@pytest.mark.parametrize("what", ["long", "score", "unknown", "cut"])
 def test_nonsense_in_a_model(tmp_path, model, what):
     from sentencepiece import sentencepiece_model_pb2
 
@@ -283,11 +283,14 @@ def test_nonsense_in_a_model(tmp_path, model, what):
         content.pieces[300].piece = "ab" * 10**6
     elif what == "score":
         content.pieces[300].score = math.nan
-    else:
+    elif what == "unknown":
         content.trainer_spec.unk_id = SIZE
+    else:  # off where one part ends and the next begins
+        content.ClearField("normalizer_spec")
     messages = {
         "long": "token 300 has 2000000 letters",
         "score": "and score nan",
+        "cut": "is not a whole SentencePiece model",
         "unknown": f"unk_id is {SIZE}; it must be below {SIZE}",
     }
     assert messages[what] in refusal(write(tmp_path, content.SerializeToString()))
