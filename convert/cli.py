@@ -16,7 +16,11 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def command(
     source: Annotated[
         str,
-        typer.Argument(metavar="SRC", help="A Hugging Face LLaMA folder, a .gguf file, or the name smollm2-135m."),
+        typer.Argument(
+            metavar="SRC",
+            help="A Hugging Face LLaMA folder, a .gguf file, a model on the Hugging Face hub (org/name, or "
+            "org/name/file.gguf), or smollm2-135m.",
+        ),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
     dtype: Annotated[
@@ -26,8 +30,15 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint that is there.")] = False,
     cache: Annotated[
         Path | None,
-        typer.Option(help="Where downloads are kept; by default $MSRNN_CACHE, else msrnn_jax in the user's cache."),
+        typer.Option(
+            help="Where downloads are kept; by default $MSRNN_CACHE, else msrnn_jax in the user's cache; for the hub "
+            "its own cache."
+        ),
     ] = None,
+    revision: Annotated[str | None, typer.Option(help="Of a model on the hub: a branch, a tag or a commit.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare the logits with transformers'; needs torch, and time.")
+    ] = False,
 ) -> None:
     """Turns a LLaMA-family checkpoint into one of ours.
 
@@ -35,7 +46,8 @@ def command(
     """
     from .conversion import convert
 
-    typer.echo(convert(source, destination, dtype=dtype, force=force, cache=cache, report=_note))
+    options = {"dtype": dtype, "force": force, "cache": cache, "revision": revision, "verified": verify}
+    typer.echo(convert(source, destination, **options, report=_note))
 
 
 def _note(line: str) -> None:

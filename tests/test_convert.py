@@ -983,7 +983,7 @@ def test_a_source_that_does_not_exist(tmp_path):
     text = refusal(tmp_path / "nowhere", tmp_path / "ours")
     assert text == (
         f"{tmp_path / 'nowhere'} does not exist; the source must be a Hugging Face LLaMA folder, a .gguf file, "
-        "or the name 'smollm2-135m'"
+        "the name of a model on the hub (org/name), or 'smollm2-135m'"
     )
 
 
