@@ -17,18 +17,25 @@ class TokenizerFacts(NamedTuple):
 
 
 def text_files(
-    facts: TokenizerFacts, *, kind: str, digests: Mapping[str, str], tensor_types: Iterable[str]
+    facts: TokenizerFacts,
+    *,
+    kind: str,
+    origin: Mapping[str, str],
+    digests: Mapping[str, str],
+    tensor_types: Iterable[str],
 ) -> dict[str, str]:
     """The files by name: the tokenizer's, and `source.json` with what was converted.
 
     Args:
       kind: which reader it went through.
+      origin: where it was fetched from: `repository`, `revision` and `commit` of a hub; else nothing.
       digests: sha256 by file name, relative to the source.
       tensor_types: one for every tensor of the source.
     """
     ids = {"bos_token_id": facts.bos_token_id, "eos_token_ids": facts.eos_token_ids}
     source = {
         "kind": kind,
+        **origin,
         "files": dict(digests),
         "tensor_types": dict(sorted(Counter(tensor_types).items())),
         "converter": _version(),

@@ -23,7 +23,11 @@ Force = Annotated[bool, typer.Option("--force", help="Replace what an earlier ru
 def import_(
     source: Annotated[
         str,
-        typer.Argument(metavar="SRC", help="A Hugging Face LLaMA folder, a .gguf file, or the name smollm2-135m."),
+        typer.Argument(
+            metavar="SRC",
+            help="A Hugging Face LLaMA folder, a .gguf file, a model on the Hugging Face hub (org/name, or "
+            "org/name/file.gguf), or smollm2-135m.",
+        ),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
     dtype: Annotated[
@@ -33,8 +37,15 @@ def import_(
     force: Force = False,
     cache: Annotated[
         Path | None,
-        typer.Option(help="Where downloads are kept; by default $MSRNN_CACHE, else msrnn_jax in the user's cache."),
+        typer.Option(
+            help="Where downloads are kept; by default $MSRNN_CACHE, else msrnn_jax in the user's cache; for the hub "
+            "its own cache."
+        ),
     ] = None,
+    revision: Annotated[str | None, typer.Option(help="Of a model on the hub: a branch, a tag or a commit.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare the logits with transformers' first; needs torch, and time.")
+    ] = False,
 ) -> None:
     """Turns a LLaMA-family checkpoint into one of ours.
 
@@ -43,7 +54,8 @@ def import_(
     from .conversion import convert
     from .progress import bar
 
-    typer.echo(convert(source, destination, dtype=dtype, force=force, cache=cache, report=_note, meter=bar))
+    options = {"dtype": dtype, "force": force, "cache": cache, "revision": revision, "verify": verify}
+    typer.echo(convert(source, destination, **options, report=_note, meter=bar))
 
 
 @app.command(cls=Command)

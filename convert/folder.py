@@ -45,7 +45,8 @@ class Folder:
 
         Raises:
           ValueError: the name is not a plain file name, or a link leads out of the folder. Links into
-            the `blobs` of a Hugging Face cache are followed, because its folders are made of them.
+            the `blobs` of a Hugging Face cache, the model's or those that models share, are followed, because
+            its folders are made of them.
         """
         if name in ("", ".", "..") or any(letter in name for letter in "/\\\0"):
             raise ValueError(f"{name!r} is not a plain file name inside {self.path}")
@@ -82,5 +83,9 @@ class Folder:
 
     def _holds(self, target: Path) -> bool:
         root = self.path.resolve()
-        blobs = root.parent.parent / "blobs"
-        return target.is_relative_to(root) or (root.parent.name == "snapshots" and target.is_relative_to(blobs))
+        if target.is_relative_to(root):
+            return True
+        model = root.parent.parent  # where the folder is CACHE/models--ORG--NAME/snapshots/COMMIT
+        cached = root.parent.name == "snapshots"
+        shared = cached and model.name.startswith("models--") and target.is_relative_to(model.parent / "blobs")
+        return shared or (cached and target.is_relative_to(model / "blobs"))

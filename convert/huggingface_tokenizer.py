@@ -8,6 +8,8 @@ import tokenizers
 from .checkpoint_files import TokenizerFacts
 from .folder import Folder
 from .problems import tokenizer_errors
+from .tokenizer_model import NAME as MODEL_NAME
+from .tokenizer_model import read_tokenizer_model
 
 
 def read_tokenizer(folder: Folder, config: Mapping[str, Any], problems: list[str]) -> TokenizerFacts:
@@ -15,20 +17,24 @@ def read_tokenizer(folder: Folder, config: Mapping[str, Any], problems: list[str
 
     The BOS is that of generation_config.json, else tokenizer_config.json, else config.json. Texts end at
     every EOS of generation_config.json (of config.json where that says nothing, as in transformers) and
-    at the tokenizer's own, which is the one chat templates write.
+    at the tokenizer's own, which is the one chat templates write. Without a tokenizer.json, one is made of a
+    SentencePiece tokenizer.model. A tokenizer.json says itself what is put before and after a text: as in
+    transformers 5, `add_bos_token` and `add_eos_token` of tokenizer_config.json do not count beside it.
 
     Args:
       config: the content of config.json.
     """
+    generation = folder.json("generation_config.json") or {}
+    settings = folder.json("tokenizer_config.json") or {}
     text = folder.text("tokenizer.json")
+    if text is None:
+        text, settings = _read_tokenizer_model(folder, settings, config, problems)
     tokenizer = None
     if text is not None:
         try:
             tokenizer = _parse_tokenizer(text)
         except ValueError as error:
             problems.append(str(error))
-    generation = folder.json("generation_config.json") or {}
-    settings = folder.json("tokenizer_config.json") or {}
 
     def ids(key: str) -> list[list[int]]:
         return [
@@ -45,6 +51,20 @@ def read_tokenizer(folder: Folder, config: Mapping[str, Any], problems: list[str
         eos_token_ids=list(dict.fromkeys((generated or model) + own)),
         chat_template=_read_chat_template(folder, settings, problems),
     )
+
+
+def _read_tokenizer_model(
+    folder: Folder, settings: Mapping[str, Any], config: Mapping[str, Any], problems: list[str]
+) -> tuple[str | None, Mapping[str, Any]]:
+    """The tokenizer.json that a tokenizer.model stands for, and the settings with its names of BOS and EOS."""
+    path = folder.find(MODEL_NAME)
+    if path is None:
+        return None, settings
+    special, added = (folder.json(name) or {} for name in ("special_tokens_map.json", "added_tokens.json"))
+    vocab_size = config.get("vocab_size")
+    limit = vocab_size if type(vocab_size) is int else None
+    made = read_tokenizer_model(path, settings, special, added, limit, problems)
+    return (None, settings) if made is None else (made.text, {**settings, **made.names})
 
 
 def _parse_tokenizer(text: str) -> tokenizers.Tokenizer:

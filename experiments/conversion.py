@@ -3,8 +3,8 @@
 python -m experiments.conversion
 
 The checkpoint, a LLaMA in bfloat16 in shards as on the Hugging Face hub, is made in a temporary folder first.
-Every conversion is a process of its own, whose peak is the resident memory that the operating system counts at its end
-(`ru_maxrss`, in which a process starts with what the one that made it holds).
+Every conversion is a process of its own; its peak is the resident memory that the operating system counted
+(`ru_maxrss`).
 """
 
 import dataclasses
@@ -16,7 +16,6 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -40,6 +39,16 @@ from msrnn_jax.sizes import GIB, tree_bytes
 from msrnn_jax.usage import Command
 
 FIXED = 500 * 10**6  # bytes that a conversion may take beside twice the largest tensor
+# On Linux a process counts from the start what the one that made it holds, so that one has to be small.
+LAUNCHER = """
+import json, resource, subprocess, sys, time
+start = time.perf_counter()
+done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)
+seconds = time.perf_counter() - start
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print(json.dumps({"peak_bytes": peak, "seconds": seconds}))
+sys.exit(done.returncode)
+"""
 BLOCK = 2**24  # numbers that are made at once
 SHARD = 10**9  # bytes
 
@@ -140,24 +149,12 @@ def measure(arguments: list[str], folder: pathlib.Path) -> dict[str, Any]:
     Raises:
       ValueError: where the command fails, with what it said.
     """
-    root = pathlib.Path(__file__).parent.parent
-    with tempfile.TemporaryFile() as said:
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "convert", *arguments],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(root)},
-            stdout=said,
-            stderr=said,
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        said.seek(0)
-        if process.returncode:
-            raise ValueError(f"python -m convert {' '.join(arguments)}: {said.read().decode().strip()}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return {"peak_bytes": usage.ru_maxrss * unit, "seconds": seconds}
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parent.parent)}
+    command = [sys.executable, "-c", LAUNCHER, sys.executable, "-m", "convert", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"python -m convert {' '.join(arguments)}: {done.stderr.strip()}")
+    return json.loads(done.stdout)
 
 
 def table(result: dict[str, Any]) -> Table:

