@@ -6,9 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from msrnn_jax.config import Config
-from msrnn_jax.params import Params
-
 
 class TokenizerFacts(NamedTuple):
     """What a source says about its tokenizer."""
@@ -17,14 +14,6 @@ class TokenizerFacts(NamedTuple):
     bos_token_id: int | None
     eos_token_ids: list[int]  # all that end a text
     chat_template: str | None
-
-
-class Checkpoint(NamedTuple):
-    """A converted checkpoint, not yet written."""
-
-    config: Config
-    params: Params
-    files: dict[str, str]
 
 
 def text_files(

@@ -34,8 +34,9 @@ def command(
     Example: python -m convert smollm2-135m checkpoints/smollm2-135m
     """
     from .conversion import convert
+    from .progress import bar
 
-    typer.echo(convert(source, destination, dtype=dtype, force=force, cache=cache, report=_note))
+    typer.echo(convert(source, destination, dtype=dtype, force=force, cache=cache, report=_note, meter=bar))
 
 
 def _note(line: str) -> None:

@@ -5,11 +5,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .progress import Watch
 
-def digest(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
+
+def digest(path: Path, watch: Watch = lambda count: None) -> str:
+    """The sha256 of a file, in hexadecimal.
+
+    Args:
+      watch: called with the bytes read since the last call.
+    """
+    found = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(2**22):
+            found.update(block)
+            watch(len(block))
+    return found.hexdigest()
 
 
 def parse_object(text: str, name: str) -> dict[str, Any]:
@@ -28,7 +38,7 @@ class Folder:
 
     def __init__(self, path: Path):
         self.path = path
-        self._used: dict[str, Path] = {}
+        self.used: dict[str, Path] = {}  # by name
 
     def find(self, name: str) -> Path | None:
         """The path of a file, or None if there is none of that name.
@@ -48,7 +58,7 @@ class Folder:
             raise ValueError(f"{path} is not a file")
         if not self._holds(path.resolve()):
             raise ValueError(f"{path} is a link that leads out of the folder, to {path.resolve()}")
-        self._used[name] = path
+        self.used[name] = path
         return path
 
     def text(self, name: str) -> str | None:
@@ -65,10 +75,6 @@ class Folder:
         """The JSON object in a file, or None if there is no such file."""
         text = self.text(name)
         return None if text is None else parse_object(text, str(self.path / name))
-
-    def digests(self) -> dict[str, str]:
-        """The sha256 of every file that was found, by name."""
-        return {name: digest(path) for name, path in sorted(self._used.items())}
 
     def _holds(self, target: Path) -> bool:
         root = self.path.resolve()

@@ -10,12 +10,11 @@ import numpy as np
 
 from msrnn_jax.config import Config
 
-from .checkpoint_files import Checkpoint, text_files
-from .folder import digest
 from .gguf_config import read_config
 from .gguf_tokenizer import read_tokenizer
 from .problems import refuse
-from .tensors import DTYPES, Stored, check, load, widest
+from .source import Source
+from .tensors import DTYPES, Stored, check, widest
 
 NAMES = {
     "embedding": "token_embd.weight",
@@ -43,7 +42,7 @@ QUANTISED = ("Q8_0", "Q4_0", "Q4_1")
 KINDS = ("F32", "F16", "BF16", *QUANTISED)
 
 
-def read_gguf(path: Path, dtype: str | None, report: Callable[[str], None], kind: str) -> Checkpoint:
+def read_gguf(path: Path, dtype: str | None, report: Callable[[str], None], kind: str) -> Source:
     """The checkpoint in a file, in `dtype` or else in its own: float32 if any tensor is quantised.
 
     The files interleave the two halves of every rotated query and key; here they are put back in order.
@@ -66,7 +65,7 @@ def read_gguf(path: Path, dtype: str | None, report: Callable[[str], None], kind
     config = read_config(
         metadata,
         vocab_size=embedding.shape[0] if embedding else None,
-        frequencies=frequencies.read() if frequencies else None,
+        frequencies=frequencies.read(0, frequencies.shape[0]) if frequencies else None,
         problems=problems,
     )
     facts = read_tokenizer(metadata, problems)
@@ -79,16 +78,10 @@ def read_gguf(path: Path, dtype: str | None, report: Callable[[str], None], kind
     refuse(path, problems)
     assert config is not None  # without problems there is one
 
-    report(f"reading {len(stored)} tensors")
     config = config.replace(dtype=dtype or _own_dtype(stored))
-    params = load(config, NAMES, _in_half_split_order(config, stored), problems)
-    refuse(path, problems)
     if facts.tokenizer is None:
         report(f"note: {path} holds no tokenizer, so the result takes and gives token ids only, no text")
-    kinds = (tensor.tensor_type.name for tensor in reader.tensors)
-    return Checkpoint(
-        config, params, text_files(facts, kind=kind, digests={path.name: digest(path)}, tensor_types=kinds)
-    )
+    return Source(config, NAMES, _in_half_split_order(config, stored), facts, kind, {path.name: path})
 
 
 def _open(path: Path) -> gguf.GGUFReader:
@@ -104,14 +97,17 @@ def _open(path: Path) -> gguf.GGUFReader:
 
 
 def _stored(tensor: gguf.ReaderTensor) -> Stored:
-    def read() -> np.ndarray:
-        if tensor.tensor_type.name in ("F32", "F16"):
-            return tensor.data
-        if tensor.tensor_type.name == "BF16":
-            return tensor.data.view(jnp.bfloat16)
-        return gguf.dequantize(tensor.data, tensor.tensor_type)
+    shape = tuple(int(size) for size in reversed(tensor.shape))
 
-    return Stored(tensor.tensor_type.name, tuple(int(size) for size in reversed(tensor.shape)), read)
+    def read(start: int, stop: int) -> np.ndarray:
+        data = tensor.data[start:stop]
+        if tensor.tensor_type.name in ("F32", "F16"):
+            return data.copy()
+        if tensor.tensor_type.name == "BF16":
+            return data.view(jnp.bfloat16).copy()
+        return gguf.dequantize(data, tensor.tensor_type)
+
+    return Stored(tensor.tensor_type.name, shape, read)
 
 
 def _add_facts_of_tensors(config: Config, stored: dict[str, Stored]) -> Config:
@@ -135,23 +131,21 @@ def _own_dtype(stored: dict[str, Stored]) -> str:
 
 def _in_half_split_order(config: Config, stored: dict[str, Stored]) -> dict[str, Stored]:
     """The same tensors, queries and keys rotating halves instead of neighbours."""
-    heads = {"query": config.num_heads, "key": config.num_kv_heads}
-    heads |= {f"{field}_bias": number for field, number in heads.items()}
     ordered = dict(stored)
-    for field, number in heads.items():
+    for field in ("query", "key", "query_bias", "key_bias"):
         for layer in range(config.num_layers):
             name = NAMES[field].format(layer=layer)
             if name in stored:
-                ordered[name] = _unpermuted(stored[name], number)
+                ordered[name] = _unpermuted(stored[name], config.head_dim)
     return ordered
 
 
-def _unpermuted(tensor: Stored, heads: int) -> Stored:
+def _unpermuted(tensor: Stored, width: int) -> Stored:
     """Undoes the `permute` of llama.cpp's converter: rows 0, h/2, 1, h/2 + 1, ... of each head go back."""
 
-    def read() -> np.ndarray:
-        array = tensor.read()
-        pairs = array.reshape(heads, -1, 2, *array.shape[1:])
+    def read(start: int, stop: int) -> np.ndarray:
+        array = tensor.read(start, stop)
+        pairs = array.reshape(-1, width // 2, 2, *array.shape[1:])
         return pairs.swapaxes(1, 2).reshape(array.shape)
 
-    return tensor._replace(read=read)
+    return tensor._replace(read=read, unit=width)

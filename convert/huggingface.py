@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from .checkpoint_files import Checkpoint, text_files
 from .folder import Folder
 from .huggingface_config import read_config, read_dtype
 from .huggingface_tokenizer import read_tokenizer
 from .problems import refuse
-from .tensors import DTYPES, Stored, check, load, widest
+from .source import Source
+from .tensors import DTYPES, Stored, check, widest
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -42,7 +42,7 @@ NAMES = {
 BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
-def read_folder(path: Path, dtype: str | None, report: Callable[[str], None]) -> Checkpoint:
+def read_folder(path: Path, dtype: str | None, report: Callable[[str], None]) -> Source:
     """The checkpoint in a folder, in `dtype` or else in its own.
 
     Queries and keys need no permutation: such files rotate halves, as we do.
@@ -70,18 +70,14 @@ def read_folder(path: Path, dtype: str | None, report: Callable[[str], None]) ->
     refuse(path, problems)
     assert config is not None  # without problems there is one
 
-    report(f"reading {len(stored)} tensors")
     matrices = {DTYPES[tensor.kind] for tensor in stored.values() if len(tensor.shape) == 2}
     config = config.replace(dtype=dtype or stated or widest(matrices))
     if tied_copy is not None and not _equal(tied_copy, stored[NAMES["embedding"]]):
         problems.append(f"{NAMES['unembedding']!r} differs from the embedding, yet tie_word_embeddings is true")
-    params = load(config, NAMES, stored, problems)
     refuse(path, problems)
     if facts.tokenizer is None:
         report(f"note: {path} holds no tokenizer.json, so the result takes and gives token ids only, no text")
-    kinds = (tensor.kind for tensor in stored.values())
-    files = text_files(facts, kind="huggingface", digests=folder.digests(), tensor_types=kinds)
-    return Checkpoint(config, params, files)
+    return Source(config, NAMES, stored, facts, "huggingface", folder.used)
 
 
 def _open(folder: Folder, problems: list[str]) -> dict[str, Stored]:
@@ -123,16 +119,24 @@ def _open_shards(folder: Folder, weight_map: Any, problems: list[str]) -> dict[s
 
 def _open_file(path: Path) -> dict[str, Stored]:
     try:
-        file = safetensors.safe_open(path, framework="numpy")  # maps the file and reads its header
+        with safetensors.safe_open(path, framework="numpy") as file:  # reads the header, and maps the rest
+            slices = {name: file.get_slice(name) for name in file.offset_keys()}
+            return {name: _stored(path, name, part) for name, part in slices.items()}
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
 
-    def stored(name: str) -> Stored:
-        part = file.get_slice(name)
-        return Stored(part.get_dtype(), tuple(part.get_shape()), lambda: file.get_tensor(name))
 
-    return {name: stored(name) for name in file.offset_keys()}
+def _stored(path: Path, name: str, part: Any) -> Stored:
+    def read(start: int, stop: int) -> np.ndarray:
+        # Opened again for every block: pages of an open map that were once read count as memory.
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return file.get_slice(name)[start:stop]
+
+    return Stored(part.get_dtype(), tuple(part.get_shape()), read)
 
 
 def _equal(one: Stored, other: Stored) -> bool:
-    return one.shape == other.shape and one.kind in DTYPES and np.array_equal(one.read(), other.read())
+    if one.shape != other.shape or one.kind != other.kind:
+        return False
+    pairs = zip(one.blocks(4), other.blocks(4), strict=True)
+    return all(np.array_equal(mine, yours) for (_, mine), (_, yours) in pairs)

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 SHOWN = 20  # of one sort; a wrong layer count alone makes hundreds
 
 
-def refuse(source: Path, problems: Sequence[str]) -> None:
+def refuse(source: Path | str, problems: Sequence[str]) -> None:
     """Raises a `ValueError` that lists the problems; with none, does nothing."""
     if problems:
         raise ValueError("\n  ".join([f"{source} cannot be converted:", *problems]))

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -11,8 +11,10 @@ import numpy as np
 
 from msrnn_jax.config import Config
 from msrnn_jax.params import Params, axes, sizes
+from msrnn_jax.weights import Deferred
 
 from .problems import shorten
+from .progress import Watch
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # by the files' names of them
 
@@ -32,12 +34,32 @@ STORED_AXES = {
 }
 
 
+BLOCK_BYTES = 2**25  # of a tensor in our dtype, read at once
+
+
 class Stored(NamedTuple):
-    """A tensor in a file; its values are read only when `read` is called."""
+    """A tensor in a file; rows of it are read only when `read` is called."""
 
     kind: str  # as the file says: "BF16", "Q4_1"
     shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]
+    read: Callable[[int, int], np.ndarray]  # rows start to stop of the first axis, in memory of their own
+    unit: int = 1  # rows that are read together: start is a multiple of it, and stop unless it is the end
+
+    def blocks(self, itemsize: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """All rows, a few at a time: where they stand and what they are."""
+        row = math.prod(self.shape[1:]) * itemsize * self.unit
+        step = self.unit * max(1, BLOCK_BYTES // max(1, row))
+        for start in range(0, self.shape[0], step):
+            rows = slice(start, min(start + step, self.shape[0]))
+            yield rows, self.read(rows.start, rows.stop)
+
+
+class Findings:
+    """What only reading all values tells; filled while weights are read."""
+
+    def __init__(self):
+        self.infinite: list[str] = []  # tensors that hold infinities or NaNs
+        self.overflowed: list[str] = []  # tensors that would, in the dtype asked for
 
 
 def name_tree(config: Config, names: Mapping[str, str]) -> Params:
@@ -101,28 +123,58 @@ def check(config: Config, names: Mapping[str, str], stored: Mapping[str, Stored]
     ]
 
 
-def load(config: Config, names: Mapping[str, str], stored: Mapping[str, Stored], problems: list[str]) -> Params:
-    """Reads checked tensors one by one into params of numpy arrays in the config's dtype.
+def deferred(
+    config: Config,
+    names: Mapping[str, str],
+    stored: Mapping[str, Stored],
+    findings: Findings,
+    watch: Watch,
+) -> Params:
+    """Params, in the config's dtype, that are read from checked tensors one by one, a block of rows at a time.
 
-    Tensors that hold infinities or NaNs, or would in that dtype, are added to `problems`.
+    Args:
+      findings: are added to as weights are read.
+      watch: called with the bytes that each block has become.
     """
     length = sizes(config)
     dtype = jnp.dtype(config.dtype)
 
-    def weight(name: str, letters: str) -> np.ndarray:
-        array = stored[name].read()
-        finite = bool(np.isfinite(array).all())
-        order = STORED_AXES[letters]
-        split = array.reshape([length[letter] for letter in order])
-        with np.errstate(over="ignore"):
-            ours = np.array(split.transpose([order.index(letter) for letter in letters]), dtype, order="C")
-        if not finite:
-            problems.append(f"tensor {name!r} holds values that are not finite")
-        elif not np.isfinite(ours).all():
-            problems.append(f"tensor {name!r} holds values too large for {config.dtype}")
-        return ours
+    def weight(name: str, letters: str) -> Deferred:
+        shape = tuple(length[letter] for letter in letters)
+
+        def read() -> np.ndarray:
+            return _read(name, stored[name], shape, letters, dtype, findings, watch)
+
+        return Deferred(shape, dtype, read)
 
     return jax.tree.map(weight, name_tree(config, names), axes(config))
+
+
+def _read(
+    name: str,
+    stored: Stored,
+    shape: tuple[int, ...],
+    letters: str,
+    dtype: np.dtype,
+    findings: Findings,
+    watch: Watch,
+) -> np.ndarray:
+    ours = np.empty(shape, dtype)
+    # The stored matrix, seen through our memory.
+    rows = ours.reshape(stored.shape) if STORED_AXES[letters] == letters else ours.reshape(stored.shape[::-1]).T
+    finite = fits = True
+    for where, block in stored.blocks(dtype.itemsize):
+        with np.errstate(over="ignore", invalid="ignore"):
+            rows[where] = block
+            good = bool(np.isfinite(rows[where]).all())
+            finite = finite and (good or bool(np.isfinite(block).all()))
+        fits = fits and good
+        watch(rows[where].nbytes)
+    if not finite:
+        findings.infinite.append(name)
+    elif not fits:
+        findings.overflowed.append(name)
+    return ours
 
 
 def stored_shape(letters: str, length: Mapping[str, int]) -> tuple[int, ...]:

@@ -1,27 +1,24 @@
 """Our checkpoint on disk: a folder with config.json, the weights by Orbax, and text files beside them."""
 
 import contextlib
-import gc
-import inspect
-import logging
 import os
 import pathlib
 import shutil
-import sys
-import tempfile
-import time
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from msrnn_jax import weights
 from msrnn_jax.checks import check_dtype, check_params
 from msrnn_jax.config import Config
+from msrnn_jax.making import making, recover
 from msrnn_jax.params import Params, abstract_params
+from msrnn_jax.policies.text import first_line
 from msrnn_jax.record import folder_above, try_folder
+from msrnn_jax.sizes import spell_bytes, tree_bytes
 
 CONFIG_FILE = "config.json"
 PARAMS_FOLDER = "params"
@@ -34,34 +31,51 @@ def save(
     *,
     files: Mapping[str, str] | None = None,
     overwrite: bool = False,
+    inspect: Callable[[pathlib.Path], None] | None = None,
 ) -> None:
     """Writes a checkpoint atomically: the whole folder appears at once, or nothing does.
 
     Args:
       path: the folder to make; its parents are made too.
-      params: arrays of the shapes and dtype of the config.
+      params: arrays of the shapes and dtype of the config, or `Deferred` ones, of which one is in memory at a time.
       files: texts to put beside the weights, by plain file name (tokenizer, chat template).
       overwrite: replace the checkpoint that is there; else an existing path is refused. Between the two
-        renames that this takes there is a moment without either, and a process killed just then leaves the
-        old one in a hidden folder beside it.
+        renames that this takes there is a moment without either; a process killed just then leaves the
+        old one to be put back by the next that writes there.
+      inspect: called with the complete folder before it appears; what it raises leaves everything as it was.
 
     Raises:
       ValueError: for an existing path (with `overwrite`, one that is no checkpoint), params that do not fit
-        the config, a file name with a folder in it.
+        the config, a file name with a folder in it, a disk without room for the weights.
     """
     path = pathlib.Path(path).absolute()
+    recover(path)
     check_destination(path, overwrite)
     check_params(config, params, dtypes=True)
     for name in files or {}:
         if not name or pathlib.PurePath(name).name != name or name in (PARAMS_FOLDER, CONFIG_FILE):
             raise ValueError(f"file name {name!r} must be a plain name, and neither {PARAMS_FOLDER} nor {CONFIG_FILE}")
     texts = {CONFIG_FILE: config.to_json(), **(files or {})}
+    check_space(path, tree_bytes(params) + sum(map(len, texts.values())))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _folder_in_the_making(path) as folder:
-        with _orbax() as orbax:
-            orbax.save(folder / PARAMS_FOLDER, _to_tree(params))
+    with making(path) as folder:
+        weights.write(folder / PARAMS_FOLDER, _to_tree(params))
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
+        if inspect is not None:
+            inspect(folder)
+
+
+def check_space(path: pathlib.Path, needed: int) -> None:
+    """Refuses to begin what the disk of `path` has no room for.
+
+    Args:
+      needed: bytes, before compression.
+    """
+    folder = path.absolute() if path.is_dir() else folder_above(path)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(f"{str(path)!r} needs {spell_bytes(needed)}, but {spell_bytes(free)} are free on its disk")
 
 
 def check_destination(path: pathlib.Path, overwrite: bool) -> None:
@@ -80,55 +94,95 @@ def check_destination(path: pathlib.Path, overwrite: bool) -> None:
         raise ValueError(f"{str(path)!r} exists and is no checkpoint of msrnn_jax, so it is not replaced")
 
 
-def load(path: str | os.PathLike[str], *, dtype: str | None = None) -> tuple[Config, Params]:
+def load(path: str | os.PathLike[str], *, dtype: str | None = None, sharding: Any = None) -> tuple[Config, Params]:
     """Reads a checkpoint.
 
     Args:
       path: a folder written by `save` or `python -m convert`.
       dtype: cast the weights to it; by default they stay as they are.
+      sharding: where the weights go: a `jax.sharding.Sharding` for all, or a tree of them shaped like the params
+        (or like the top of that tree). Every device reads its own part only, straight from the files. By default
+        all go to the default device.
 
     Returns:
       The config, its dtype that of the weights, and the weights.
 
     Raises:
-      ValueError: where the folder is missing, incomplete or damaged, naming what is wrong.
+      ValueError: where the folder is missing, incomplete or damaged, naming what is wrong, and for a sharding
+        that does not fit the weights.
     """
     folder = existing(path)
     config = _read_config(folder, dtype)
-    # Restored to the host and from there to the default device: arrays that Orbax puts on a device are committed
-    # to it, so that the first step's state, which is not, and the second's, which is, would be compiled for apart.
+    # Without a sharding, restored to the host and from there to the default device: arrays that Orbax puts on a device
+    # are committed to it, so that the first step's state, which is not, and the second's, which is, would be compiled
+    # for apart.
     host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    wanted = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host), _to_tree(abstract_params(config))
-    )
-    tree, problem = None, ""
+    wanted = _to_tree(_with_sharding(abstract_params(config), host if sharding is None else sharding))
+    with _weights_of(path, folder, wanted):
+        leaves, tree = jax.tree.flatten(weights.read(folder / PARAMS_FOLDER, wanted))
+    if sharding is None:
+        for index, leaf in enumerate(leaves):  # one by one, so that there are not two of all
+            leaves[index] = jnp.asarray(np.asarray(leaf))
+    return config, _from_tree(config, jax.tree.unflatten(tree, leaves))
+
+
+def load_deferred(path: str | os.PathLike[str]) -> tuple[Config, Params]:
+    """`load`, with weights that are read one by one, to numpy arrays, when their `read` is called."""
+    folder = existing(path)
+    config = _read_config(folder, None)
+    wanted = _to_tree(abstract_params(config))
+    with _weights_of(path, folder, wanted):
+        pass
+
+    def deferred(where: Any, leaf: Any) -> weights.Deferred:
+        def read() -> np.ndarray:
+            with _weights_of(path, folder):
+                return weights.read_one(folder / PARAMS_FOLDER, [step.key for step in where], leaf.dtype)
+
+        return weights.Deferred(leaf.shape, leaf.dtype, read)
+
+    return config, _from_tree(config, jax.tree_util.tree_map_with_path(deferred, wanted))
+
+
+def _with_sharding(shapes: Params, sharding: Any) -> Params:
     try:
-        with _orbax() as orbax:
-            _compare(wanted, orbax.metadata(folder / PARAMS_FOLDER).item_metadata)
-            tree = orbax.restore(folder / PARAMS_FOLDER, wanted)
+        spread = jax.tree.broadcast(sharding, shapes)
+    except ValueError as error:
+        raise ValueError(f"sharding is no tree shaped like the params: {first_line(error)}") from None
+
+    def place(where: Any, leaf: jax.ShapeDtypeStruct, place: Any) -> jax.ShapeDtypeStruct:
+        name = jax.tree_util.keystr(where)
+        if not isinstance(place, jax.sharding.Sharding):
+            raise ValueError(f"sharding of params{name} is {place!r}; it must be a jax.sharding.Sharding")
+        try:
+            place.shard_shape(leaf.shape)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"sharding of params{name} {list(leaf.shape)} does not fit: {first_line(error)}") from None
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    return jax.tree_util.tree_map_with_path(place, shapes, spread)
+
+
+@contextlib.contextmanager
+def _weights_of(path: str | os.PathLike[str], folder: pathlib.Path, wanted: Any = None) -> Iterator[None]:
+    """Names the checkpoint where its weights cannot be read, or are not the `wanted` tree."""
+    problem = None
+    try:
+        if wanted is not None:
+            _compare(wanted, weights.shapes(folder / PARAMS_FOLDER))
+        yield
     except Exception as error:  # Orbax and TensorStore raise many kinds for missing and truncated files
-        problem = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-    if tree is None:
-        _drop_unfinished_reads()
+        problem = (first_line(error) or type(error).__name__)[:300]
+    if problem is not None:
+        weights.drop_unfinished_reads()
         raise ValueError(f"checkpoint {str(path)!r}: the weights cannot be read: {problem}")
-    return config, jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), _from_tree(config, tree))
-
-
-def _drop_unfinished_reads() -> None:
-    """Collects the coroutines of a failed read quietly, now and later: each would print a traceback."""
-    hook = sys.unraisablehook
-    sys.unraisablehook = lambda lost: None if inspect.iscoroutine(lost.object) else hook(lost)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gc.collect()
-        time.sleep(0.2)  # for the callbacks of reads that were under way
 
 
 def _compare(wanted: Any, stored: Any) -> None:
     """Names the weights that are not as the config describes; to restore them anyway would fail noisily."""
     ours, theirs = (
         {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (wanted, dict(stored))
+        for tree in (wanted, stored)
     )
     problems = [f"{name} is missing" for name in ours if name not in theirs]
     problems += [f"{name} is not in the config's model" for name in theirs if name not in ours]
@@ -202,59 +256,6 @@ def _stay_inside(folder: pathlib.Path) -> None:
             target = pathlib.Path(place, name).resolve()
             if not target.is_relative_to(inside):
                 raise ValueError(f"{str(pathlib.Path(place, name))!r} leads out of the checkpoint's folder")
-
-
-@contextlib.contextmanager
-def _folder_in_the_making(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary folder beside `path` that becomes it at the end, or leaves no trace."""
-    folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        folder.chmod(0o755)  # mkdtemp keeps it to its owner
-        yield folder
-        _replace(folder, path)
-    finally:
-        _remove(folder)
-
-
-def _remove(folder: pathlib.Path) -> None:
-    """Removes a folder, also while threads of a failed save still write into it."""
-    for _ in range(50):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.1)
-
-
-def _replace(new: pathlib.Path, path: pathlib.Path) -> None:
-    if not os.path.lexists(path):
-        new.rename(path)
-        return
-    old = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        path.rename(old / path.name)
-        try:
-            new.rename(path)
-        except BaseException:
-            (old / path.name).rename(path)
-            raise
-    finally:
-        _remove(old)
-
-
-@contextlib.contextmanager
-def _orbax() -> Iterator[Any]:
-    import orbax.checkpoint  # slow to import, and only files need it
-
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)  # it tells every file, and every failure twice
-    checkpointer = orbax.checkpoint.StandardCheckpointer()
-    try:
-        yield checkpointer
-        checkpointer.wait_until_finished()
-    finally:
-        checkpointer.close()
-        logger.setLevel(level)
 
 
 def fingerprint(params: Params) -> str:

@@ -83,14 +83,14 @@ def test_an_interrupted_save_leaves_no_trace(tmp_path, monkeypatch, moment, over
     if moment == "weights":
         import orbax.checkpoint
 
-        monkeypatch.setattr(orbax.checkpoint.StandardCheckpointer, "save", interrupt)
+        monkeypatch.setattr(orbax.checkpoint.Checkpointer, "save", interrupt)
     elif moment == "texts":
         monkeypatch.setattr(pathlib.Path, "write_text", interrupt)
     else:
         rename = pathlib.Path.rename
 
         def once(self, target):  # the new folder's own move fails; moving the old one away and back works
-            return interrupt() if self.name.startswith(".model.") else rename(self, target)
+            return interrupt() if self.name == "new" else rename(self, target)
 
         monkeypatch.setattr(pathlib.Path, "rename", once)
     with pytest.raises(KeyboardInterrupt):

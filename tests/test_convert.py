@@ -290,12 +290,15 @@ def test_integer_tensors_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_values_that_are_not_finite_are_refused(tmp_path, value):
+def test_values_that_are_not_finite_are_kept_with_a_warning(tmp_path, value):
     tensors = to_huggingface(make_weights())
     tensors["model.layers.2.self_attn.k_proj.weight"][3, 5] = value
-    source = write_huggingface(tmp_path / "source", tensors=tensors)
-    text = refusal(source, tmp_path / "ours")
-    assert "tensor 'model.layers.2.self_attn.k_proj.weight' holds values that are not finite" in text
+    source, lines = write_huggingface(tmp_path / "source", tensors=tensors), []
+    run(source, tmp_path / "ours", report=lines.append)
+    assert "warning: tensor 'model.layers.2.self_attn.k_proj.weight' holds values that are not finite" in lines
+    assert sum("not finite" in line for line in lines) == 1
+    _, params = checkpoint.load(tmp_path / "ours")
+    np.testing.assert_array_equal(params.layers[2].key[5, 0, 3], value)
 
 
 def test_values_that_do_not_fit_the_dtype_are_refused(tmp_path):
@@ -678,11 +681,11 @@ def test_all_gguf_problems_are_told_at_once(tmp_path):
     ]
 
 
-def test_gguf_values_that_are_not_finite_are_refused(tmp_path):
-    tensors = to_gguf(make_weights())
+def test_gguf_values_that_are_not_finite_are_kept_with_a_warning(tmp_path):
+    tensors, lines = to_gguf(make_weights()), []
     tensors["blk.0.ffn_down.weight"][0, 0] = np.nan
-    text = refusal(write_gguf(tmp_path / "model.gguf", tensors=tensors), tmp_path / "ours")
-    assert "tensor 'blk.0.ffn_down.weight' holds values that are not finite" in text
+    run(write_gguf(tmp_path / "model.gguf", tensors=tensors), tmp_path / "ours", report=lines.append)
+    assert "warning: tensor 'blk.0.ffn_down.weight' holds values that are not finite" in lines
 
 
 @pytest.mark.parametrize("size", [0, 3, 20, 300, 900, -1, -5000])

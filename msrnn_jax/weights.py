@@ -1,0 +1,117 @@
+"""Weights on disk, by Orbax: trees of named arrays, written and read whole or one array at a time."""
+
+import contextlib
+import gc
+import inspect
+import logging
+import pathlib
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+CHUNK_BYTES = 2**25  # of what is compressed, and later read, at once
+
+
+class Deferred:
+    """A weight that has the shape and dtype of an array and becomes one when it is read."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, read: Callable[[], np.ndarray]):
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self.read = read
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+def write(folder: pathlib.Path, tree: Any) -> None:
+    """Saves a tree of arrays and `Deferred` ones, holding one of them in memory at a time."""
+    import orbax.checkpoint as orbax  # slow to import, and only files need it
+
+    class Handler(orbax.type_handlers.NumpyHandler):
+        """Orbax would have the values of all leaves before it writes the first."""
+
+        def __init__(self):
+            super().__init__(deepcopy_host_arrays=False)
+
+        async def serialize(self, values: Sequence[Any], infos: Sequence[Any], args: Any = None) -> Sequence[Any]:
+            for value, info, arg in zip(values, infos, args, strict=True):
+                for written in await super().serialize([value.read()], [info], [arg]):
+                    written.result()
+            return []
+
+    def deferred(leaf: Any) -> Deferred:
+        return leaf if isinstance(leaf, Deferred) else Deferred(leaf.shape, leaf.dtype, lambda: np.asarray(leaf))
+
+    tree = jax.tree.map(deferred, tree)
+    arguments = jax.tree.map(lambda leaf: orbax.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
+    registry = orbax.type_handlers.create_type_handler_registry((Deferred, Handler()))
+    with _quiet(), orbax.Checkpointer(orbax.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
+        checkpointer.save(folder, orbax.args.PyTreeSave(tree, save_args=arguments))
+
+
+def shapes(folder: pathlib.Path) -> Any:
+    """The tree of what is stored, its leaves with a shape and a dtype."""
+    with _reader() as reader:
+        return dict(reader.metadata(folder).item_metadata)
+
+
+def read(folder: pathlib.Path, wanted: Any) -> Any:
+    """The stored arrays, by a tree of shapes with the dtypes and shardings they are to have."""
+    with _reader() as reader:
+        return reader.restore(folder, wanted)
+
+
+def read_one(folder: pathlib.Path, keys: Sequence[str], dtype: Any) -> np.ndarray:
+    """The array at the end of these keys; nothing else is read."""
+    import orbax.checkpoint as orbax
+
+    def nested(leaf: Any) -> Any:
+        for key in reversed(keys):
+            leaf = {key: leaf}
+        return leaf
+
+    arguments = nested(orbax.RestoreArgs(restore_type=np.ndarray, dtype=dtype))
+    with _quiet(), orbax.PyTreeCheckpointer() as reader:
+        (found,) = jax.tree.leaves(
+            reader.restore(
+                folder, args=orbax.args.PyTreeRestore(nested(0), restore_args=arguments, partial_restore=True)
+            )
+        )
+    return found
+
+
+def drop_unfinished_reads() -> None:
+    """Collects the coroutines of a failed read quietly, now and later: each would print a traceback."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda lost: None if inspect.iscoroutine(lost.object) else hook(lost)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
+        time.sleep(0.2)  # for the callbacks of reads that were under way
+
+
+@contextlib.contextmanager
+def _reader() -> Iterator[Any]:
+    import orbax.checkpoint as orbax
+
+    with _quiet(), orbax.StandardCheckpointer() as reader:
+        yield reader
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax from telling every file, and every failure twice."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
