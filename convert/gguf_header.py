@@ -22,8 +22,9 @@ _SMALLEST_TENSOR = 8 + 4 + 8 + 4 + 8  # bytes of a name's length, the number of 
 
 
 class Tensor(NamedTuple):
-    """Where a tensor lies in the file."""
+    """Where a tensor lies."""
 
+    path: Path  # of the file
     name: str
     kind: str  # "BF16", "Q4_1"
     shape: tuple[int, ...]  # rows first
@@ -34,7 +35,6 @@ class Tensor(NamedTuple):
 class Header(NamedTuple):
     """All that a file says before its data."""
 
-    path: Path
     metadata: dict[str, Any]  # ints, floats, bools, strings, and lists of these
     tensors: tuple[Tensor, ...]
 
@@ -55,11 +55,11 @@ def read_header(path: Path) -> Header:
         metadata = _read_metadata(cursor, key_count)
         alignment = _read_alignment(cursor, metadata)
         cursor.check_count(tensor_count, _SMALLEST_TENSOR, f"the list of {tensor_count} tensors")
-        found = [_read_tensor(cursor, alignment) for _ in range(tensor_count)]
+        found = [_read_tensor(cursor, path, alignment) for _ in range(tensor_count)]
         start = -(-cursor.position // alignment) * alignment
     tensors = tuple(tensor._replace(offset=start + tensor.offset) for tensor in found)
     _check_places(path, tensors, size)
-    return Header(path, metadata, tensors)
+    return Header(metadata, tensors)
 
 
 def _check_version(cursor: Cursor) -> None:
@@ -96,7 +96,7 @@ def _read_alignment(cursor: Cursor, metadata: dict[str, Any]) -> int:
     return alignment
 
 
-def _read_tensor(cursor: Cursor, alignment: int) -> Tensor:
+def _read_tensor(cursor: Cursor, path: Path, alignment: int) -> Tensor:
     """One entry of the list; its offset is still that from the start of the data."""
     name = cursor.text("the name of a tensor")
     what = f"the tensor {shown(name)}"
@@ -116,7 +116,8 @@ def _read_tensor(cursor: Cursor, alignment: int) -> Tensor:
         raise cursor.fail(f"{what} has rows of {lengths[0]}, no multiple of the {block} in a block of {kind.name}")
     if offset % alignment:
         raise cursor.fail(f"{what} starts at {offset}, no multiple of {ALIGNMENT} {alignment}")
-    return Tensor(name, kind.name, tuple(reversed(lengths)), offset, math.prod(lengths) // block * block_size)
+    size = math.prod(lengths) // block * block_size
+    return Tensor(path, name, kind.name, tuple(reversed(lengths)), offset, size)
 
 
 def _check_places(path: Path, tensors: Iterable[Tensor], size: int) -> None:

@@ -2,8 +2,6 @@
 
 import functools
 import math
-from collections.abc import Callable
-from pathlib import Path
 
 import gguf
 import ml_dtypes
@@ -33,21 +31,17 @@ def _is_known(kind: gguf.GGMLQuantizationType) -> bool:
     return True
 
 
-def stored(path: Path, tensor: Tensor) -> Stored:
-    """A tensor of the file, as float32 where it is quantised.
-
-    Args:
-      tensor: of a header that was checked against this file.
-    """
+def to_stored(tensor: Tensor) -> Stored:
+    """A tensor of a checked header; its rows are float32 where it is quantised."""
     block, block_size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[tensor.kind]]
     width = math.prod(tensor.shape[1:])  # numbers in a row; rows of several are whole blocks
 
     def read(start: int, stop: int) -> np.ndarray:
         first = start * width // block * block_size
         last = stop * width // block * block_size
-        raw = np.fromfile(path, np.uint8, last - first, offset=tensor.offset + first)
+        raw = np.fromfile(tensor.path, np.uint8, last - first, offset=tensor.offset + first)
         if len(raw) < last - first:
-            raise unreadable(path, f"it became shorter before the tensor {shown(tensor.name)} was read")
+            raise unreadable(tensor.path, f"it became shorter before the tensor {shown(tensor.name)} was read")
         numbers = raw.view(PLAIN[tensor.kind]) if tensor.kind in PLAIN else _dequantise(raw, tensor.kind)
         return numbers.reshape(stop - start, *tensor.shape[1:])
 
@@ -83,11 +77,3 @@ def in_half_split_order(tensor: Stored, head_dim: int) -> Stored:
 def readable_kinds() -> tuple[str, ...]:
     """All types whose tensors can be read."""
     return (*PLAIN, *quantised_kinds())
-
-
-def reader(path: Path, tensors: tuple[Tensor, ...]) -> dict[str, Stored]:
-    """All tensors of a file by name."""
-    return {tensor.name: stored(path, tensor) for tensor in tensors}
-
-
-ReadRows = Callable[[int, int], np.ndarray]

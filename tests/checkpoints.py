@@ -206,6 +206,41 @@ def gguf_metadata(**changes: Any) -> dict[str, Any]:
     return {f"llama.{key.replace('__', '.')}": value for key, value in fields.items()}
 
 
+# Metadata of tokenizers.
+ALPHABET = ["Ġ", "h", "i", "1", "2", "3", "!", "Ċ", "o", "w"]
+BYTE_LEVEL = {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "smollm",
+    "tokenizer.ggml.tokens": ["<end>", "<start>", "<note>", *ALPHABET, "hi", "Ġh", "Ġhi", "12", "123", "how"],
+    "tokenizer.ggml.token_type": [3, 3, 4, *[1] * (len(ALPHABET) + 6)],
+    "tokenizer.ggml.merges": ["h i", "Ġ h", "Ġ hi", "1 2", "12 3"],
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 0,
+}
+
+PIECES = {  # piece: type, score
+    "<unk>": (2, 0.0),
+    "<s>": (3, 0.0),
+    "</s>": (3, 0.0),
+    **{f"<0x{byte:02X}>": (6, 0.0) for byte in (0x0A, 0xC3, 0xA9)},
+    "<turn>": (4, 0.0),
+    **dict.fromkeys(["▁", "a", "b", "c", "<", "s>"], (1, -9.0)),
+    "ab": (1, -3.0),
+    "bc": (1, -2.0),
+    "abc": (1, -4.0),
+    "▁a": (1, -5.0),
+    "▁abc": (1, -6.0),
+}
+SENTENCEPIECE = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": list(PIECES),
+    "tokenizer.ggml.token_type": [kind for kind, _ in PIECES.values()],
+    "tokenizer.ggml.scores": [score for _, score in PIECES.values()],
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+}
+
+
 def write_gguf(
     path: Path,
     *,
@@ -223,8 +258,10 @@ def write_gguf(
     for name, tensor in (to_gguf(make_weights()) if tensors is None else tensors).items():
         store = (kinds or {}).get(name, kind if tensor.ndim == 2 else "F32")
         ggml = gguf.GGMLQuantizationType[store]
-        if store in ("F32", "F16"):
-            writer.add_tensor(name, tensor.astype({"F32": np.float32, "F16": np.float16}[store]))
+        if tensor.dtype == np.uint8:  # blocks, as they are
+            writer.add_tensor(name, tensor, raw_dtype=ggml)
+        elif store in ("F64", "F32", "F16"):
+            writer.add_tensor(name, tensor.astype({"F64": np.float64, "F32": np.float32, "F16": np.float16}[store]))
         else:
             writer.add_tensor(name, gguf.quantize(tensor, ggml), raw_dtype=ggml)
     writer.write_header_to_file()

@@ -1,0 +1,146 @@
+"""convert: the tokenizer in a GGUF file, and what is wrong with it."""
+
+import json
+
+import pytest
+from checkpoints import BYTE_LEVEL, PIECES, SENTENCEPIECE, V, write_gguf
+from converted import refusal
+from tokenizers import Tokenizer
+
+from convert import convert as run
+
+
+def converted_tokenizer(tmp_path, settings):
+    ours = run(write_gguf(tmp_path / "model.gguf", tokenizer=settings), tmp_path / "ours")
+    return Tokenizer.from_file(str(ours / "tokenizer.json")), json.loads((ours / "tokenizer_config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("pre", "tokens"),
+    [
+        ("smollm", ["<start>", "h", "o", "w", "Ġhi", "Ġ", "1", "2", "3", "!", "hi"]),
+        ("gpt-2", ["<start>", "h", "o", "w", "Ġhi", "Ġ", "123", "!", "hi"]),
+        ("default", ["<start>", "h", "o", "w", "Ġhi", "Ġ", "123", "!", "hi"]),
+        ("llama-bpe", ["<start>", "how", "Ġhi", "Ġ", "123", "!", "hi"]),  # "how" is whole though no merge makes it
+    ],
+)
+def test_byte_level_tokenizers(tmp_path, pre, tokens):
+    settings = {**BYTE_LEVEL, "tokenizer.ggml.pre": pre, "tokenizer.ggml.add_bos_token": False}
+    tokenizer, ids = converted_tokenizer(tmp_path, settings)
+    text = "<start>how hi 123!hi"
+    found = tokenizer.encode(text)
+    assert found.tokens == tokens
+    assert found.ids == [settings["tokenizer.ggml.tokens"].index(token) for token in tokens]
+    assert tokenizer.decode(found.ids, skip_special_tokens=False) == text
+    assert tokenizer.decode(found.ids) == "how hi 123!hi"
+    assert ids == {"bos_token_id": 1, "eos_token_ids": [0]}
+
+
+def test_user_defined_tokens_are_whole_and_not_special(tmp_path):
+    tokenizer, _ = converted_tokenizer(tmp_path, BYTE_LEVEL)
+    ids = tokenizer.encode("hi<note>hi").ids
+    assert [tokenizer.id_to_token(token) for token in ids] == ["hi", "<note>", "hi"]
+    assert tokenizer.decode(ids) == "hi<note>hi"
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [
+        ({}, ["hi"]),
+        ({"tokenizer.ggml.add_bos_token": True}, ["<start>", "hi"]),
+        ({"tokenizer.ggml.add_eos_token": True}, ["hi", "<end>"]),
+        ({"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.add_eos_token": True}, ["<start>", "hi", "<end>"]),
+        ({"tokenizer.ggml.pre": "llama-bpe"}, ["<start>", "hi"]),
+    ],
+    ids=repr,
+)
+def test_ends_of_a_text_are_added_as_the_file_says(tmp_path, settings, tokens):
+    tokenizer, _ = converted_tokenizer(tmp_path, {**BYTE_LEVEL, **settings})
+    assert tokenizer.encode("hi").tokens == tokens
+    assert tokenizer.encode("hi", add_special_tokens=False).tokens == ["hi"]
+
+
+def test_all_that_end_a_turn_are_joined(tmp_path):
+    settings = {**BYTE_LEVEL, "tokenizer.ggml.eot_token_id": 2, "tokenizer.ggml.eom_token_id": 0}
+    assert converted_tokenizer(tmp_path, settings)[1]["eos_token_ids"] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("abc", ["<s>", "▁abc"]),  # bc first, which scores best, then a bc
+        ("ab a", ["<s>", "▁", "ab", "▁a"]),  # ab scores above ▁a
+        ("é\n", ["<s>", "▁", "<0xC3>", "<0xA9>", "<0x0A>"]),
+        ("xx", ["<s>", "▁", "<unk>"]),  # fused
+        ("a<turn>b", ["<s>", "▁a", "<turn>", "▁", "b"]),
+        ("  b", ["<s>", "▁", "▁", "▁", "b"]),
+    ],
+)
+def test_sentencepiece_tokenizers(tmp_path, text, tokens):
+    tokenizer, ids = converted_tokenizer(tmp_path, SENTENCEPIECE)
+    found = tokenizer.encode(text)
+    assert found.tokens == tokens
+    assert found.ids == [list(PIECES).index(token) for token in tokens]
+    if "<unk>" not in tokens and "<turn>" not in tokens:
+        assert tokenizer.decode(found.ids) == text
+    assert ids == {"bos_token_id": 1, "eos_token_ids": [2]}
+
+
+def test_sentencepiece_without_a_leading_space(tmp_path):
+    settings = {**SENTENCEPIECE, "tokenizer.ggml.add_space_prefix": False, "tokenizer.ggml.add_bos_token": False}
+    tokenizer, _ = converted_tokenizer(tmp_path, settings)
+    assert tokenizer.encode("abc a").tokens == ["abc", "▁a"]
+    assert tokenizer.decode(tokenizer.encode(" abc a").ids) == " abc a"
+
+
+def test_control_tokens_are_not_merged_from_text(tmp_path):
+    ours = run(write_gguf(tmp_path / "model.gguf", tokenizer=SENTENCEPIECE), tmp_path / "ours")
+    merges = json.loads((ours / "tokenizer.json").read_text())["model"]["merges"]
+    order = ["b c", "a b", "ab c", "a bc", "▁ a", "▁a bc", "▁ abc"]
+    assert [" ".join(merge) for merge in merges] == order
+
+
+def test_the_chat_template_is_taken_over(tmp_path):
+    settings = {**BYTE_LEVEL, "tokenizer.chat_template": "{{ messages }}"}
+    ours = run(write_gguf(tmp_path / "model.gguf", tokenizer=settings), tmp_path / "ours")
+    assert (ours / "chat_template.jinja").read_text() == "{{ messages }}"
+
+
+def test_a_gguf_without_a_tokenizer_is_converted_and_that_is_said(tmp_path):
+    said = []
+    ours = run(write_gguf(tmp_path / "model.gguf"), tmp_path / "ours", report=said.append)
+    assert sum("holds no tokenizer" in line for line in said) == 1
+    assert not (ours / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("base", "settings", "text"),
+    [
+        (BYTE_LEVEL, {"tokenizer.ggml.pre": "tekken"}, "pre 'tekken' (must be one of default, gpt-2,"),
+        (BYTE_LEVEL, {"tokenizer.ggml.merges": ["h o"]}, "merge 'h o' does not join two tokens into a third"),
+        (BYTE_LEVEL, {"tokenizer.ggml.merges": ["h"]}, "merge 'h' does not join two tokens into a third"),
+        (BYTE_LEVEL, {"tokenizer.ggml.eos_token_id": 99}, "tokenizer.ggml.eos_token_id is 99; it must be below 19"),
+        (BYTE_LEVEL, {"tokenizer.ggml.tokens": ["a", "a"]}, "tokenizer.ggml.tokens holds 'a' more than once"),
+        (BYTE_LEVEL, {"tokenizer.ggml.token_type": [1, 2]}, "tokenizer.ggml: 19 tokens and 2 types of tokens"),
+        (SENTENCEPIECE, {"tokenizer.ggml.scores": [1.0]}, "18 tokens and 1 scores"),
+    ],
+    ids=repr,
+)
+def test_what_a_gguf_tokenizer_is_refused_for(tmp_path, base, settings, text):
+    source = write_gguf(tmp_path / "model.gguf", tokenizer={**base, **settings})
+    assert text in refusal(source, tmp_path / "ours")
+
+
+def test_more_tokens_than_the_embedding_has_are_refused(tmp_path):
+    tokens = {"tokenizer.ggml.tokens": [f"t{number}" for number in range(V + 1)]}
+    settings = {**BYTE_LEVEL, **tokens, "tokenizer.ggml.token_type": [1] * (V + 1), "tokenizer.ggml.merges": []}
+    source = write_gguf(tmp_path / "model.gguf", tokenizer=settings)
+    text = refusal(source, tmp_path / "ours")
+    assert "tokenizer.ggml.tokens holds 54 tokens, more than vocab_size (53)" in text
+
+
+def test_a_bos_that_must_be_added_must_be_there(tmp_path):
+    settings = {**BYTE_LEVEL, "tokenizer.ggml.add_bos_token": True}
+    del settings["tokenizer.ggml.bos_token_id"]
+    source = write_gguf(tmp_path / "model.gguf", tokenizer=settings)
+    assert "bos_token_id is missing, yet that token is added" in refusal(source, tmp_path / "ours")
