@@ -27,7 +27,16 @@ def to_torch(config: ms.Config, params: ms.Params) -> transformers.LlamaForCausa
 
 
 def to_llama(config: ms.Config) -> transformers.LlamaConfig:
-    """The config in transformers' words."""
+    """The config in transformers' words.
+
+    Raises:
+      ValueError: for what its LLaMA does not have.
+    """
+    others = [name for name in ("qk_norm", "unrotated_layers", "sliding_window") if getattr(config, name)]
+    others += ["yarn"] if config.rope.kind == "yarn" else []
+    others += ["output_bias"] if config.output_bias != config.attention_bias else []
+    if others:
+        raise ValueError(f"the config has {', '.join(others)}; transformers' LLaMA has no such thing")
     rope: dict[str, Any] = {"rope_type": config.rope.kind, "rope_theta": config.rope.theta}
     if config.rope.kind != "default":
         rope["factor"] = config.rope.factor

@@ -15,6 +15,7 @@ from msrnn_jax.config import DTYPES, Config
 from msrnn_jax.params import Params, abstract_params
 from msrnn_jax.policies import Policy
 from msrnn_jax.state import POSITION_MODES, LayerState, MultiState
+from msrnn_jax.window import check_windows, most_held
 
 Count = int | np.integer
 Budget = Count | Array | np.ndarray | Sequence[Count | Array]  # one number or one per layer
@@ -118,6 +119,7 @@ def check_state(config: Config, policy: Policy, state: MultiState) -> None:
                 f"state: layer {index} has {heads} KV heads of width {width}; "
                 f"the config has {config.num_kv_heads} of width {config.head_dim}"
             )
+    check_windows(config, state.mode, [layer.num_slots for layer in state.layers])
 
 
 def check_statistics(policy: Policy, rows: int, slots: int) -> None:
@@ -181,16 +183,19 @@ def _shapes(stats: Any) -> Any:
     return tree, [leaf.shape for leaf in leaves]
 
 
-def check_room(policy: Policy, state: MultiState, count: Any) -> None:
-    """Refuses `count` more tokens (a number or one per row) for a policy that forgets nothing, if known not to fit."""
+def check_room(config: Config, policy: Policy, state: MultiState, count: Any) -> None:
+    """Refuses `count` more tokens (a number or one per row) for a policy that forgets nothing, if known not to fit.
+
+    A layer with a sliding window must hold those only that a later query can see.
+    """
     if policy.forgets:
         return
     seen, more = concrete(state.t), concrete(count)
-    for layer in state.layers:
+    for index, layer in enumerate(state.layers):
         budget = concrete(layer.budget)
         if seen is None or more is None or budget is None:
             return
-        needed, room = int(np.max(seen + more)), int(np.min(budget))
+        needed, room = most_held(config, state.mode, index, int(np.max(seen + more))), int(np.min(budget))
         if needed > room:
             raise ValueError(f"budget is {room}, but {policy} forgets nothing and must hold {needed} tokens")
 
@@ -209,7 +214,7 @@ def check_reading(
         length = as_lengths("length", length, tokens.shape[0])
         if length.ndim:
             raise ValueError(f"length has shape {length.shape}; it must be one number, so vmap over a batch")
-    check_room(policy, state, tokens.shape[0] if length is None else length)
+    check_room(config, policy, state, tokens.shape[0] if length is None else length)
     return tokens, length
 
 
@@ -269,7 +274,9 @@ def check_params(config: Config, params: Params, *, dtypes: bool = False) -> Non
         raise ValueError(f"config is {config!r}; it must be a Config")
     wanted, tree = jax.tree_util.tree_flatten_with_path(abstract_params(config))
     if jax.tree.structure(params) != tree:
-        raise ValueError("params do not have the weights that the config describes: layers, biases or tying differ")
+        raise ValueError(
+            "params do not have the weights that the config describes: layers, biases, norms or tying differ"
+        )
     problems = [
         f"{jax.tree_util.keystr(where)} is {leaf.dtype}{list(leaf.shape)}; it must be {want.dtype}{list(want.shape)}"
         for (where, want), leaf in zip(wanted, jax.tree.leaves(params), strict=True)

@@ -14,6 +14,7 @@ from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence import judge
 from msrnn_jax.slots import append, occupy, settle
 from msrnn_jax.state import EMPTY, LayerState, Moment
+from msrnn_jax.window import in_sight, window_in
 
 
 def remember_all(
@@ -33,27 +34,47 @@ def remember_all(
     recurrence over masks and statistics that touches neither weights nor, in the mode "absolute", keys.
     In the other modes it also turns keys to their places (see `Frame`).
     """
+    window = window_in(config, moment, index)
     count, before = moment.token.shape[0], layer
     # What padding is worth has probability 0, and must be finite to count for nothing.
     value = jnp.where((moment.position != EMPTY)[:, None, None], value, jnp.zeros_like(value))
     layer = append(policy, layer, key, value)
     grouped = jnp.moveaxis(query.reshape(count, key.shape[1], -1, query.shape[2]), 0, 1)  # [K, T, G, H]
-    if moment.mode == "absolute":
+    if moment.mode == "absolute" or not config.rotates(index):
         products = match(grouped, layer.keys)  # [K, T, G, M]
-        hold = _foresee if _is_foreseen(policy, moment) else _watch
-        layer, visible = hold(policy, layer, moment, query, products, index)
+        hold = _foresee if _is_foreseen(policy, moment, window) else _watch
+        layer, visible = hold(policy, layer, moment, query, products, index, window)
     else:
         frame = make_frame(config, moment.mode, moment.angles, before, count)
-        layer, visible, products = _walk(config, policy, layer, frame, query, key, moment, index)
+        layer, visible, products = _walk(config, policy, layer, frame, query, key, moment, index, window)
     probs = softmax(products, visible, query.shape[2])
     mixed = jnp.moveaxis(mix(probs, layer.values).astype(query.dtype), 0, 1)  # [T, K, G, H]
     return settle(layer, before.num_slots), mixed.reshape(query.shape)
 
 
-def _is_foreseen(policy: Policy, moment: Moment) -> bool:
+def _is_foreseen(policy: Policy, moment: Moment, window: int | None) -> bool:
     """Whether what will be held can be said without looking at probabilities."""
-    # Where a policy observes, scores may depend on what it did in this chunk.
-    return not moment.forgetting or (policy.static and not policy.observes and policy.recent == 0)
+    # Where a policy observes, scores may depend on what it did in this chunk. Where tokens expire, the order in
+    # which they would go does not say which of them still make others go.
+    static = policy.static and not policy.observes and policy.recent == 0
+    return not moment.forgetting or (static and window is None)
+
+
+def _arrived(layer: LayerState, moment: Moment) -> Int[Array, "#K M"]:
+    """The positions of all candidates, as if all were held."""
+    count = moment.token.shape[0]
+    born = jnp.broadcast_to(moment.position[None], (layer.num_rows, count))
+    return jnp.concatenate([layer.positions[:, :-count], born], axis=1)
+
+
+def _sight(layer: LayerState, moment: Moment, window: int | None) -> Bool[Array, "#K T M"] | None:
+    """What the window lets every token see; None where nothing is held that it hides."""
+    if window is None or moment.forgetting:
+        return None
+    count = moment.token.shape[0]
+    slots = jnp.arange(layer.num_slots - count, layer.num_slots, dtype=jnp.int32)
+    queries = jnp.broadcast_to(slots[None], (layer.num_rows, count))
+    return in_sight(moment.mode, _arrived(layer, moment), queries, window)
 
 
 def _foresee(
@@ -63,12 +84,12 @@ def _foresee(
     query: Float[Array, "T N H"],
     products: Float[Array, "K T G M"],
     index: int,
+    window: int | None,
 ) -> tuple[LayerState, Bool[Array, "#K T M"]]:
     """`_watch` where it is known what every token sees: nothing is left to step over but statistics, if any."""
-    count = moment.token.shape[0]
-    born = jnp.broadcast_to(moment.position[None], (layer.num_rows, count))
-    arrived = jnp.concatenate([layer.positions[:, :-count], born], axis=1)  # if all were held
-    positions, visible = _hold(policy, layer.replace(positions=arrived), moment)
+    arrived, sight = _arrived(layer, moment), _sight(layer, moment, window)
+    positions, present = _hold(policy, layer.replace(positions=arrived), moment)
+    visible = present if sight is None else present & sight
     if not policy.observes:
         return layer.replace(positions=positions), visible
     probs = softmax(products, visible, query.shape[2])  # XLA merges it with that of `remember_all`
@@ -76,10 +97,10 @@ def _foresee(
     def one(stats: Any, row: tuple) -> tuple[Any, None]:
         step, slot, now, over, query = row
         mine = lax.dynamic_index_in_dim(probs, step, axis=1, keepdims=False)  # [K, G, M]
-        seen = lax.dynamic_index_in_dim(visible, step, axis=1, keepdims=False)  # [#K, M]
-        held = layer.replace(positions=jnp.where(seen, arrived, EMPTY), stats=stats)
+        there = lax.dynamic_index_in_dim(present, step, axis=1, keepdims=False)  # [#K, M]
+        held = layer.replace(positions=jnp.where(there, arrived, EMPTY), stats=stats)
         held, _ = _arrive(policy, held, slot, now)
-        return judge(policy, held, mine, query, now.replace(forgetting=False), index, over).stats, None
+        return judge(policy, held, mine, query, now.replace(forgetting=False), index, over, None).stats, None
 
     stats, _ = lax.scan(one, layer.stats, _rows(layer, moment, query))
     return layer.replace(positions=positions, stats=stats), visible
@@ -132,6 +153,7 @@ def _watch(
     query: Float[Array, "T N H"],
     products: Float[Array, "K T G M"],
     index: int,
+    window: int | None,
 ) -> tuple[LayerState, Bool[Array, "#K T M"]]:
     """What every token sees, by stepping over masks and statistics, and what is held after the last.
 
@@ -144,7 +166,7 @@ def _watch(
         mine = lax.dynamic_index_in_dim(products, step, axis=1, keepdims=False)  # [K, G, M]
         positions, stats = carry
         held, visible = _arrive(policy, layer.replace(positions=positions, stats=stats), slot, now)
-        held = judge(policy, held, softmax(mine, visible, query.shape[1]), query, now, index, over)
+        held = judge(policy, held, softmax(mine, visible, query.shape[1]), query, now, index, over, window)
         return (held.positions, held.stats), visible
 
     (positions, stats), visible = lax.scan(one, (layer.positions, layer.stats), _rows(layer, moment, query))
@@ -160,17 +182,21 @@ def _walk(
     key: Float[Array, "T K H"],
     moment: Moment,
     index: int,
+    window: int | None,
 ) -> tuple[LayerState, Bool[Array, "#K T M"], Float[Array, "K T G M"]]:
     """`_watch` where places depend on what is held: products of queries and keys are computed row by row."""
+    sight = _sight(layer, moment, window)
 
     def one(carry: tuple[Array, Any, Frame], row: tuple) -> tuple[tuple[Array, Any, Frame], tuple[Array, Array]]:
-        (_, slot, now, over, query), key = row
+        (step, slot, now, over, query), key = row
         positions, stats, frame = carry
         held, visible = _arrive(policy, layer.replace(positions=positions, stats=stats), slot, now)
+        if sight is not None:
+            visible = visible & lax.dynamic_index_in_dim(sight, step, axis=1, keepdims=False)
         grouped = query.reshape(key.shape[0], -1, query.shape[1])  # [K, G, H]
         frame, turned = enter(config, moment.mode, frame, slot, grouped, key, now.position)
         mine = match(turned, frame.keys)  # [K, G, M]
-        after = judge(policy, held, softmax(mine, visible, query.shape[1]), query, now, index, over)
+        after = judge(policy, held, softmax(mine, visible, query.shape[1]), query, now, index, over, window)
         frame = leave(config, moment.mode, frame, held.positions, after.positions)
         return (after.positions, after.stats, frame), (visible, mine)
 
@@ -185,7 +211,7 @@ def _rows(layer: LayerState, moment: Moment, query: Float[Array, "T N H"]) -> tu
     """What each step over a chunk is told: its number, its slot, the token, which rows will hold too many, the query.
 
     How many are held before each token is known: one more for every token up to the budget, and if there were
-    more from the start, as many as then.
+    more from the start, as many as then. Where tokens expire it is not, and `judge` counts.
     """
     steps = jnp.arange(moment.token.shape[0], dtype=jnp.int32)
     before = (layer.positions != EMPTY).sum(axis=1, dtype=jnp.int32)[None]  # [1, #K]

@@ -11,7 +11,7 @@ import jax
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 MAX_LAYERS = 10_000  # a program has code for every one, so a damaged number must not get far
-ROPE_KINDS = ("default", "linear", "llama3")
+ROPE_KINDS = ("default", "linear", "llama3", "yarn")
 
 
 class _Record:
@@ -19,7 +19,8 @@ class _Record:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
-        return dataclasses.asdict(self)  # pyright: ignore[reportArgumentType]
+        fields = dataclasses.asdict(self)  # pyright: ignore[reportArgumentType]
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 
 def _check_keys(cls: type, fields: Mapping[str, Any]) -> None:
@@ -55,7 +56,10 @@ class Rope(_Record):
 
     `linear` divides every frequency by `factor` (Chen et al., 2023, arXiv:2306.15595); `llama3` divides
     the low ones only, blending between wavelengths `original_length / high_freq_factor` and
-    `original_length / low_freq_factor` (Llama 3.1).
+    `original_length / low_freq_factor` (Llama 3.1). `yarn` (Peng et al., 2023, arXiv:2309.00071) divides the
+    frequencies of pairs that turn less than `beta_slow` times within `original_length`, leaves those that turn more
+    than `beta_fast` times, blends linearly over the pairs between them (whole pairs, with `truncate`), and
+    multiplies cosines and sines by `attention_factor`, by default 0.1 ln(factor) + 1.
     """
 
     theta: float = 10000.0
@@ -64,18 +68,29 @@ class Rope(_Record):
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_length: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    truncate: bool = True
 
     def __post_init__(self):
         _require(Rope, "kind", self.kind, f"one of {', '.join(ROPE_KINDS)}", self.kind in ROPE_KINDS)
-        for name in ("theta", "factor", "low_freq_factor", "high_freq_factor"):
+        for name in ("theta", "factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"):
             value = getattr(self, name)
             _require(Rope, name, value, "a positive number", _is_positive(value))
+        good = self.attention_factor is None or _is_positive(self.attention_factor)
+        _require(Rope, "attention_factor", self.attention_factor, "a positive number or None", good)
+        _require(Rope, "truncate", self.truncate, "true or false", isinstance(self.truncate, bool))
         _require(Rope, "original_length", self.original_length, "a positive integer", _is_count(self.original_length))
         if self.kind == "llama3":
             rule = f"more than low_freq_factor ({self.low_freq_factor})"
             _require(
                 Rope, "high_freq_factor", self.high_freq_factor, rule, self.high_freq_factor > self.low_freq_factor
             )
+        if self.kind == "yarn":
+            _require(Rope, "theta", self.theta, "more than 1", self.theta > 1)
+            rule = f"at least beta_slow ({self.beta_slow})"
+            _require(Rope, "beta_fast", self.beta_fast, rule, self.beta_fast >= self.beta_slow)
 
 
 @jax.tree_util.register_static
@@ -95,8 +110,13 @@ class Config(_Record):
       norm_eps: added to the mean square in RMSNorm.
       rope: rotary settings.
       tied_embeddings: the unembedding is the embedding.
-      attention_bias: q, k, v and output projections have biases.
+      attention_bias: q, k and v projections have biases.
+      output_bias: the output projection of attention has one.
       mlp_bias: gate, up and down projections have biases.
+      qk_norm: every head's query and key are normalised (RMSNorm over H) before they are rotated.
+      unrotated_layers: layers without rotary positions, whatever the position mode; ascending.
+      sliding_window: W, tokens that a query of a sliding layer sees, itself included, at least 2; None: all.
+      sliding_layers: the layers that this applies to, ascending; None: all.
       dtype: of weights and, unless `init_state` says otherwise, of keys and values.
     """
 
@@ -112,7 +132,12 @@ class Config(_Record):
     rope: Rope = Rope()
     tied_embeddings: bool = False
     attention_bias: bool = False
+    output_bias: bool = False
     mlp_bias: bool = False
+    qk_norm: bool = False
+    unrotated_layers: tuple[int, ...] = ()
+    sliding_window: int | None = None
+    sliding_layers: tuple[int, ...] | None = None
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -133,14 +158,37 @@ class Config(_Record):
         _require(Config, "head_dim", self.head_dim, "even", self.head_dim % 2 == 0)
         _require(Config, "norm_eps", self.norm_eps, "a positive number", _is_positive(self.norm_eps))
         _require(Config, "rope", self.rope, "a Rope", isinstance(self.rope, Rope))
-        for name in ("tied_embeddings", "attention_bias", "mlp_bias"):
+        for name in ("tied_embeddings", "attention_bias", "output_bias", "mlp_bias", "qk_norm"):
             _require(Config, name, getattr(self, name), "true or false", isinstance(getattr(self, name), bool))
         _require(Config, "dtype", self.dtype, f"one of {', '.join(DTYPES)}", self.dtype in DTYPES)
+        self._check_layers("unrotated_layers", self.unrotated_layers)
+        window = self.sliding_window
+        good = window is None or (_is_count(window) and window >= 2)
+        _require(Config, "sliding_window", window, "a whole number of at least 2, or None", good)
+        if self.sliding_layers is not None:
+            self._check_layers("sliding_layers", self.sliding_layers)
+            good = window is not None and len(self.sliding_layers) > 0
+            _require(Config, "sliding_layers", self.sliding_layers, "None, or layers with a sliding_window", good)
+
+    def _check_layers(self, name: str, layers: Any) -> None:
+        good = isinstance(layers, tuple) and all(type(layer) is int for layer in layers)
+        good = good and list(layers) == sorted(set(layers)) and set(layers) <= set(range(self.num_layers))
+        rule = f"a tuple of layers from 0 to {self.num_layers - 1}, ascending and distinct"
+        _require(Config, name, layers, rule, good)
 
     @property
     def group_size(self) -> int:
         """G, query heads that share one key/value head."""
         return self.num_heads // self.num_kv_heads
+
+    def rotates(self, layer: int) -> bool:
+        """Whether queries and keys of a layer are rotated."""
+        return layer not in self.unrotated_layers
+
+    def window_of(self, layer: int) -> int | None:
+        """How many tokens a query of a layer sees at most, itself included; None where it sees all."""
+        slides = self.sliding_layers is None or layer in self.sliding_layers
+        return self.sliding_window if slides else None
 
     def replace(self, **changes: Any) -> "Config":
         """A copy with some fields changed, validated again."""
@@ -158,7 +206,12 @@ class Config(_Record):
         if isinstance(rope, Mapping):
             _check_keys(Rope, rope)
             rope = Rope(**rope)
-        return cls(**{**fields, "rope": rope})
+        layers = {
+            name: tuple(fields[name])
+            for name in ("unrotated_layers", "sliding_layers")
+            if isinstance(fields.get(name), list)  # JSON has no tuples
+        }
+        return cls(**{**fields, **layers, "rope": rope})
 
     @classmethod
     def from_json(cls, text: str) -> "Config":

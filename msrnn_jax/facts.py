@@ -13,6 +13,7 @@ from msrnn_jax.params import abstract_params
 from msrnn_jax.policies import Policy
 from msrnn_jax.sizes import largest_batch, part_sizes, state_bytes, tree_bytes, working_bytes
 from msrnn_jax.tokenizer import TOKENIZER_FILE, load_tokenizer
+from msrnn_jax.window import room_for
 
 POLICIES = ("full", "tova")
 BUDGETS = (64, 128, 256, 512, 1024, 2048)
@@ -31,8 +32,8 @@ def facts_of(
 
     Args:
       memory: bytes that weights and states may take.
-      policies: one that forgets nothing has room for the model's context length, whatever the
-        budgets.
+      policies: one that forgets nothing has room for the model's context length, or its sliding window,
+        whatever the budgets.
       dtype: of weights and states; by default the checkpoint's.
 
     Raises:
@@ -50,7 +51,7 @@ def facts_of(
         "states": [
             _state(config, policy, budget, memory - weights)
             for policy in policies
-            for budget in (budgets if policy.forgets else [config.max_length])
+            for budget in (budgets if policy.forgets else [room_for(config, "absolute", config.max_length)])
         ],
         "tokenizer": _tokenizer(checkpoint),
         "source": _source(checkpoint),

@@ -15,7 +15,7 @@ from msrnn_jax.moves import rows_of
 from msrnn_jax.params import LayerParams, Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence import remember
-from msrnn_jax.rotary import angles_for, rotate
+from msrnn_jax.rotary import angles_for, query_scale, rotate
 from msrnn_jax.state import EMPTY, LayerState, Moment, MultiState
 
 Block = Callable[[Policy, LayerState, Array, Moment], tuple[LayerState, Array]]
@@ -27,7 +27,8 @@ def step(
     """One step of the recurrence: the model reads one token.
 
     In every layer the token is written into a free slot, attends to every held slot, itself included, and
-    the policy forgets one slot if more than `budget` are then held. Pure; batch it with `vmap`, run it over
+    the policy forgets one slot if more than `budget` are then held. In a layer with a sliding window of W tokens
+    a token that no later query can see is freed before that (see `remember`). Pure; batch it with `vmap`, run it over
     time with `lax.scan`, differentiate it with respect to `params`.
 
     Args:
@@ -115,10 +116,13 @@ def decoder_layer(
 ) -> tuple[LayerState, Float[Array, "*T D"]]:
     """One decoder layer, itself a multi-state RNN: (layer state, x) -> (layer state, x)."""
     query, key, value = project_heads(config, weights, x)
-    if moment.mode == "absolute":
-        assert moment.angles is not None
-        cos, sin = (angle[..., None, :] for angle in moment.angles)  # [*T, 1, H / 2]
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+    if config.rotates(index):
+        scale = query_scale(config.rope)
+        query = query if scale == 1.0 else query * scale
+        if moment.mode == "absolute":
+            assert moment.angles is not None
+            cos, sin = (angle[..., None, :] for angle in moment.angles)  # [*T, 1, H / 2]
+            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
     query, key = query.astype(x.dtype), key.astype(x.dtype)
     recall = remember_all if moment.token.ndim else remember
     layer, mixed = recall(config, policy, layer, query, key, value, moment, index)
@@ -134,6 +138,8 @@ def project_heads(
     query = project("...d,dnh->...nh", x, weights.query, weights.query_bias, wide(x.dtype))
     key = project("...d,dkh->...kh", x, weights.key, weights.key_bias, wide(x.dtype))
     value = project("...d,dkh->...kh", x, weights.value, weights.value_bias)
+    if weights.query_norm is not None and weights.key_norm is not None:
+        query, key = rms_norm(config, query, weights.query_norm), rms_norm(config, key, weights.key_norm)
     return query, key, value
 
 

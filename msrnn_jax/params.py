@@ -11,7 +11,7 @@ from msrnn_jax.config import Config
 
 
 class LayerParams(struct.PyTreeNode):
-    """One decoder layer. A bias is None where the config has none."""
+    """One decoder layer. A bias, or a norm of queries and keys, is None where the config has none."""
 
     attention_norm: Array  # [D]
     query: Array  # [D, N, H]
@@ -26,6 +26,8 @@ class LayerParams(struct.PyTreeNode):
     key_bias: Array | None = None  # [K, H]
     value_bias: Array | None = None  # [K, H]
     output_bias: Array | None = None  # [D]
+    query_norm: Array | None = None  # [H]
+    key_norm: Array | None = None  # [H]
     gate_bias: Array | None = None  # [F]
     up_bias: Array | None = None  # [F]
     down_bias: Array | None = None  # [D]
@@ -45,7 +47,7 @@ def axes(config: Config) -> Params:
 
     Shapes, initial values, checkpoints and sharding names are all read off this tree.
     """
-    attention, mlp = config.attention_bias, config.mlp_bias
+    attention, mlp, norm = config.attention_bias, config.mlp_bias, config.qk_norm
     layer: Any = LayerParams(  # strings stand where arrays will
         **{
             "attention_norm": "D",
@@ -60,7 +62,9 @@ def axes(config: Config) -> Params:
             "query_bias": "NH" if attention else None,
             "key_bias": "KH" if attention else None,
             "value_bias": "KH" if attention else None,
-            "output_bias": "D" if attention else None,
+            "output_bias": "D" if config.output_bias else None,
+            "query_norm": "H" if norm else None,
+            "key_norm": "H" if norm else None,
             "gate_bias": "F" if mlp else None,
             "up_bias": "F" if mlp else None,
             "down_bias": "D" if mlp else None,

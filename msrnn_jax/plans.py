@@ -17,6 +17,7 @@ from msrnn_jax.segments import Segments, cut_documents
 from msrnn_jax.sweep import check_settings
 from msrnn_jax.texts import read_documents
 from msrnn_jax.tokenizer import load_tokenizer
+from msrnn_jax.window import room_for
 
 LIBRARIES = ("msrnn_jax", "flax", "builtins")  # whose versions stand in the results
 
@@ -30,7 +31,8 @@ class Settings:
       texts: paths as in `read_documents`; none for the default text.
       field: of a JSON row that holds its text.
       policies: as text.
-      budgets: multi-state sizes; a policy that forgets nothing is measured once, with room for a whole segment.
+      budgets: multi-state sizes; a policy that forgets nothing is measured once, with room for a whole segment, or
+        for what windows let a query see of it.
       segment: tokens of a segment.
       segments: measure the first ones only; 0 measures all.
       batch: rows run at once; None: as many as fit.
@@ -108,7 +110,7 @@ def make_plans(settings: Settings, inputs: Inputs) -> list[Plan]:
     if settings.fidelity and Full() not in policies:
         policies.insert(0, Full())
     lengths = inputs.segments.lengths
-    everything = [int(lengths.max()) - 1]
+    everything = [room_for(inputs.config, settings.positions, int(lengths.max()) - 1)]
     budgets = list(dict.fromkeys(settings.budgets))
     plans = [Plan(policy, budgets if policy.forgets else everything, _code_of(policy)) for policy in policies]
     for plan in plans:

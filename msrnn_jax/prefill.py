@@ -17,6 +17,7 @@ from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.slots import cut, grow
 from msrnn_jax.state import MultiState
+from msrnn_jax.window import expire
 
 PROMPT_MODES = ("stepwise", "oneshot")
 
@@ -38,8 +39,9 @@ def prefill(
       tokens: padded on the right; padding writes nothing and advances nothing.
       length: how many of the tokens are real, from 1; by default all.
       mode: "stepwise" is the recurrence, T steps. "oneshot" is the authors' `generate`: from an empty state,
-        full attention over the whole prompt, the policy observing every row, then one cut to the budget
-        (under `jit`, where nobody can see that a state is not empty, over what it holds as well).
+        full attention over the whole prompt (within the window, in layers that have one), the policy observing
+        every row, then one cut to the budget, before which goes what no later query can see (under `jit`, where
+        nobody can see that a state is not empty, over what it holds as well).
       chunk: as in `extend`.
 
     Returns:
@@ -74,7 +76,10 @@ def _prefill(
         state = state.replace(layers=tuple(grow(policy, layer, tokens.shape[0]) for layer in state.layers))
     state, x, _ = read(config, policy, params, state, tokens, None, length, chunk=chunk, forgetting=not oneshot)
     if oneshot:
-        layers = [keep_best(policy, layer, state.t) for layer in state.layers]
+        layers = []
+        for index, layer in enumerate(state.layers):
+            window = None if state.mode == "cache" else config.window_of(index)
+            layers.append(keep_best(policy, layer if window is None else expire(layer, window, state.t), state.t))
         state = state.replace(layers=tuple(map(cut, layers, slots)))
     return state, unembed(config, params, x)
 

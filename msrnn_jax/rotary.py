@@ -22,12 +22,33 @@ def inverse_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
     frequency = rope.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)  # [H / 2]
     if rope.kind == "linear":
         return frequency / rope.factor
+    if rope.kind == "yarn":
+        low, high = (_pair_that_turns(rope, head_dim, times) for times in (rope.beta_fast, rope.beta_slow))
+        if rope.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, head_dim - 1)
+        ramp = (np.arange(head_dim // 2) - low) / (high - low if high != low else 0.001)
+        divided = np.clip(ramp, 0.0, 1.0)
+        return divided * frequency / rope.factor + (1 - divided) * frequency
     if rope.kind == "llama3":
         turns = rope.original_length * frequency / (2 * math.pi)  # full rotations within the original length
         blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
         blend = np.clip(blend, 0.0, 1.0)  # 0: slow, divided; 1: fast, unchanged
         return blend * frequency + (1 - blend) * frequency / rope.factor
     return frequency
+
+
+def _pair_that_turns(rope: Rope, head_dim: int, times: float) -> float:
+    """The number of the pair, not whole, that would turn so many times within the original length."""
+    return head_dim * math.log(rope.original_length / (2 * math.pi * times)) / (2 * math.log(rope.theta))
+
+
+def query_scale(rope: Rope) -> float:
+    """What products of rotated queries and keys are multiplied by: "yarn" lengthens both by its factor."""
+    if rope.kind != "yarn":
+        return 1.0
+    factor = rope.attention_factor
+    return (0.1 * math.log(max(rope.factor, 1.0)) + 1.0 if factor is None else factor) ** 2
 
 
 def rotation(

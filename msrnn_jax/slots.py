@@ -24,6 +24,7 @@ from msrnn_jax.config import Config
 from msrnn_jax.moves import leading, put, slots_of
 from msrnn_jax.policies import Policy
 from msrnn_jax.state import EMPTY, POSITION_MODES, LayerState, MultiState
+from msrnn_jax.window import check_windows
 
 
 def init_state(
@@ -49,7 +50,8 @@ def init_state(
 
     Raises:
       ValueError: for a budget below 1, above slots - 1 or below what the policy protects, for missing
-        slots, for an unknown position mode or dtype.
+        slots, for an unknown position mode or dtype, and for one that a sliding window rules out: "gap", and
+        "cache" with more than W slots.
     """
     check_policy(policy)
     if positions not in POSITION_MODES:
@@ -57,6 +59,7 @@ def init_state(
     budgets = layer_budgets(config.num_layers, budget)
     check_protection(policy, budgets)
     slots = _num_slots(budgets, slots)
+    check_windows(config, positions, [slots] * config.num_layers)
     rows = 1 if policy.scope == "layer" else config.num_kv_heads
     check_statistics(policy, rows, slots)
     cache = (config.num_kv_heads, slots, config.head_dim)

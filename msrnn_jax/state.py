@@ -17,7 +17,7 @@ class LayerState(struct.PyTreeNode):
     every KV head forgets for itself.
     """
 
-    keys: Array  # [K, S, H], rotated to their true position in the mode "absolute", else not rotated
+    keys: Array  # [K, S, H], rotated to their true position in the mode "absolute" (if the layer is), else not rotated
     values: Array  # [K, S, H]
     positions: Array  # [#K, S] int32, EMPTY where the slot is free
     stats: Any  # the policy's, leaves [#K, S, ...]
@@ -43,7 +43,9 @@ class MultiState(struct.PyTreeNode):
 class View(struct.PyTreeNode):
     """What one layer shows a policy right after the newest token's attention.
 
-    Slots that are free have position EMPTY and probability 0; their keys and values hold anything.
+    Slots that are free have position EMPTY and probability 0; their keys and values hold anything. A token outside a
+    sliding window has probability 0 while a prompt is read in the mode "oneshot"; else it is held no more. With the
+    rope "yarn" queries are scaled, see `rotary.query_scale`.
     """
 
     probs: Array  # [K, G, S] attention probabilities of the newest token, at least float32

@@ -21,6 +21,7 @@ from msrnn_jax.slots import init_state
 from msrnn_jax.state import MultiState
 from msrnn_jax.survival import STILL_HELD, begin, follow, follow_oneshot
 from msrnn_jax.tokenizer import Tokenizer
+from msrnn_jax.window import room_for
 
 BLOCK = 64  # tokens between two reports, and between two chances for ctrl-C
 
@@ -66,14 +67,14 @@ def make_settings(
     """The settings and the state they start from, everything checked before the weights are read.
 
     Args:
-      budget: None for 64, or for all tokens where the policy forgets nothing.
+      budget: None for 64, or for all tokens that a later one can see where the policy forgets nothing.
       prompt: tokens of the prompt.
     """
     check_mode(mode)
     count = prompt + whole("max_new_tokens", max_new_tokens, 0)
-    size = budget if budget is not None else 64 if policy.forgets else count
+    size = budget if budget is not None else 64 if policy.forgets else room_for(config, positions, count)
     empty = init_state(config, policy, size, positions=positions)
-    check_room(policy, empty, count)
+    check_room(config, policy, empty, count)
     return Settings(policy, size, mode, positions, max_new_tokens), empty
 
 

@@ -17,6 +17,7 @@ from msrnn_jax.policies import Policy
 from msrnn_jax.readers import read_losses
 from msrnn_jax.slots import init_state
 from msrnn_jax.state import EMPTY, MultiState
+from msrnn_jax.window import room_for
 
 
 class Row(NamedTuple):
@@ -45,7 +46,7 @@ def check_settings(
     config: Config, policy: Policy, lengths: np.ndarray, budgets: Sequence[int], *, positions: str = "absolute"
 ) -> None:
     """Raises what reading rows would, before any work and without any memory for states."""
-    needed = int(lengths.max()) - 1
+    needed = room_for(config, positions, int(lengths.max()) - 1)
     for budget in budgets:
         jax.eval_shape(partial(init_state, config, policy, budget, positions=positions))
         if not policy.forgets and budget < needed:

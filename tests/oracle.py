@@ -92,11 +92,15 @@ def run(
     for t, token in enumerate(tokens):
         x = weights.embedding[int(token)]  # [D]
         scores = []
-        for layer, rows, limit in zip(weights.layers, state, budgets, strict=True):
+        for index, (layer, rows, limit) in enumerate(zip(weights.layers, state, budgets, strict=True)):
             seen = norm(config, x, layer.attention_norm)
-            x = x + attention(config, layer, rows, heads_of_row, seen, t, positions)
+            x = x + attention(config, index, layer, rows, heads_of_row, seen, t, positions)
             x = x + mlp(layer, norm(config, x, layer.mlp_norm))
             limit = limit if t >= oneshot - 1 else t + 1
+            window = window_of(config, index)
+            if t >= oneshot - 1 and positions == "absolute":  # the query at t + 1 sees what is less than W behind it
+                for row in rows:
+                    row[:] = [memory for memory in row if t + 1 - memory.position < window]
             scores.append([forget(settings, number, row, t, limit) for number, row in enumerate(rows)])
         logits = norm(config, x, weights.final_norm) @ weights.unembedding
         kept = [[sorted(memory.position for memory in row) for row in rows] for rows in state]
@@ -117,8 +121,15 @@ def freed(moments: list[Moment]) -> list[list[list[int | None]]]:
     ]
 
 
+def window_of(config: "Config", index: int) -> float:
+    """How many tokens a query of a layer sees, itself included."""
+    slides = config.sliding_layers is None or index in config.sliding_layers
+    return config.sliding_window if slides and config.sliding_window is not None else math.inf
+
+
 def attention(
     config: "Config",
+    index: int,
     layer: SimpleNamespace,
     rows: list[list[Memory]],
     heads_of_row: list[list[int]],
@@ -127,20 +138,24 @@ def attention(
     positions: str,
 ) -> np.ndarray:
     """Writes the token, attends to all that is held, and notes in each memory what it received; [D]."""
-    queries, keys, values = projections(layer, x)  # [N, H], [K, H], [K, H]
+    queries, keys, values = projections(config, layer, x)  # [N, H], [K, H], [K, H]
+    rotated = index not in config.unrotated_layers
     mixed = np.zeros_like(queries)  # [N, H]
     for row, kv_heads in zip(rows, heads_of_row, strict=True):
         row.append(Memory(t, keys, values))
         # A row's tokens may all have moved since the last step, so every key is rotated anew.
         places = places_of(row, positions)
-        turned_queries = rotate(config, queries, places[t])  # [N, H]
-        turned_keys = [rotate(config, memory.key, places[memory.position]) for memory in row]  # each [K, H]
+        turned_queries, turned_keys = queries, [memory.key for memory in row]  # [N, H], each [K, H]
+        if rotated:
+            turned_queries = rotate(config, queries, places[t])
+            turned_keys = [rotate(config, memory.key, places[memory.position]) for memory in row]
+        hidden = np.array([places[t] - places[memory.position] >= window_of(config, index) for memory in row])
         received = []  # one [len(row)] per query head of the row
         for n in range(config.num_heads):
             k = n // config.group_size
             if k in kv_heads:
                 products = np.array([turned_queries[n] @ key[k] for key in turned_keys])
-                probs = softmax(products / math.sqrt(config.head_dim))
+                probs = softmax(np.where(hidden, -np.inf, products / math.sqrt(config.head_dim)))
                 for prob, memory in zip(probs, row, strict=True):
                     mixed[n] += prob * memory.value[k]
                 received.append(probs)
@@ -237,12 +252,14 @@ def full_logits(config: "Config", params: "Params", tokens: Sequence[int]) -> np
     x = weights.embedding[np.asarray(tokens)]  # [T, D]
     times = np.arange(len(x))
     future = times[None, :] > times[:, None]  # [T, T], query by key
-    for layer in weights.layers:
-        queries, keys, values = projections(layer, norm(config, x, layer.attention_norm))
-        queries, keys = rotate(config, queries, times), rotate(config, keys, times)
+    for index, layer in enumerate(weights.layers):
+        queries, keys, values = projections(config, layer, norm(config, x, layer.attention_norm))
+        if index not in config.unrotated_layers:
+            queries, keys = rotate(config, queries, times), rotate(config, keys, times)
+        unseen = future | (times[:, None] - times[None, :] >= window_of(config, index))
         keys, values = (np.repeat(heads, config.group_size, axis=1) for heads in (keys, values))  # [T, N, H]
         products = np.einsum("tnh,snh->nts", queries, keys) / np.sqrt(config.head_dim)
-        probs = softmax(np.where(future, -np.inf, products))  # [N, T, T]
+        probs = softmax(np.where(unseen, -np.inf, products))  # [N, T, T]
         mixed = np.einsum("nts,snh->tnh", probs, values)
         x = x + plus(np.einsum("tnh,nhd->td", mixed, layer.output), layer.output_bias)
         x = x + mlp(layer, norm(config, x, layer.mlp_norm))
@@ -252,26 +269,46 @@ def full_logits(config: "Config", params: "Params", tokens: Sequence[int]) -> np
 # The parts that see one token at a time; x is [D] or [T, D], `place` accordingly.
 
 
-def projections(layer: SimpleNamespace, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def projections(config: "Config", layer: SimpleNamespace, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Query [..., N, H] and key [..., K, H], neither rotated, and value [..., K, H]."""
     query = plus(np.einsum("...d,dnh->...nh", x, layer.query), layer.query_bias)
     key = plus(np.einsum("...d,dkh->...kh", x, layer.key), layer.key_bias)
     value = plus(np.einsum("...d,dkh->...kh", x, layer.value), layer.value_bias)
+    if config.qk_norm:
+        query, key = norm(config, query, layer.query_norm), norm(config, key, layer.key_norm)
     return query, key, value
 
 
 def rotate(config: "Config", heads: np.ndarray, place: float | np.ndarray) -> np.ndarray:
-    """Turns each pair (i, i + H/2) by the angle place * frequency_i."""
+    """Turns each pair (i, i + H/2) by the angle place * frequency_i; yarn also makes it longer."""
     angle = np.multiply.outer(place, frequencies(config))[..., None, :]  # [..., 1, H/2]
     first, second = np.split(heads, 2, axis=-1)
-    cos, sin = np.cos(angle), np.sin(angle)
+    cos, sin = np.cos(angle) * lengthening(config), np.sin(angle) * lengthening(config)
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def lengthening(config: "Config") -> float:
+    rope = config.rope
+    if rope.kind != "yarn":
+        return 1.0
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    return 1.0 if rope.factor <= 1 else 0.1 * math.log(rope.factor) + 1
+
+
+def turning(config: "Config", turns: float) -> float:
+    """The i, not whole, of a pair that turns so often within the original length: L theta^(-2i/H) = 2 pi turns."""
+    return math.log(config.rope.original_length / (2 * math.pi * turns), config.rope.theta) * config.head_dim / 2
 
 
 def frequencies(config: "Config") -> np.ndarray:
     """Radians per position of each rotated pair; [H/2]."""
     rope = config.rope
     result = []
+    fast, slow = (turning(config, turns) for turns in (rope.beta_fast, rope.beta_slow))
+    if rope.truncate:
+        fast, slow = math.floor(fast), math.ceil(slow)
+    fast, slow = max(fast, 0), min(slow, config.head_dim - 1)
     for i in range(config.head_dim // 2):
         frequency = rope.theta ** (-2 * i / config.head_dim)
         if rope.kind == "linear":
@@ -283,6 +320,10 @@ def frequencies(config: "Config") -> np.ndarray:
             elif turns <= rope.high_freq_factor:
                 smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
                 frequency = (1 - smooth) * frequency / rope.factor + smooth * frequency
+        elif rope.kind == "yarn":
+            if i > fast:
+                slowness = min((i - fast) / (slow - fast), 1) if slow > fast else 1
+                frequency = (1 - slowness) * frequency + slowness * frequency / rope.factor
         result.append(frequency)
     return np.array(result)
 
