@@ -35,6 +35,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
     "attention.temperature_scale": (0.0,),
     "rope.scaling.attn_factor": (1.0,),
+    "rope.scaling.yarn_ext_factor": (1.0,),
     "tensor_data_layout": ("Meta AI original pth",),  # a note on where the file came from
 }
 KNOWN = {*COUNTS, EPSILON, WINDOW, *OTHERS, *KEYS, *FIXED}
@@ -85,7 +86,7 @@ def read_config(metadata: Mapping[str, Any], vocab_size: int | None, problems: l
 
 def _read_counts(
     metadata: Mapping[str, Any], name: str, vocab_size: int | None, problems: list[str]
-) -> dict[str, int] | None:
+) -> dict[str, Any] | None:
     """The sizes by our names; None if one is missing or wrong."""
 
     def read(field: str, default: int | None = None) -> Any:

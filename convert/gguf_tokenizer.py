@@ -124,11 +124,13 @@ def _build(vocabulary: Vocabulary) -> str:
 
 
 def _byte_level(vocabulary: Vocabulary) -> Tokenizer:
-    merges = [tuple(merge.split(" ")) for merge in vocabulary.merges]
     numbers = {token: number for number, token in enumerate(vocabulary.tokens)}
-    for merge in merges:
-        if len(merge) != 2 or not {*merge, "".join(merge)} <= numbers.keys():
-            raise ValueError(f"merge {shown(' '.join(merge))} does not join two tokens into a third")
+    merges = []
+    for merge in vocabulary.merges:
+        left, _, right = merge.partition(" ")
+        if not {left, right, left + right} <= numbers.keys():
+            raise ValueError(f"merge {shown(merge)} does not join two tokens into a third")
+        merges.append((left, right))
     words = WORDS[vocabulary.pre or ""]
     tokenizer = Tokenizer(models.BPE(vocab=numbers, merges=merges, ignore_merges=words.whole))
     tokenizer.pre_tokenizer = words.pre_tokenizer()

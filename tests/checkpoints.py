@@ -206,6 +206,8 @@ def gguf_metadata(**changes: Any) -> dict[str, Any]:
     return {f"llama.{key.replace('__', '.')}": value for key, value in fields.items()}
 
 
+NUMPY_KINDS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I8": np.int8}  # the rest is quantised
+
 # Metadata of tokenizers.
 ALPHABET = ["Ġ", "h", "i", "1", "2", "3", "!", "Ċ", "o", "w"]
 BYTE_LEVEL = {
@@ -260,8 +262,8 @@ def write_gguf(
         ggml = gguf.GGMLQuantizationType[store]
         if tensor.dtype == np.uint8:  # blocks, as they are
             writer.add_tensor(name, tensor, raw_dtype=ggml)
-        elif store in ("F64", "F32", "F16"):
-            writer.add_tensor(name, tensor.astype({"F64": np.float64, "F32": np.float32, "F16": np.float16}[store]))
+        elif store in NUMPY_KINDS:
+            writer.add_tensor(name, tensor.astype(NUMPY_KINDS[store]))
         else:
             writer.add_tensor(name, gguf.quantize(tensor, ggml), raw_dtype=ggml)
     writer.write_header_to_file()

@@ -116,7 +116,7 @@ def test_a_gguf_without_a_tokenizer_is_converted_and_that_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("base", "settings", "text"),
     [
-        (BYTE_LEVEL, {"tokenizer.ggml.pre": "tekken"}, "pre 'tekken' (must be one of default, gpt-2,"),
+        (BYTE_LEVEL, {"tokenizer.ggml.pre": "gemma4"}, "pre 'gemma4' (must be one of default, gpt-2,"),
         (BYTE_LEVEL, {"tokenizer.ggml.merges": ["h o"]}, "merge 'h o' does not join two tokens into a third"),
         (BYTE_LEVEL, {"tokenizer.ggml.merges": ["h"]}, "merge 'h' does not join two tokens into a third"),
         (BYTE_LEVEL, {"tokenizer.ggml.eos_token_id": 99}, "tokenizer.ggml.eos_token_id is 99; it must be below 19"),
