@@ -114,6 +114,8 @@ def _read_counts(
             for field in ("attention.value_length", "rope.dimension_count")
             if read(field, head_dim) != head_dim
         ]
+    if counts["vocab_size"] is None:
+        wrong.append(f"missing key '{name}.vocab_size', and there is no embedding to tell it")
     problems += wrong
     if wrong or None in counts.values():
         return None
