@@ -252,9 +252,13 @@ def write_gguf(
     kinds: dict[str, str] | None = None,
     tokenizer: dict[str, Any] | None = None,
     architecture: str = "llama",
+    split_max_tensors: int = 0,
 ) -> Path:
-    """A GGUF file; matrices are stored as `kind`, or as `kinds` says by tensor name, the rest as F32."""
-    writer = gguf.GGUFWriter(path, architecture)
+    """A GGUF file; matrices are stored as `kind`, or as `kinds` says by tensor name, the rest as F32.
+
+    With `split_max_tensors`, several files of at most so many tensors, the metadata in the first.
+    """
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split_max_tensors)
     for key, value in {**(gguf_metadata() if metadata is None else metadata), **(tokenizer or {})}.items():
         _add(writer, key, value)
     for name, tensor in (to_gguf(make_weights()) if tensors is None else tensors).items():
