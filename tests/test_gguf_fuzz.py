@@ -12,7 +12,7 @@ from checkpoints import BYTE_LEVEL, SENTENCEPIECE, write_gguf
 
 from convert.gguf_file import read_gguf
 
-CASES = 1200  # of each file
+CASES = 700  # of each file
 EXTREMES = [0, 1, 2**7, 2**8 - 1, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
 TEMPLATE = {"tokenizer.chat_template": "{{ messages }}", "general.alignment": 32, "general.tags": ["a", "b"]}
 SIZES = {

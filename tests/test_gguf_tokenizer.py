@@ -1,6 +1,8 @@
 """convert: the tokenizer in a GGUF file, and what is wrong with it."""
 
 import json
+import math
+import time
 
 import pytest
 from checkpoints import BYTE_LEVEL, PIECES, SENTENCEPIECE, V, write_gguf
@@ -8,11 +10,17 @@ from converted import refusal
 from tokenizers import Tokenizer
 
 from convert import convert as run
+from convert.gguf_file import read_gguf
+from convert.gguf_tokenizer import read_tokenizer
+
+
+def read_facts(tmp_path, settings):
+    return read_gguf(write_gguf(tmp_path / "model.gguf", tokenizer=settings), None, lambda line: None, "gguf").facts
 
 
 def converted_tokenizer(tmp_path, settings):
-    ours = run(write_gguf(tmp_path / "model.gguf", tokenizer=settings), tmp_path / "ours")
-    return Tokenizer.from_file(str(ours / "tokenizer.json")), json.loads((ours / "tokenizer_config.json").read_text())
+    facts = read_facts(tmp_path, settings)
+    return Tokenizer.from_str(facts.tokenizer), (facts.bos_token_id, facts.eos_token_ids)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +41,7 @@ def test_byte_level_tokenizers(tmp_path, pre, tokens):
     assert found.ids == [settings["tokenizer.ggml.tokens"].index(token) for token in tokens]
     assert tokenizer.decode(found.ids, skip_special_tokens=False) == text
     assert tokenizer.decode(found.ids) == "how hi 123!hi"
-    assert ids == {"bos_token_id": 1, "eos_token_ids": [0]}
+    assert ids == (1, [0])
 
 
 def test_user_defined_tokens_are_whole_and_not_special(tmp_path):
@@ -62,7 +70,7 @@ def test_ends_of_a_text_are_added_as_the_file_says(tmp_path, settings, tokens):
 
 def test_all_that_end_a_turn_are_joined(tmp_path):
     settings = {**BYTE_LEVEL, "tokenizer.ggml.eot_token_id": 2, "tokenizer.ggml.eom_token_id": 0}
-    assert converted_tokenizer(tmp_path, settings)[1]["eos_token_ids"] == [0, 2]
+    assert converted_tokenizer(tmp_path, settings)[1] == (1, [0, 2])
 
 
 @pytest.mark.parametrize(
@@ -83,7 +91,7 @@ def test_sentencepiece_tokenizers(tmp_path, text, tokens):
     assert found.ids == [list(PIECES).index(token) for token in tokens]
     if "<unk>" not in tokens and "<turn>" not in tokens:
         assert tokenizer.decode(found.ids) == text
-    assert ids == {"bos_token_id": 1, "eos_token_ids": [2]}
+    assert ids == (1, [2])
 
 
 def test_sentencepiece_without_a_leading_space(tmp_path):
@@ -123,12 +131,71 @@ def test_a_gguf_without_a_tokenizer_is_converted_and_that_is_said(tmp_path):
         (BYTE_LEVEL, {"tokenizer.ggml.tokens": ["a", "a"]}, "tokenizer.ggml.tokens holds 'a' more than once"),
         (BYTE_LEVEL, {"tokenizer.ggml.token_type": [1, 2]}, "tokenizer.ggml: 19 tokens and 2 types of tokens"),
         (SENTENCEPIECE, {"tokenizer.ggml.scores": [1.0]}, "18 tokens and 1 scores"),
+        (
+            SENTENCEPIECE,
+            {"tokenizer.ggml.scores": ["a"] * 18},
+            "scores holds 'a' at 0; it must hold values of type float",
+        ),
+        (SENTENCEPIECE, {"tokenizer.ggml.scores": [math.nan] * 18}, "scores holds a score that is not a number"),
+        (SENTENCEPIECE, {"tokenizer.ggml.unknown_token_id": 18}, "unknown_token_id is 18; it must be below 18"),
+        (BYTE_LEVEL, {"tokenizer.ggml.model": 7}, "tokenizer.ggml.model 7 (must be one of gpt2, llama)"),
+        (BYTE_LEVEL, {"tokenizer.ggml.model": ["gpt2"]}, "tokenizer.ggml.model ['gpt2'] (must be one of gpt2, llama)"),
+        (BYTE_LEVEL, {"tokenizer.ggml.pre": 3}, "tokenizer.ggml.pre is 3; it must be text"),
+        (BYTE_LEVEL, {"tokenizer.ggml.tokens": "abc"}, "tokenizer.ggml.tokens is 'abc'; it must be a list"),
+        (BYTE_LEVEL, {"tokenizer.ggml.tokens": [1, 2]}, "tokens holds 1 at 0; it must hold values of type str only"),
+        (BYTE_LEVEL, {"tokenizer.ggml.tokens": [["a"], ["b"]]}, "tokens holds ['a'] at 0; it must hold values of type"),
+        (BYTE_LEVEL, {"tokenizer.ggml.token_type": 3}, "tokenizer.ggml.token_type is 3; it must be a list"),
+        (BYTE_LEVEL, {"tokenizer.ggml.token_type": [True] * 19}, "token_type holds True at 0; it must hold values of"),
+        (BYTE_LEVEL, {"tokenizer.ggml.merges": [0.5]}, "merges holds 0.5 at 0; it must hold values of type str only"),
+        (BYTE_LEVEL, {"tokenizer.ggml.merges": True}, "tokenizer.ggml.merges is True; it must be a list"),
+        (BYTE_LEVEL, {"tokenizer.ggml.bos_token_id": True}, "bos_token_id is True; it must be below 19"),
+        (BYTE_LEVEL, {"tokenizer.ggml.eos_token_id": "0"}, "eos_token_id is '0'; it must be below 19"),
+        (BYTE_LEVEL, {"tokenizer.ggml.eot_token_id": 1.0}, "eot_token_id is 1.0; it must be below 19"),
+        (BYTE_LEVEL, {"tokenizer.ggml.add_bos_token": 1}, "add_bos_token is 1; it must be true or false"),
+        (BYTE_LEVEL, {"tokenizer.ggml.add_eos_token": "no"}, "add_eos_token is 'no'; it must be true or false"),
+        (SENTENCEPIECE, {"tokenizer.ggml.add_space_prefix": 2}, "add_space_prefix is 2; it must be true or false"),
+        (BYTE_LEVEL, {"tokenizer.chat_template": 7}, "tokenizer.chat_template is 7; it must be text"),
+        ({}, {"tokenizer.chat_template": ["x"]}, "tokenizer.chat_template is ['x']; it must be text"),
     ],
     ids=repr,
 )
 def test_what_a_gguf_tokenizer_is_refused_for(tmp_path, base, settings, text):
     source = write_gguf(tmp_path / "model.gguf", tokenizer={**base, **settings})
     assert text in refusal(source, tmp_path / "ours")
+
+
+def test_all_that_is_wrong_with_a_tokenizer_is_told_at_once():
+    damaged = {
+        **BYTE_LEVEL,
+        "tokenizer.chat_template": 7,
+        "tokenizer.ggml.merges": "x",
+        "tokenizer.ggml.bos_token_id": -1,
+        "tokenizer.ggml.eos_token_id": False,
+        "tokenizer.ggml.add_bos_token": 0,
+    }
+    problems = []
+    assert read_tokenizer(damaged, problems).tokenizer is None
+    assert problems == [
+        "tokenizer.chat_template is 7; it must be text",
+        "tokenizer.ggml.bos_token_id is -1; it must be below 19, the number of tokens",
+        "tokenizer.ggml.eos_token_id is False; it must be below 19, the number of tokens",
+        "tokenizer.ggml.add_bos_token is 0; it must be true or false",
+        "tokenizer.ggml.merges is 'x'; it must be a list",
+    ]
+
+
+def test_an_absurdly_long_piece_costs_little():
+    pieces = {**PIECES, "ab" * 100_000: (1, 0.0)}
+    settings = {
+        **SENTENCEPIECE,
+        "tokenizer.ggml.tokens": list(pieces),
+        "tokenizer.ggml.token_type": [kind for kind, _ in pieces.values()],
+        "tokenizer.ggml.scores": [score for _, score in pieces.values()],
+    }
+    start = time.perf_counter()
+    problems = []
+    assert read_tokenizer(settings, problems).tokenizer is not None and problems == []
+    assert time.perf_counter() - start < 2  # some hundredths; minutes if all of its splits were tried
 
 
 def test_more_tokens_than_the_embedding_has_are_refused(tmp_path):
