@@ -6,14 +6,21 @@ from typing import Annotated, Literal
 import typer
 
 from msrnn_jax.command import plain_errors
-from msrnn_jax.usage import Command
+from msrnn_jax.usage import Command, WithDefault
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=WithDefault,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Turns checkpoints of the LLaMA family into ours, and back. The word `import` may be left out.",
+)
+Force = Annotated[bool, typer.Option("--force", help="Replace what an earlier run has written there.")]
 
 
-@app.command(cls=Command)
+@app.command("import", cls=Command)
 @plain_errors(patience=30.0)
-def command(
+def import_(
     source: Annotated[
         str,
         typer.Argument(metavar="SRC", help="A Hugging Face LLaMA folder, a .gguf file, or the name smollm2-135m."),
@@ -23,7 +30,7 @@ def command(
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(help="Of the weights; by default the source's own, float32 if that is quantised."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint that is there.")] = False,
+    force: Force = False,
     cache: Annotated[
         Path | None,
         typer.Option(help="Where downloads are kept; by default $MSRNN_CACHE, else msrnn_jax in the user's cache."),
@@ -37,6 +44,27 @@ def command(
     from .progress import bar
 
     typer.echo(convert(source, destination, dtype=dtype, force=force, cache=cache, report=_note, meter=bar))
+
+
+@app.command(cls=Command)
+@plain_errors(patience=30.0)
+def export(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A checkpoint of ours.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
+    shard_size: Annotated[str, typer.Option(metavar="BYTES", help="Of a file of weights, at most.")] = "5GB",
+    force: Force = False,
+) -> None:
+    """Turns a checkpoint of ours into a Hugging Face folder, which transformers loads.
+
+    Example: python -m convert export checkpoints/smollm2-135m smollm2-hf
+    """
+    from msrnn_jax.sizes import parse_bytes
+
+    from .export import export as write
+    from .progress import bar
+
+    size = parse_bytes("--shard-size", shard_size)
+    typer.echo(write(source, destination, shard_bytes=size, force=force, report=_note, meter=bar))
 
 
 def _note(line: str) -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from msrnn_jax import checkpoint
 from msrnn_jax.cache import default_cache
-from msrnn_jax.making import recover
+from msrnn_jax.making import check_destination, check_space, recover
 from msrnn_jax.params import abstract_params
 from msrnn_jax.sizes import tree_bytes
 
 from .checkpoint_files import text_files
 from .folder import digest
+from .parents import parents
 from .problems import refuse, shorten
 from .progress import Meter, unseen
 from .source import Source
@@ -55,13 +56,13 @@ def convert(
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
     path = Path(destination)
     recover(path)
-    checkpoint.check_destination(path, force)
+    check_destination(path, force, checkpoint.is_checkpoint, "checkpoint of msrnn_jax")
     if source == NAME:
         file = fetch(SMOLLM2, default_cache() if cache is None else cache, report)
         found = _read_gguf(file, dtype, report, kind=NAME)
     else:
         found = _read(Path(source), path, dtype, report)
-    checkpoint.check_space(path, tree_bytes(abstract_params(found.config)))
+    check_space(path, tree_bytes(abstract_params(found.config)))
     report(f"writing {path}")
     _write(str(source), found, path, force, report, meter)
     return path
@@ -81,7 +82,7 @@ def _write(name: str, source: Source, path: Path, force: bool, report: Callable[
         dtype = source.config.dtype
         refuse(name, [f"tensor {tensor!r} holds values too large for {dtype}" for tensor in findings.overflowed])
 
-    with _parents(path), meter("writing", tree_bytes(abstract_params(source.config))) as watch:
+    with parents(path), meter("writing", tree_bytes(abstract_params(source.config))) as watch:
         params = deferred(source.config, source.names, source.stored, findings, watch)
         checkpoint.save(path, source.config, params, files=files, overwrite=force, inspect=inspect)
     infinite = (f"warning: tensor {tensor!r} holds values that are not finite" for tensor in findings.infinite)
@@ -127,19 +128,5 @@ def _extra() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"the package {error.name!r} is missing; install the extra 'convert', or pip install gguf safetensors"
+            f"the package {error.name!r} is missing; the extra 'convert' brings it (pip install '.[convert]')"
         ) from error
-
-
-@contextlib.contextmanager
-def _parents(path: Path) -> Iterator[None]:
-    """Makes the missing parents of a path, and removes them again if what follows fails."""
-    missing = [parent for parent in path.absolute().parents if not parent.exists()]
-    try:
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException:
-        for parent in missing:  # the innermost is first
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        raise

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 
 from .folder import Folder
 from .huggingface_config import read_config, read_dtype
 from .huggingface_tokenizer import read_tokenizer
 from .problems import refuse
+from .safetensors_file import open_file
 from .source import Source
 from .tensors import DTYPES, Stored, check, widest
 
@@ -30,6 +30,8 @@ NAMES = {
     "key_bias": "model.layers.{layer}.self_attn.k_proj.bias",
     "value_bias": "model.layers.{layer}.self_attn.v_proj.bias",
     "output_bias": "model.layers.{layer}.self_attn.o_proj.bias",
+    "query_norm": "model.layers.{layer}.self_attn.q_norm.weight",
+    "key_norm": "model.layers.{layer}.self_attn.k_norm.weight",
     "mlp_norm": "model.layers.{layer}.post_attention_layernorm.weight",
     "gate": "model.layers.{layer}.mlp.gate_proj.weight",
     "up": "model.layers.{layer}.mlp.up_proj.weight",
@@ -83,7 +85,7 @@ def read_folder(path: Path, dtype: str | None, report: Callable[[str], None]) ->
 def _open(folder: Folder, problems: list[str]) -> dict[str, Stored]:
     single = folder.find(SINGLE)
     if single is not None:
-        return _open_file(single)
+        return open_file(single)
     index = folder.json(INDEX)
     if index is not None:
         return _open_shards(folder, index.get("weight_map"), problems)
@@ -105,7 +107,7 @@ def _open_shards(folder: Folder, weight_map: Any, problems: list[str]) -> dict[s
         if path is None:
             problems.append(f"missing file {name!r}, which {INDEX} names")
         else:
-            shards[name] = _open_file(path)
+            shards[name] = open_file(path)
     stored = {}
     for tensor, name in weight_map.items():
         if tensor in shards.get(name, {}):
@@ -115,24 +117,6 @@ def _open_shards(folder: Folder, weight_map: Any, problems: list[str]) -> dict[s
     for name, tensors in shards.items():
         problems += [f"tensor {tensor!r} of {name} is not in {INDEX}" for tensor in tensors if tensor not in weight_map]
     return stored
-
-
-def _open_file(path: Path) -> dict[str, Stored]:
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:  # reads the header, and maps the rest
-            slices = {name: file.get_slice(name) for name in file.offset_keys()}
-            return {name: _stored(path, name, part) for name, part in slices.items()}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
-
-
-def _stored(path: Path, name: str, part: Any) -> Stored:
-    def read(start: int, stop: int) -> np.ndarray:
-        # Opened again for every block: pages of an open map that were once read count as memory.
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return file.get_slice(name)[start:stop]
-
-    return Stored(part.get_dtype(), tuple(part.get_shape()), read)
 
 
 def _equal(one: Stored, other: Stored) -> bool:

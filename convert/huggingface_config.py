@@ -1,11 +1,13 @@
-"""The config.json of a Hugging Face LLaMA, every key of it accounted for."""
+"""The config.json of a Hugging Face model of the LLaMA family, every key of it accounted for."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from msrnn_jax.config import DTYPES, Config
+from msrnn_jax.config import DTYPES, MAX_LAYERS, Config
 
+from .families import read_family
+from .layer_kinds import Layers
 from .problems import is_count
 from .rope import read_rope
 
@@ -16,19 +18,18 @@ SIZES = {
     "num_attention_heads": "num_heads",
     "intermediate_size": "mlp_dim",
 }
-FLAGS = {"tie_word_embeddings": "tied_embeddings", "attention_bias": "attention_bias", "mlp_bias": "mlp_bias"}
-OTHERS = ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps")
+OTHERS = ("num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings", "model_type")
+LENGTH = ("max_position_embeddings", "max_sequence_length")  # the second is that of the first LLaMAs
 ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
 DTYPE = ("dtype", "torch_dtype")
 
 # Keys that would change what the model computes; here are the values that do not. The first is named in errors.
 FIXED: dict[str, tuple[Any, ...]] = {
-    "model_type": ("llama",),
     "hidden_act": ("silu", "swish"),  # two names of one function
-    "pretraining_tp": (1, None),
     "rope_interleaved": (False, None),
     "partial_rotary_factor": (1, None),
-    "sliding_window": (None,),
+    "rope_condense_ratio": (1, None),  # FastChat's, before `rope_scaling: {type: linear}` said the same
+    "dual_chunk_attention_config": (None, {}),  # Qwen2.5-1M
     "quantization_config": (None,),
     "auto_map": (None, {}),  # code that comes with the checkpoint
     "is_encoder_decoder": (False, None),
@@ -39,10 +40,11 @@ FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 # Keys that say nothing about the function computed: training, bookkeeping, the library's switches, token
-# ids (read by the tokenizer's part), and defaults of `generate` that older versions wrote here.
+# ids (read by the tokenizer's part), defaults of `generate` that older versions wrote here, and into how many
+# slices products were once cut (pretraining_tp).
 MEANINGLESS = """
     architectures transformers_version transformers.js_config _name_or_path name_or_path _commit_hash
-    use_cache initializer_range attention_dropout is_llama_config unsloth_version unsloth_fixed
+    use_cache initializer_range attention_dropout pretraining_tp is_llama_config unsloth_version unsloth_fixed
     _attn_implementation _attn_implementation_autoset attn_implementation _flash_attn_2_enabled
     bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
     output_attentions output_hidden_states return_dict use_return_dict torchscript use_bfloat16 tf_legacy_loss
@@ -55,28 +57,32 @@ MEANINGLESS = """
     suppress_tokens begin_suppress_tokens
 """
 IGNORED = frozenset(MEANINGLESS.split())
-KNOWN = {*SIZES, *FLAGS, *OTHERS, *ROPE, *DTYPE, *FIXED, *IGNORED}
+KNOWN = {*SIZES, *OTHERS, *LENGTH, *ROPE, *DTYPE, *FIXED, *IGNORED}
 
 
 def read_config(fields: Mapping[str, Any], problems: list[str]) -> Config | None:
     """Our config, in float32 for now; None if the sizes are too broken to make one.
 
-    Absent keys get the defaults of `transformers.LlamaConfig`, except for the sizes, which must be there.
-    Everything that cannot be honoured is added to `problems`.
+    Absent keys get the defaults of the family's config class in transformers, except for the sizes, which must be
+    there. Everything that cannot be honoured is added to `problems`.
     """
+    family = read_family(fields, problems)
+    if family is None:
+        return None  # what its keys mean is unknown
+    known = KNOWN | {*family.biases, *family.fixed, *family.layer_keys, *family.ignored}
     problems += [f"missing key {key!r}" for key in (*SIZES, "model_type") if fields.get(key) is None]
-    problems += [f"unknown key {key!r} = {value!r}" for key, value in fields.items() if key not in KNOWN]
-    for key, accepted in FIXED.items():
-        if key in fields and fields[key] not in accepted and not (key == "model_type" and fields[key] is None):
+    problems += [f"unknown key {key!r} = {value!r}" for key, value in fields.items() if key not in known]
+    for key, accepted in {**FIXED, **family.fixed}.items():
+        if key in fields and fields[key] not in accepted:
             problems.append(f"{key} {fields[key]!r} (must be {accepted[0]!r})")
-    rope = read_rope(fields, problems)
 
     sizes = {key: fields.get(key) for key in SIZES}
     heads, width = sizes["num_attention_heads"], sizes["hidden_size"]
-    kv_heads = _or(fields, "num_key_value_heads", heads)
+    kv_heads: Any = fields.get("num_key_value_heads", family.kv_heads)
+    kv_heads = heads if kv_heads is None else kv_heads  # null is no default
     usual = width // heads if is_count(heads) and is_count(width) and width % heads == 0 else None
-    head_dim = _or(fields, "head_dim", usual)
-    max_length = _or(fields, "max_position_embeddings", 2048)
+    head_dim = _or(fields, "head_dim", usual if family.head_dim is None else family.head_dim)
+    max_length = next((fields[key] for key in LENGTH if fields.get(key) is not None), family.max_length)
     norm_eps = _or(fields, "rms_norm_eps", 1e-6)
     if head_dim is None and is_count(heads) and is_count(width):
         problems.append(f"hidden_size {width} is no multiple of num_attention_heads {heads}, and head_dim is not given")
@@ -86,19 +92,26 @@ def read_config(fields: Mapping[str, Any], problems: list[str]) -> Config | None
         for key, value in counts.items()
         if value is not None and not is_count(value)
     ]
-    flags = {key: _or(fields, key, False) for key in FLAGS}
+    flags = {"tie_word_embeddings": _or(fields, "tie_word_embeddings", family.tied)}
+    flags |= {key: _or(fields, key, False) for key in family.biases}
     wrong += [
         f"{key} is {value!r}; it must be true or false" for key, value in flags.items() if type(value) is not bool
     ]
     if type(norm_eps) not in (int, float) or not 0 < norm_eps < math.inf:
         wrong.append(f"rms_norm_eps is {norm_eps!r}; it must be a positive number")
     problems += wrong
+    rope = read_rope(fields, problems, family.theta, max_length)
+    count = sizes["num_hidden_layers"]
+    layers = family.read_layers(fields, count, problems) if is_count(count) and count <= MAX_LAYERS else Layers()
     if wrong or head_dim is None or None in counts.values():
         return None
     try:
         return Config(
             **{SIZES[key]: value for key, value in sizes.items()},  # pyright: ignore[reportArgumentType]
-            **{FLAGS[key]: value for key, value in flags.items()},
+            **{field: flags[key] for key, ours in family.biases.items() for field in ours},
+            **dict.fromkeys(family.always, True),
+            **layers._asdict(),
+            tied_embeddings=flags["tie_word_embeddings"],
             num_kv_heads=kv_heads,
             head_dim=head_dim,
             max_length=max_length,

@@ -30,6 +30,7 @@ STORED_AXES = {
     "NH": "NH",
     "KH": "KH",
     "D": "D",
+    "H": "H",
     "F": "F",
 }
 
@@ -160,8 +161,7 @@ def _read(
     watch: Watch,
 ) -> np.ndarray:
     ours = np.empty(shape, dtype)
-    # The stored matrix, seen through our memory.
-    rows = ours.reshape(stored.shape) if STORED_AXES[letters] == letters else ours.reshape(stored.shape[::-1]).T
+    rows = as_stored(ours, letters, stored.shape)
     finite = fits = True
     for where, block in stored.blocks(dtype.itemsize):
         with np.errstate(over="ignore", invalid="ignore"):
@@ -181,3 +181,8 @@ def stored_shape(letters: str, length: Mapping[str, int]) -> tuple[int, ...]:
     """The shape of the stored tensor whose axes are these letters in our params."""
     joined = re.findall("[NK]H|.", STORED_AXES[letters])
     return tuple(math.prod(length[letter] for letter in group) for group in joined)
+
+
+def as_stored(ours: np.ndarray, letters: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The stored matrix of this shape, seen through the memory of our weight."""
+    return ours.reshape(shape) if STORED_AXES[letters] == letters else ours.reshape(shape[::-1]).T

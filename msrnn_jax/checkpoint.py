@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -11,14 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from msrnn_jax import weights
 from msrnn_jax.checks import check_dtype, check_params
 from msrnn_jax.config import Config
-from msrnn_jax.making import making, recover
+from msrnn_jax.making import check_destination, check_space, making, recover
 from msrnn_jax.params import Params, abstract_params
 from msrnn_jax.policies.text import first_line
-from msrnn_jax.record import folder_above, try_folder
-from msrnn_jax.sizes import spell_bytes, tree_bytes
+from msrnn_jax.sizes import tree_bytes
+from msrnn_jax.weights import (
+    Deferred,
+    drop_unfinished_reads,
+    read_weight,
+    read_weights,
+    stored_shapes,
+    write_weights,
+)
 
 CONFIG_FILE = "config.json"
 PARAMS_FOLDER = "params"
@@ -50,7 +55,7 @@ def save(
     """
     path = pathlib.Path(path).absolute()
     recover(path)
-    check_destination(path, overwrite)
+    check_destination(path, overwrite, is_checkpoint, "checkpoint of msrnn_jax")
     check_params(config, params, dtypes=True)
     for name in files or {}:
         if not name or pathlib.PurePath(name).name != name or name in (PARAMS_FOLDER, CONFIG_FILE):
@@ -59,39 +64,16 @@ def save(
     check_space(path, tree_bytes(params) + sum(map(len, texts.values())))
     path.parent.mkdir(parents=True, exist_ok=True)
     with making(path) as folder:
-        weights.write(folder / PARAMS_FOLDER, _to_tree(params))
+        write_weights(folder / PARAMS_FOLDER, _to_tree(params))
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         if inspect is not None:
             inspect(folder)
 
 
-def check_space(path: pathlib.Path, needed: int) -> None:
-    """Refuses to begin what the disk of `path` has no room for.
-
-    Args:
-      needed: bytes, before compression.
-    """
-    folder = path.absolute() if path.is_dir() else folder_above(path)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ValueError(f"{str(path)!r} needs {spell_bytes(needed)}, but {spell_bytes(free)} are free on its disk")
-
-
-def check_destination(path: pathlib.Path, overwrite: bool) -> None:
-    """Refuses to write over anything but a checkpoint of ours or an empty folder, and that unless asked to."""
-    parent = folder_above(path)
-    try:
-        try_folder(parent)
-    except OSError:
-        raise ValueError(f"{str(path)!r} cannot be made: {str(parent)!r} is no folder that can be written to") from None
-    if not os.path.lexists(path):
-        return
-    if not overwrite:
-        raise ValueError(f"{str(path)!r} exists already; choose another path or overwrite it (--force, overwrite=True)")
-    ours = (path / CONFIG_FILE).is_file() and (path / PARAMS_FOLDER).is_dir()
-    if path.is_symlink() or not path.is_dir() or not (ours or not any(path.iterdir())):
-        raise ValueError(f"{str(path)!r} exists and is no checkpoint of msrnn_jax, so it is not replaced")
+def is_checkpoint(folder: pathlib.Path) -> bool:
+    """Whether a folder looks like a checkpoint of ours."""
+    return (folder / CONFIG_FILE).is_file() and (folder / PARAMS_FOLDER).is_dir()
 
 
 def load(path: str | os.PathLike[str], *, dtype: str | None = None, sharding: Any = None) -> tuple[Config, Params]:
@@ -119,7 +101,7 @@ def load(path: str | os.PathLike[str], *, dtype: str | None = None, sharding: An
     host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     wanted = _to_tree(_with_sharding(abstract_params(config), host if sharding is None else sharding))
     with _weights_of(path, folder, wanted):
-        leaves, tree = jax.tree.flatten(weights.read(folder / PARAMS_FOLDER, wanted))
+        leaves, tree = jax.tree.flatten(read_weights(folder / PARAMS_FOLDER, wanted))
     if sharding is None:
         for index, leaf in enumerate(leaves):  # one by one, so that there are not two of all
             leaves[index] = jnp.asarray(np.asarray(leaf))
@@ -134,12 +116,12 @@ def load_deferred(path: str | os.PathLike[str]) -> tuple[Config, Params]:
     with _weights_of(path, folder, wanted):
         pass
 
-    def deferred(where: Any, leaf: Any) -> weights.Deferred:
+    def deferred(where: Any, leaf: Any) -> Deferred:
         def read() -> np.ndarray:
             with _weights_of(path, folder):
-                return weights.read_one(folder / PARAMS_FOLDER, [step.key for step in where], leaf.dtype)
+                return read_weight(folder / PARAMS_FOLDER, [step.key for step in where], leaf.dtype)
 
-        return weights.Deferred(leaf.shape, leaf.dtype, read)
+        return Deferred(leaf.shape, leaf.dtype, read)
 
     return config, _from_tree(config, jax.tree_util.tree_map_with_path(deferred, wanted))
 
@@ -156,9 +138,9 @@ def _with_sharding(shapes: Params, sharding: Any) -> Params:
             raise ValueError(f"sharding of params{name} is {place!r}; it must be a jax.sharding.Sharding")
         try:
             place.shard_shape(leaf.shape)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
         except (ValueError, TypeError) as error:
             raise ValueError(f"sharding of params{name} {list(leaf.shape)} does not fit: {first_line(error)}") from None
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
     return jax.tree_util.tree_map_with_path(place, shapes, spread)
 
@@ -169,12 +151,12 @@ def _weights_of(path: str | os.PathLike[str], folder: pathlib.Path, wanted: Any 
     problem = None
     try:
         if wanted is not None:
-            _compare(wanted, weights.shapes(folder / PARAMS_FOLDER))
+            _compare(wanted, stored_shapes(folder / PARAMS_FOLDER))
         yield
     except Exception as error:  # Orbax and TensorStore raise many kinds for missing and truncated files
         problem = (first_line(error) or type(error).__name__)[:300]
     if problem is not None:
-        weights.drop_unfinished_reads()
+        drop_unfinished_reads()
         raise ValueError(f"checkpoint {str(path)!r}: the weights cannot be read: {problem}")
 
 
@@ -201,7 +183,7 @@ def existing(path: str | os.PathLike[str]) -> pathlib.Path:
     folder = pathlib.Path(path).absolute()
     if not folder.exists():
         raise ValueError(f"checkpoint {str(path)!r} does not exist; `python -m convert SRC DST` makes one")
-    if not (folder / CONFIG_FILE).is_file() or not (folder / PARAMS_FOLDER).is_dir():
+    if not is_checkpoint(folder):
         raise ValueError(
             f"{str(path)!r} is not a checkpoint of this project: it needs {CONFIG_FILE} and {PARAMS_FOLDER}/; "
             "`python -m convert SRC DST` makes one"

@@ -7,7 +7,7 @@ from msrnn_jax.commands.generate import generate
 from msrnn_jax.commands.info import info
 from msrnn_jax.commands.perplexity import perplexity
 from msrnn_jax.commands.trace import trace
-from msrnn_jax.convert.cli import command as convert  # pyright: ignore[reportMissingImports], see pyproject.toml
+from msrnn_jax.convert.cli import app as convert  # pyright: ignore[reportMissingImports], see pyproject.toml
 from msrnn_jax.usage import Program
 
 app = typer.Typer(
@@ -19,4 +19,4 @@ app = typer.Typer(
 )
 for command in (generate, chat, perplexity, info, trace):
     app.command()(command)
-app.command("convert")(convert)
+app.add_typer(convert, name="convert")

@@ -1,4 +1,4 @@
-"""A folder that appears complete or not at all, and what is left of one whose maker was killed."""
+"""A folder that appears complete or not at all: where it may, whether there is room, and what killed makers leave."""
 
 import contextlib
 import glob
@@ -7,9 +7,12 @@ import pathlib
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from filelock import FileLock, Timeout
+
+from msrnn_jax.record import folder_above, try_folder
+from msrnn_jax.sizes import spell_bytes
 
 NEW, OLD, LOCK = "new", "old", ".lock"
 
@@ -69,3 +72,34 @@ def _put(work: pathlib.Path, path: pathlib.Path) -> None:
         if (work / OLD).exists():
             (work / OLD).rename(path)
         raise
+
+
+def check_destination(path: pathlib.Path, overwrite: bool, is_ours: Callable[[pathlib.Path], bool], what: str) -> None:
+    """Refuses to write over anything but what `is_ours` or an empty folder, and that unless asked to.
+
+    Args:
+      what: such a folder is called in errors.
+    """
+    parent = folder_above(path)
+    try:
+        try_folder(parent)
+    except OSError:
+        raise ValueError(f"{str(path)!r} cannot be made: {str(parent)!r} is no folder that can be written to") from None
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise ValueError(f"{str(path)!r} exists already; choose another path or overwrite it (--force, overwrite=True)")
+    if path.is_symlink() or not path.is_dir() or not (is_ours(path) or not any(path.iterdir())):
+        raise ValueError(f"{str(path)!r} exists and is no {what}, so it is not replaced")
+
+
+def check_space(path: pathlib.Path, needed: int) -> None:
+    """Refuses to begin what the disk of `path` has no room for.
+
+    Args:
+      needed: bytes, before compression.
+    """
+    folder = path.absolute() if path.is_dir() else folder_above(path)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(f"{str(path)!r} needs {spell_bytes(needed)}, but {spell_bytes(free)} are free on its disk")

@@ -138,7 +138,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         raise ValueError(f"{str(folder / TOKENIZER_FILE)!r} cannot be used: {error}") from error
     settings = {"bos_token_id": None, "eos_token_ids": []}
     if (folder / SETTINGS_FILE).is_file():
-        settings |= _read_settings(folder / SETTINGS_FILE)
+        settings |= read_settings(folder / SETTINGS_FILE)
     template = _read(folder / TEMPLATE_FILE) if (folder / TEMPLATE_FILE).is_file() else None
     return Tokenizer(backend, bos=settings["bos_token_id"], stop=settings["eos_token_ids"], template=template)
 
@@ -150,7 +150,12 @@ def _check_text(text: str) -> None:
         raise ValueError(f"text {text!r} holds {error.object[error.start]!r}, which is no character") from None
 
 
-def _read_settings(path: pathlib.Path) -> dict[str, Any]:
+def read_settings(path: pathlib.Path) -> dict[str, Any]:
+    """The ids in a checkpoint's tokenizer_config.json: `bos_token_id`, a number or None, and `eos_token_ids`.
+
+    Raises:
+      ValueError: where the file is damaged.
+    """
     try:
         settings = json.loads(_read(path))
         numbers = [settings.get("bos_token_id"), *(settings.get("eos_token_ids") or [])]

@@ -51,5 +51,14 @@ class Program(_OneLine, TyperGroup):
     """For `typer.Typer(cls=Program)`, a program of several commands."""
 
 
+class WithDefault(Program):
+    """A program whose first command may be left out: what is no command is its first argument."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] != "--help" and args[0] not in self.commands:
+            args = [self.list_commands(ctx)[0], *args]
+        return super().parse_args(ctx, args)
+
+
 class Command(_OneLine, TyperCommand):
     """For `app.command(cls=Command)`, the only command of a program."""

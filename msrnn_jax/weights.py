@@ -4,6 +4,7 @@ import contextlib
 import gc
 import inspect
 import logging
+import math
 import pathlib
 import sys
 import time
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 
 CHUNK_BYTES = 2**25  # of what is compressed, and later read, at once
+GROUP_BYTES = 2**27  # of small weights that are written together
 
 
 class Deferred:
@@ -27,11 +29,15 @@ class Deferred:
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
 
 
-def write(folder: pathlib.Path, tree: Any) -> None:
-    """Saves a tree of arrays and `Deferred` ones, holding one of them in memory at a time."""
+def write_weights(folder: pathlib.Path, tree: Any) -> None:
+    """Saves a tree of arrays and `Deferred` ones, holding one large one or a few small ones in memory at a time."""
     import orbax.checkpoint as orbax  # slow to import, and only files need it
 
     class Handler(orbax.type_handlers.NumpyHandler):
@@ -41,10 +47,17 @@ def write(folder: pathlib.Path, tree: Any) -> None:
             super().__init__(deepcopy_host_arrays=False)
 
         async def serialize(self, values: Sequence[Any], infos: Sequence[Any], args: Any = None) -> Sequence[Any]:
+            unfinished, held = [], 0
             for value, info, arg in zip(values, infos, args, strict=True):
-                for written in await super().serialize([value.read()], [info], [arg]):
-                    written.result()
-            return []
+                if (
+                    held + value.nbytes > CHUNK_BYTES
+                ):  # small ones together: each wait is a commit with files of its own
+                    for written in unfinished:
+                        written.result()
+                    unfinished, held = [], 0
+                unfinished += await super().serialize([value.read()], [info], [arg])
+                held += value.nbytes
+            return unfinished
 
     def deferred(leaf: Any) -> Deferred:
         return leaf if isinstance(leaf, Deferred) else Deferred(leaf.shape, leaf.dtype, lambda: np.asarray(leaf))
@@ -56,19 +69,19 @@ def write(folder: pathlib.Path, tree: Any) -> None:
         checkpointer.save(folder, orbax.args.PyTreeSave(tree, save_args=arguments))
 
 
-def shapes(folder: pathlib.Path) -> Any:
+def stored_shapes(folder: pathlib.Path) -> Any:
     """The tree of what is stored, its leaves with a shape and a dtype."""
     with _reader() as reader:
         return dict(reader.metadata(folder).item_metadata)
 
 
-def read(folder: pathlib.Path, wanted: Any) -> Any:
+def read_weights(folder: pathlib.Path, wanted: Any) -> Any:
     """The stored arrays, by a tree of shapes with the dtypes and shardings they are to have."""
     with _reader() as reader:
         return reader.restore(folder, wanted)
 
 
-def read_one(folder: pathlib.Path, keys: Sequence[str], dtype: Any) -> np.ndarray:
+def read_weight(folder: pathlib.Path, keys: Sequence[str], dtype: Any) -> np.ndarray:
     """The array at the end of these keys; nothing else is read."""
     import orbax.checkpoint as orbax
 

@@ -11,7 +11,7 @@ from flax import nnx
 import msrnn_jax as ms
 
 UNTIED = tiny.CONFIG
-BIASED = tiny.CONFIG.replace(tied_embeddings=True, attention_bias=True, mlp_bias=True)
+BIASED = tiny.CONFIG.replace(tied_embeddings=True, attention_bias=True, output_bias=True, mlp_bias=True)
 
 
 def make(policy, config=UNTIED, budget=6):

@@ -78,7 +78,7 @@ def test_info_in_words_says_whose_memory_it_fills(hollow):
 
 
 def test_parts_of_a_model_with_everything():
-    config = tiny.CONFIG.replace(attention_bias=True, mlp_bias=True)
+    config = tiny.CONFIG.replace(attention_bias=True, output_bias=True, mlp_bias=True)
     found = sizes.part_sizes(abstract_params(config))
     c = SimpleNamespace(**dataclasses.asdict(config))
     heads, key_value = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim

@@ -1,0 +1,124 @@
+"""A checkpoint of ours as a Hugging Face folder: config, sharded safetensors, tokenizer."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from msrnn_jax import checkpoint
+from msrnn_jax.config import Config
+from msrnn_jax.making import check_destination, check_space, making, recover
+from msrnn_jax.params import Params, axes, sizes
+from msrnn_jax.weights import Deferred
+
+from .export_files import small_files
+from .huggingface import INDEX, NAMES, SINGLE
+from .parents import parents
+from .progress import Meter, Watch, unseen
+from .safetensors_file import Tensor, write_file
+from .tensors import BLOCK_BYTES, as_stored, name_tree, stored_shape
+
+SHARD_BYTES = 5 * 10**9
+WRITTEN = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config|model\.safetensors\.index)\.json|chat_template\.jinja"
+    r"|model(-\d{5,}-of-\d{5,})?\.safetensors"
+)
+
+
+class _Weight(NamedTuple):
+    """A weight of ours, and what it becomes."""
+
+    leaf: Deferred
+    letters: str  # its axes
+    tensor: Tensor
+
+    def blocks(self, watch: Watch) -> Iterator[np.ndarray]:
+        rows = as_stored(self.leaf.read(), self.letters, self.tensor.shape)
+        step = max(1, BLOCK_BYTES * len(rows) // max(1, rows.nbytes))
+        for start in range(0, len(rows), step):
+            yield rows[start : start + step]
+            watch(rows[start : start + step].nbytes)
+
+
+def export(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    force: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+    meter: Meter = unseen,
+) -> Path:
+    """Writes a checkpoint of ours as a Hugging Face folder that transformers loads, with the same bits for weights.
+
+    Args:
+      source: a checkpoint of ours.
+      destination: the folder to write. It appears complete or not at all; missing parents are made.
+      shard_bytes: of weights in one file, at most, unless a single tensor has more.
+      force: replace an earlier export.
+      report: called with lines on what is going on.
+      meter: shows how far it has come; `progress.bar` does on a terminal.
+
+    Returns:
+      The destination.
+
+    Raises:
+      ValueError: the source is no checkpoint of ours or damaged, no model of transformers computes what it does, or
+        one of the paths is not usable.
+    """
+    path = Path(destination)
+    recover(path.absolute())
+    check_destination(path, force, _is_export, "Hugging Face folder as written here")
+    if Path(source).resolve().is_relative_to(path.resolve()):
+        raise ValueError(f"the source {source} lies inside the destination {path}, which would be replaced")
+    config, params = checkpoint.load_deferred(source)
+    texts = small_files(config, Path(source))
+    weights = _weights(config, params)
+    shards = _shards({name: weight.tensor.nbytes for name, weight in weights.items()}, shard_bytes)
+    total = sum(weight.tensor.nbytes for weight in weights.values())
+    if len(shards) > 1:
+        places = {name: file for file, names in shards.items() for name in names}
+        texts[INDEX] = json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2) + "\n"
+    check_space(path, total + sum(map(len, texts.values())))
+    report(f"writing {path}")
+    with parents(path), making(path.absolute()) as folder, meter("writing", total) as watch:
+        for file, names in shards.items():
+            tensors = {name: weights[name].tensor for name in names}
+            write_file(folder / file, tensors, (block for name in names for block in weights[name].blocks(watch)))
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    return path
+
+
+def _weights(config: Config, params: Params) -> dict[str, _Weight]:
+    length = sizes(config)
+    leaves = zip(
+        jax.tree.leaves(name_tree(config, NAMES)), jax.tree.leaves(params), jax.tree.leaves(axes(config)), strict=True
+    )
+    return {
+        name: _Weight(leaf, letters, Tensor(leaf.dtype, stored_shape(letters, length)))
+        for name, leaf, letters in leaves
+    }
+
+
+def _shards(sizes: Mapping[str, int], most: int) -> dict[str, list[str]]:
+    """Which tensors go into which file, in order, as many as fit into each."""
+    groups: list[list[str]] = [[]]
+    room = most
+    for name, size in sizes.items():
+        if size > room and groups[-1]:
+            groups.append([])
+            room = most
+        groups[-1].append(name)
+        room -= size
+    if len(groups) == 1:
+        return {SINGLE: groups[0]}
+    return {f"model-{number:05}-of-{len(groups):05}.safetensors": names for number, names in enumerate(groups, 1)}
+
+
+def _is_export(folder: Path) -> bool:
+    return all(WRITTEN.fullmatch(file.name) for file in folder.iterdir())

@@ -1,0 +1,122 @@
+"""Weights restored straight onto their devices, on eight that XLA makes of one CPU."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import pytest
+import tiny
+from jax.sharding import PartitionSpec as P
+
+import msrnn_jax as ms
+
+CONFIG = tiny.CONFIG.replace(num_heads=8, num_kv_heads=4, mlp_dim=48, vocab_size=56)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoints") / "model"
+    ms.save(path, CONFIG, tiny.params(config=CONFIG))
+    return path
+
+
+def on_devices(code: str, path) -> str:
+    """What a program prints that sees eight devices, a 2 x 4 mesh of them, and the checkpoint."""
+    start = """
+        import sys, jax, numpy as np
+        import jax.numpy as jnp
+        from jax.sharding import NamedSharding, PartitionSpec as P
+        import msrnn_jax as ms
+        mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+        path = sys.argv[1]
+    """
+    flags = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", textwrap.dedent(start) + textwrap.dedent(code), str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, env=flags)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_every_device_holds_its_part_and_no_device_held_all(saved):
+    printed = on_devices(
+        """
+        from msrnn_jax.params import abstract_params, axes
+        spec = {"V": "model", "N": "model", "K": "model", "F": "model"}
+        config, host = ms.load(path)
+        shardings = jax.tree.map(lambda letters: NamedSharding(mesh, P(*map(spec.get, letters))), axes(config))
+
+        given = set()  # shapes of all that any device was given on the way
+        put = jax.device_put
+        def watched(x, *rest, **options):
+            given.update(jnp.shape(leaf) for leaf in jax.tree.leaves(x))
+            return put(x, *rest, **options)
+        jax.device_put = watched
+        _, params = ms.load(path, sharding=shardings)
+        jax.device_put = put
+        shapes = zip(jax.tree.leaves(abstract_params(config)), jax.tree.leaves(shardings))
+        split = {leaf.shape for leaf, place in shapes if place.shard_shape(leaf.shape) != leaf.shape}
+        print(len(split), (24, 2, 10) in given, split & given)
+        same = jax.tree.map(lambda leaf, place: leaf.sharding == place and leaf.committed, params, shardings)
+        equal = jax.tree.map(lambda one, other: np.array_equal(one, other), params, host)
+        print(all(jax.tree.leaves(same)), all(jax.tree.leaves(equal)))
+        query = params.layers[0].query
+        print(query.shape, sorted({part.data.shape for part in query.addressable_shards}), len(query.devices()))
+        tokens = jnp.arange(12, dtype=jnp.int32)
+        for weights in (host, params):
+            state, logits = ms.extend(config, ms.TOVA(), weights, ms.init_state(config, ms.TOVA(), 5), tokens)
+            print(float(jnp.abs(logits).sum()))
+        """,
+        saved,
+    ).splitlines()
+    assert printed[:3] == ["7 True set()", "True True", "(24, 8, 10) [(24, 2, 10)] 8"]
+    assert float(printed[3]) == pytest.approx(float(printed[4]), rel=1e-5)
+
+
+def test_one_sharding_serves_all_weights_and_dtype_casts_on_the_way(saved):
+    printed = on_devices(
+        """
+        everywhere = NamedSharding(mesh, P())
+        config, params = ms.load(path, dtype="bfloat16", sharding=everywhere)
+        print(config.dtype, {str(leaf.dtype) for leaf in jax.tree.leaves(params)})
+        print(all(leaf.sharding == everywhere for leaf in jax.tree.leaves(params)))
+        _, host = ms.load(path, dtype="bfloat16")
+        print(all(jax.tree.leaves(jax.tree.map(lambda one, other: np.array_equal(one, other), params, host))))
+        leaves = jax.tree.leaves(host)
+        print({len(leaf.devices()) for leaf in leaves}, any(leaf.committed for leaf in leaves))
+        last = jax.sharding.SingleDeviceSharding(jax.devices()[5])
+        _, params = ms.load(path, sharding=ms.Params(last, last, last, last))  # a tree like the top of the params
+        print({device.id for leaf in jax.tree.leaves(params) for device in leaf.devices()})
+        """,
+        saved,
+    ).splitlines()
+    assert printed == ["bfloat16 {'bfloat16'}", "True", "True", "{1} False", "{5}"]
+
+
+def test_shardings_that_do_not_fit_are_named(saved):
+    mesh = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+    place = jax.sharding.NamedSharding(mesh, P("model", None, None, None))
+    with pytest.raises(ValueError, match=r"sharding of params.embedding \[56, 24\] does not fit: "):
+        ms.load(saved, sharding=place)
+    with pytest.raises(
+        ValueError, match=r"sharding of params.embedding is 'model'; it must be a jax.sharding.Sharding"
+    ):
+        ms.load(saved, sharding="model")
+    with pytest.raises(ValueError, match="sharding is no tree shaped like the params"):
+        ms.load(saved, sharding=(place, place))
+    printed = on_devices(
+        """
+        from msrnn_jax.params import axes
+        spread = {"K": ("data", "model")}
+        shardings = jax.tree.map(
+            lambda letters: NamedSharding(mesh, P(*map(spread.get, letters))), axes(ms.load(path)[0])
+        )
+        try:
+            ms.load(path, sharding=shardings)
+        except ValueError as error:
+            print(error)
+        """,
+        saved,
+    )
+    assert printed.startswith("sharding of params.layers[0].key [24, 4, 10] does not fit: ")
