@@ -162,6 +162,13 @@ def permute(rows: np.ndarray, heads: int) -> np.ndarray:
 
 def to_gguf(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same weights under llama.cpp's names, permuted."""
+    return from_huggingface_to_gguf(to_huggingface(weights))
+
+
+def from_huggingface_to_gguf(
+    tensors: dict[str, np.ndarray], *, interleaved: bool = True, heads: tuple[int, int] = (N, K)
+) -> dict[str, np.ndarray]:
+    """Hugging Face's tensors under llama.cpp's names, queries and keys permuted where these are `interleaved`."""
     names = {
         "model.embed_tokens.": "token_embd.",
         "model.norm.": "output_norm.",
@@ -169,6 +176,8 @@ def to_gguf(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "model.layers.": "blk.",
         "input_layernorm": "attn_norm",
         "post_attention_layernorm": "ffn_norm",
+        "self_attn.q_norm": "attn_q_norm",
+        "self_attn.k_norm": "attn_k_norm",
         "self_attn.q_proj": "attn_q",
         "self_attn.k_proj": "attn_k",
         "self_attn.v_proj": "attn_v",
@@ -177,17 +186,18 @@ def to_gguf(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "mlp.up_proj": "ffn_up",
         "mlp.down_proj": "ffn_down",
     }
-    tensors = {}
-    for name, tensor in to_huggingface(weights).items():
-        heads = {"q_proj": N, "k_proj": K}.get(name.split(".")[-2])
+    rotated = {"q_proj": heads[0], "k_proj": heads[1]} if interleaved else {}
+    renamed = {}
+    for name, tensor in tensors.items():
+        count = rotated.get(name.split(".")[-2])
         for theirs, ggml in names.items():
             name = name.replace(theirs, ggml)
-        tensors[name] = tensor if heads is None else permute(tensor, heads)
-    return tensors
+        renamed[name] = tensor if count is None else permute(tensor, count)
+    return renamed
 
 
-def gguf_metadata(**changes: Any) -> dict[str, Any]:
-    """Metadata by key, `llama.` left out, dots as `__`; None takes a key out."""
+def gguf_metadata(architecture: str = "llama", **changes: Any) -> dict[str, Any]:
+    """Metadata by key, the architecture left out, dots as `__`; None takes a key out."""
     fields = {
         "block_count": L,
         "context_length": 128,
@@ -203,7 +213,7 @@ def gguf_metadata(**changes: Any) -> dict[str, Any]:
         "vocab_size": V,
     }
     fields = {key: value for key, value in {**fields, **changes}.items() if value is not None}
-    return {f"llama.{key.replace('__', '.')}": value for key, value in fields.items()}
+    return {f"{architecture}.{key.replace('__', '.')}": value for key, value in fields.items()}
 
 
 NUMPY_KINDS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I8": np.int8}  # the rest is quantised
