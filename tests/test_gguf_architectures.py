@@ -14,7 +14,7 @@ from convert.gguf_file import read_gguf
 from convert.tensors import Findings, deferred
 from msrnn_jax.config import Rope
 
-L = 2
+L = 1
 D = 72  # other than N * H, yet a multiple of N, on which transformers insists
 LENGTH = 48  # tokens read, beyond the original lengths of the scalings
 SIZES = {
