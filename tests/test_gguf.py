@@ -131,6 +131,7 @@ def test_rope_in_gguf_metadata(tmp_path, fields, rope):
         ({"block_count": None}, "missing key 'llama.block_count'"),
         ({"attention__layer_norm_rms_epsilon": None}, "missing key 'llama.attention.layer_norm_rms_epsilon'"),
         ({"attention__layer_norm_rms_epsilon": 0.0}, "epsilon is 0.0; it must be a number above 0"),
+        ({"block_count": 9999}, "block_count is 9999, but there are 30 tensors in all"),
         ({"expert_count": 8}, "llama.expert_count 8 (must be 0)"),
         ({"attention__sliding_window": True}, "llama.attention.sliding_window is True; it must be a number of tokens"),
         ({"attention__sliding_window_pattern": 2}, "unknown key 'llama.attention.sliding_window_pattern' = 2"),

@@ -141,6 +141,13 @@ def test_capitals_part_words_in_tekken_alone():
         assert found == (["camel", "Case"] if pre == "tekken" else ["camelCase"]), pre
 
 
+def test_contractions_part_words_whatever_their_case():
+    for pre, cut in WORDS.items():
+        found = [word for word, _ in cut.pre_tokenizer().pre_tokenize_str("we'LLama")]
+        caseless = cut.cuts and pre not in ("default", "smollm", "starcoder", "refact", "tekken")
+        assert (found == ["we", "'LL", "ama"]) == bool(caseless), pre
+
+
 def test_every_name_is_compared_with_a_definition_or_by_hand():
     assert set(WORDS) == {*HUGGINGFACE, "default"}
 
