@@ -25,7 +25,8 @@ def small_files(config: Config, source: Path) -> dict[str, str]:
     ids = {} if path is None else read_settings(path)
     bos, stops = ids.get("bos_token_id"), ids.get("eos_token_ids") or []
     fields = write_config(config)
-    ends = {"bos_token_id": bos, "eos_token_id": stops[0] if len(stops) == 1 else stops or None}
+    # A key that is left out means the family's own token.
+    ends = {"bos_token_id": bos, "eos_token_id": stops[0] if len(stops) == 1 else stops or None, "pad_token_id": None}
     files: dict[str, Any] = {
         "config.json": {"architectures": [ARCHITECTURES[fields["model_type"]]], **fields, **ends},
         "generation_config.json": {"_from_model_config": False, **ends},

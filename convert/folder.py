@@ -50,10 +50,14 @@ class Folder:
         if name in ("", ".", "..") or any(letter in name for letter in "/\\\0"):
             raise ValueError(f"{name!r} is not a plain file name inside {self.path}")
         path = self.path / name
-        if not path.exists():
-            if path.is_symlink():
-                raise ValueError(f"{path} is a link to a file that does not exist")
+        try:
+            path.lstat()
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        if not path.exists():
+            raise ValueError(f"{path} is a link to a file that does not exist")
         if not path.is_file():
             raise ValueError(f"{path} is not a file")
         if not self._holds(path.resolve()):

@@ -17,6 +17,7 @@ from .tensors import DTYPES, Stored, check, widest
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
 NAMES = {
     "embedding": "model.embed_tokens.weight",
     "final_norm": "model.norm.weight",
@@ -89,12 +90,13 @@ def _open(folder: Folder, problems: list[str]) -> dict[str, Stored]:
     index = folder.json(INDEX)
     if index is not None:
         return _open_shards(folder, index.get("weight_map"), problems)
-    for pattern in ("*.bin", "*.pth", "*.pt"):
-        for pickle in folder.path.glob(pattern):
-            raise ValueError(
-                f"{folder.path} holds its weights as {pickle.name}; pickle files are never read; "
-                "ask for a safetensors version"
-            )
+    pickles = sorted(file.name for file in folder.path.iterdir() if file.suffix in PICKLES)
+    if pickles:
+        raise ValueError(
+            f"{folder.path} holds its weights as {pickles[0]}, a pickle, which can run code as it is read, "
+            "so it is not; take a safetensors version of the model, or make one where you trust the file: "
+            "load it with transformers and save_pretrained it"
+        )
     raise ValueError(f"{folder.path} holds neither {SINGLE} nor {INDEX}")
 
 

@@ -18,7 +18,6 @@ from msrnn_jax.policies.text import first_line
 from msrnn_jax.sizes import tree_bytes
 from msrnn_jax.weights import (
     Deferred,
-    drop_unfinished_reads,
     read_weight,
     read_weights,
     stored_shapes,
@@ -156,7 +155,6 @@ def _weights_of(path: str | os.PathLike[str], folder: pathlib.Path, wanted: Any 
     except Exception as error:  # Orbax and TensorStore raise many kinds for missing and truncated files
         problem = (first_line(error) or type(error).__name__)[:300]
     if problem is not None:
-        drop_unfinished_reads()
         raise ValueError(f"checkpoint {str(path)!r}: the weights cannot be read: {problem}")
 
 

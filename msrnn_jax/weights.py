@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 CHUNK_BYTES = 2**25  # of what is compressed, and later read, at once
-GROUP_BYTES = 2**27  # of small weights that are written together
+GROUP_BYTES = 2**26  # of small weights that are written together
 
 
 class Deferred:
@@ -100,16 +100,6 @@ def read_weight(folder: pathlib.Path, keys: Sequence[str], dtype: Any) -> np.nda
     return found
 
 
-def drop_unfinished_reads() -> None:
-    """Collects the coroutines of a failed read quietly, now and later: each would print a traceback."""
-    hook = sys.unraisablehook
-    sys.unraisablehook = lambda lost: None if inspect.iscoroutine(lost.object) else hook(lost)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gc.collect()
-        time.sleep(0.2)  # for the callbacks of reads that were under way
-
-
 @contextlib.contextmanager
 def _reader() -> Iterator[Any]:
     import orbax.checkpoint as orbax
@@ -120,11 +110,24 @@ def _reader() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Orbax from telling every file, and every failure twice."""
+    """Keeps Orbax from telling every file, every failure twice, and what a failure leaves unfinished."""
     logger = logging.getLogger("absl")
-    level = logger.level
+    level, hook = logger.level, sys.unraisablehook
     logger.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda lost: None if _is_unfinished(lost) else hook(lost)
     try:
         yield
+    except Exception:
+        with warnings.catch_warnings():  # the hook stays: coroutines are collected now and later
+            warnings.simplefilter("ignore")
+            gc.collect()
+            time.sleep(0.2)  # for the callbacks of reads that were under way
+        raise
+    else:
+        sys.unraisablehook = hook
     finally:
         logger.setLevel(level)
+
+
+def _is_unfinished(lost: Any) -> bool:
+    return inspect.iscoroutine(lost.object) or "Event loop is closed" in str(lost.exc_value)

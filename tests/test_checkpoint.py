@@ -162,7 +162,7 @@ def test_damage_is_named(saved, tmp_path):
         ({"norm_eps": 0}, "norm_eps is 0; it must be a positive number"),
         ({"vocab_size": True}, "vocab_size is True; it must be a positive integer"),
         ({"dtype": "int4"}, "dtype is 'int4'; it must be one of"),
-        ({"rope": {"kind": "yarn"}}, "Rope.kind is 'yarn'; it must be one of default, linear, llama3"),
+        ({"rope": {"kind": "dynamic"}}, "Rope.kind is 'dynamic'; it must be one of default, linear, llama3, yarn"),
         ({"rope": {"base": 1}}, "Rope: unknown 'base'"),
         ({"model_dim": 23}, "the weights cannot be read: ['embedding'] is [50, 24]; it must be [50, 23]"),
         ({"num_layers": 3}, "['layers']['2']['attention_norm'] is missing"),

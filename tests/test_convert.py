@@ -441,7 +441,7 @@ def test_pickles_are_never_read(tmp_path):
     source = write_huggingface(tmp_path / "source")
     (source / "model.safetensors").rename(source / "pytorch_model.bin")
     text = refusal(source, tmp_path / "ours")
-    assert "holds its weights as pytorch_model.bin; pickle files are never read; ask for a safetensors version" in text
+    assert "holds its weights as pytorch_model.bin, a pickle, which can run code as it is read, so it is not; " in text
 
 
 def test_shards_and_index_must_agree(tmp_path):

@@ -39,9 +39,14 @@ CONFIGS = {
     "qwen3, biases": BASE.replace(qk_norm=True, attention_bias=True, output_bias=True),
     "smollm3": BASE.replace(unrotated_layers=(1,), tied_embeddings=True),
     "smollm3, biases, sliding": BASE.replace(
-        unrotated_layers=(0,), mlp_bias=True, attention_bias=True, output_bias=True, sliding_window=9, sliding_layers=(0,)
+        unrotated_layers=(0,),
+        mlp_bias=True,
+        attention_bias=True,
+        output_bias=True,
+        sliding_window=9,
+        sliding_layers=(0,),
     ),
-}  # fmt: skip
+}
 
 
 def random_params(config: ms.Config) -> ms.Params:
