@@ -1,16 +1,18 @@
-"""Reads a GGUF file of a LLaMA: metadata, tensors (some quantised), tokenizer."""
+"""Reads GGUF files of the LLaMA family: metadata, tensors (some quantised), tokenizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import gguf
-import jax.numpy as jnp
 import numpy as np
 
 from msrnn_jax.config import Config
 
+from .gguf_architectures import ARCHITECTURES
 from .gguf_config import read_config
+from .gguf_parts import read_model
+from .gguf_rope import FACTORS, match_factors
+from .gguf_tensors import PLAIN, in_half_split_order, readable_kinds, to_stored
 from .gguf_tokenizer import read_tokenizer
 from .problems import refuse
 from .source import Source
@@ -25,6 +27,8 @@ NAMES = {
     "key": "blk.{layer}.attn_k.weight",
     "value": "blk.{layer}.attn_v.weight",
     "output": "blk.{layer}.attn_output.weight",
+    "query_norm": "blk.{layer}.attn_q_norm.weight",
+    "key_norm": "blk.{layer}.attn_k_norm.weight",
     "query_bias": "blk.{layer}.attn_q.bias",
     "key_bias": "blk.{layer}.attn_k.bias",
     "value_bias": "blk.{layer}.attn_v.bias",
@@ -37,85 +41,52 @@ NAMES = {
     "up_bias": "blk.{layer}.ffn_up.bias",
     "down_bias": "blk.{layer}.ffn_down.bias",
 }
-FREQUENCIES = "rope_freqs.weight"
-QUANTISED = ("Q8_0", "Q4_0", "Q4_1")
-KINDS = ("F32", "F16", "BF16", *QUANTISED)
 
 
 def read_gguf(path: Path, dtype: str | None, report: Callable[[str], None], kind: str) -> Source:
-    """The checkpoint in a file, in `dtype` or else in its own: float32 if any tensor is quantised.
+    """What a file holds, or several that are parts of one model, in `dtype` or else in its own: float32 if quantised.
 
-    The files interleave the two halves of every rotated query and key; here they are put back in order.
+    Only headers are read, and the factors of the rotary frequencies. Where the file interleaves the two halves
+    of every rotated query and key, they are put back in order as they are read.
 
     Args:
+      path: of the file, the first one of several.
       kind: what `source.json` calls the source.
 
     Raises:
-      ValueError: the file is unreadable, or anything in it cannot be honoured; all of the latter is listed.
+      ValueError: a file is unreadable, or anything in it cannot be honoured; all of the latter is listed.
     """
-    reader = _open(path)
-    try:
-        metadata: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not a readable GGUF file: its metadata is not UTF-8") from None
-    stored = {tensor.name: _stored(tensor) for tensor in reader.tensors}
+    (metadata, tensors), files = read_model(path)
+    stored = {tensor.name: to_stored(tensor) for tensor in tensors}
     problems: list[str] = []
-    frequencies = stored.pop(FREQUENCIES, None)
     embedding = stored.get(NAMES["embedding"])
-    config = read_config(
-        metadata,
-        vocab_size=embedding.shape[0] if embedding else None,
-        frequencies=frequencies.read(0, frequencies.shape[0]) if frequencies else None,
-        problems=problems,
-    )
+    config = read_config(metadata, embedding.shape[0] if embedding else None, problems)
     facts = read_tokenizer(metadata, problems)
     if config is not None:
-        config = _add_facts_of_tensors(config, stored)
-        problems += check(config, NAMES, stored, KINDS)
-        tokens = len(metadata.get("tokenizer.ggml.tokens", []))
-        if tokens > config.vocab_size:
-            problems.append(f"tokenizer.ggml.tokens holds {tokens} tokens, more than vocab_size ({config.vocab_size})")
+        config = _add_facts_of_tensors(config, stored, metadata, problems)
+        problems += _check(config, stored, metadata)
     refuse(path, problems)
     assert config is not None  # without problems there is one
-
-    config = config.replace(dtype=dtype or _own_dtype(stored))
     if facts.tokenizer is None:
         report(f"note: {path} holds no tokenizer, so the result takes and gives token ids only, no text")
-    return Source(config, NAMES, _in_half_split_order(config, stored), facts, kind, {path.name: path})
+    config = config.replace(dtype=dtype or _own_dtype(stored))
+    if ARCHITECTURES[metadata["general.architecture"]].interleaved:
+        stored = _in_half_split_order(config, stored)
+    return Source(config, NAMES, stored, facts, kind, files)
 
 
-def _open(path: Path) -> gguf.GGUFReader:
-    try:
-        reader = gguf.GGUFReader(path)  # maps the file
-    except OSError:
-        raise
-    except Exception as error:  # on a broken file it fails wherever the nonsense hits: ValueError, IndexError, ...
-        raise ValueError(f"{path} is not a readable GGUF file: {error}") from error
-    if reader.byte_order != "I":
-        raise ValueError(f"{path} is written in another byte order than this machine's")
-    return reader
-
-
-def _stored(tensor: gguf.ReaderTensor) -> Stored:
-    shape = tuple(int(size) for size in reversed(tensor.shape))
-
-    def read(start: int, stop: int) -> np.ndarray:
-        data = tensor.data[start:stop]
-        if tensor.tensor_type.name in ("F32", "F16"):
-            return data.copy()
-        if tensor.tensor_type.name == "BF16":
-            return data.view(jnp.bfloat16).copy()
-        return gguf.dequantize(data, tensor.tensor_type)
-
-    return Stored(tensor.tensor_type.name, shape, read)
-
-
-def _add_facts_of_tensors(config: Config, stored: dict[str, Stored]) -> Config:
-    """What the metadata leaves to the presence of tensors."""
+def _add_facts_of_tensors(
+    config: Config, stored: dict[str, Stored], metadata: Mapping[str, Any], problems: list[str]
+) -> Config:
+    """What the metadata leave to the presence of tensors; takes the factors of the rotary frequencies out."""
 
     def any_of(*fields: str) -> bool:
         return any(NAMES[field].format(layer=0) in stored for field in fields)
 
+    if FACTORS in stored and ARCHITECTURES[metadata["general.architecture"]].factors:
+        factors = _read_factors(stored.pop(FACTORS), config.head_dim, problems)
+        if factors is not None:
+            config = config.replace(rope=match_factors(config.rope, config.head_dim, factors, problems))
     return config.replace(
         tied_embeddings=NAMES["unembedding"] not in stored,
         attention_bias=any_of("query_bias", "key_bias", "value_bias"),
@@ -124,29 +95,38 @@ def _add_facts_of_tensors(config: Config, stored: dict[str, Stored]) -> Config:
     )
 
 
-def _own_dtype(stored: dict[str, Stored]) -> str:
-    if any(tensor.kind in QUANTISED for tensor in stored.values()):
+def _read_factors(tensor: Stored, head_dim: int, problems: list[str]) -> np.ndarray | None:
+    if tensor.shape != (head_dim // 2,) or tensor.kind not in PLAIN:
+        found = f"{tensor.kind} {list(tensor.shape)}"
+        problems.append(f"tensor {FACTORS!r} is {found}; it must be [{head_dim // 2}], not quantised")
+        return None
+    return tensor.read(0, head_dim // 2).astype(np.float64)
+
+
+def _check(config: Config, stored: Mapping[str, Stored], metadata: Mapping[str, Any]) -> list[str]:
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    count = len(tokens) if isinstance(tokens, list) else 0
+    too_many = f"tokenizer.ggml.tokens holds {count} tokens, more than vocab_size ({config.vocab_size})"
+    problems = [too_many] if count > config.vocab_size else []
+    if config.num_layers > len(stored):  # a damaged number must not be listed layer by layer
+        return [*problems, f"block_count is {config.num_layers}, but there are {len(stored)} tensors in all"]
+    return [*check(config, NAMES, stored, readable_kinds()), *problems]
+
+
+def _own_dtype(stored: Mapping[str, Stored]) -> str:
+    if any(tensor.kind not in PLAIN for tensor in stored.values()):
         return "float32"
     return widest({DTYPES[tensor.kind] for tensor in stored.values() if len(tensor.shape) == 2})  # norms are F32 anyway
 
 
 def _in_half_split_order(config: Config, stored: dict[str, Stored]) -> dict[str, Stored]:
     """The same tensors, queries and keys rotating halves instead of neighbours."""
-    ordered = dict(stored)
-    for field in ("query", "key", "query_bias", "key_bias"):
-        for layer in range(config.num_layers):
-            name = NAMES[field].format(layer=layer)
-            if name in stored:
-                ordered[name] = _unpermuted(stored[name], config.head_dim)
-    return ordered
-
-
-def _unpermuted(tensor: Stored, width: int) -> Stored:
-    """Undoes the `permute` of llama.cpp's converter: rows 0, h/2, 1, h/2 + 1, ... of each head go back."""
-
-    def read(start: int, stop: int) -> np.ndarray:
-        array = tensor.read(start, stop)
-        pairs = array.reshape(-1, width // 2, 2, *array.shape[1:])
-        return pairs.swapaxes(1, 2).reshape(array.shape)
-
-    return tensor._replace(read=read, unit=width)
+    rotated = {
+        NAMES[field].format(layer=layer)
+        for field in ("query", "key", "query_bias", "key_bias")
+        for layer in range(config.num_layers)
+    }
+    return {
+        name: in_half_split_order(tensor, config.head_dim) if name in rotated else tensor
+        for name, tensor in stored.items()
+    }

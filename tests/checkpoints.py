@@ -162,6 +162,13 @@ def permute(rows: np.ndarray, heads: int) -> np.ndarray:
 
 def to_gguf(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same weights under llama.cpp's names, permuted."""
+    return from_huggingface_to_gguf(to_huggingface(weights))
+
+
+def from_huggingface_to_gguf(
+    tensors: dict[str, np.ndarray], *, interleaved: bool = True, heads: tuple[int, int] = (N, K)
+) -> dict[str, np.ndarray]:
+    """Hugging Face's tensors under llama.cpp's names, queries and keys permuted where these are `interleaved`."""
     names = {
         "model.embed_tokens.": "token_embd.",
         "model.norm.": "output_norm.",
@@ -169,6 +176,8 @@ def to_gguf(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "model.layers.": "blk.",
         "input_layernorm": "attn_norm",
         "post_attention_layernorm": "ffn_norm",
+        "self_attn.q_norm": "attn_q_norm",
+        "self_attn.k_norm": "attn_k_norm",
         "self_attn.q_proj": "attn_q",
         "self_attn.k_proj": "attn_k",
         "self_attn.v_proj": "attn_v",
@@ -177,17 +186,18 @@ def to_gguf(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "mlp.up_proj": "ffn_up",
         "mlp.down_proj": "ffn_down",
     }
-    tensors = {}
-    for name, tensor in to_huggingface(weights).items():
-        heads = {"q_proj": N, "k_proj": K}.get(name.split(".")[-2])
+    rotated = {"q_proj": heads[0], "k_proj": heads[1]} if interleaved else {}
+    renamed = {}
+    for name, tensor in tensors.items():
+        count = rotated.get(name.split(".")[-2])
         for theirs, ggml in names.items():
             name = name.replace(theirs, ggml)
-        tensors[name] = tensor if heads is None else permute(tensor, heads)
-    return tensors
+        renamed[name] = tensor if count is None else permute(tensor, count)
+    return renamed
 
 
-def gguf_metadata(**changes: Any) -> dict[str, Any]:
-    """Metadata by key, `llama.` left out, dots as `__`; None takes a key out."""
+def gguf_metadata(architecture: str = "llama", **changes: Any) -> dict[str, Any]:
+    """Metadata by key, the architecture left out, dots as `__`; None takes a key out."""
     fields = {
         "block_count": L,
         "context_length": 128,
@@ -203,7 +213,44 @@ def gguf_metadata(**changes: Any) -> dict[str, Any]:
         "vocab_size": V,
     }
     fields = {key: value for key, value in {**fields, **changes}.items() if value is not None}
-    return {f"llama.{key.replace('__', '.')}": value for key, value in fields.items()}
+    return {f"{architecture}.{key.replace('__', '.')}": value for key, value in fields.items()}
+
+
+NUMPY_KINDS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I8": np.int8}  # the rest is quantised
+
+# Metadata of tokenizers.
+ALPHABET = ["Ġ", "h", "i", "1", "2", "3", "!", "Ċ", "o", "w"]
+BYTE_LEVEL = {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "smollm",
+    "tokenizer.ggml.tokens": ["<end>", "<start>", "<note>", *ALPHABET, "hi", "Ġh", "Ġhi", "12", "123", "how"],
+    "tokenizer.ggml.token_type": [3, 3, 4, *[1] * (len(ALPHABET) + 6)],
+    "tokenizer.ggml.merges": ["h i", "Ġ h", "Ġ hi", "1 2", "12 3"],
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 0,
+}
+
+PIECES = {  # piece: type, score
+    "<unk>": (2, 0.0),
+    "<s>": (3, 0.0),
+    "</s>": (3, 0.0),
+    **{f"<0x{byte:02X}>": (6, 0.0) for byte in (0x0A, 0xC3, 0xA9)},
+    "<turn>": (4, 0.0),
+    **dict.fromkeys(["▁", "a", "b", "c", "<", "s>"], (1, -9.0)),
+    "ab": (1, -3.0),
+    "bc": (1, -2.0),
+    "abc": (1, -4.0),
+    "▁a": (1, -5.0),
+    "▁abc": (1, -6.0),
+}
+SENTENCEPIECE = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": list(PIECES),
+    "tokenizer.ggml.token_type": [kind for kind, _ in PIECES.values()],
+    "tokenizer.ggml.scores": [score for _, score in PIECES.values()],
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+}
 
 
 def write_gguf(
@@ -215,16 +262,22 @@ def write_gguf(
     kinds: dict[str, str] | None = None,
     tokenizer: dict[str, Any] | None = None,
     architecture: str = "llama",
+    split_max_tensors: int = 0,
 ) -> Path:
-    """A GGUF file; matrices are stored as `kind`, or as `kinds` says by tensor name, the rest as F32."""
-    writer = gguf.GGUFWriter(path, architecture)
+    """A GGUF file; matrices are stored as `kind`, or as `kinds` says by tensor name, the rest as F32.
+
+    With `split_max_tensors`, several files of at most so many tensors, the metadata in the first.
+    """
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split_max_tensors)
     for key, value in {**(gguf_metadata() if metadata is None else metadata), **(tokenizer or {})}.items():
         _add(writer, key, value)
     for name, tensor in (to_gguf(make_weights()) if tensors is None else tensors).items():
         store = (kinds or {}).get(name, kind if tensor.ndim == 2 else "F32")
         ggml = gguf.GGMLQuantizationType[store]
-        if store in ("F32", "F16"):
-            writer.add_tensor(name, tensor.astype({"F32": np.float32, "F16": np.float16}[store]))
+        if tensor.dtype == np.uint8:  # blocks, as they are
+            writer.add_tensor(name, tensor, raw_dtype=ggml)
+        elif store in NUMPY_KINDS:
+            writer.add_tensor(name, tensor.astype(NUMPY_KINDS[store]))
         else:
             writer.add_tensor(name, gguf.quantize(tensor, ggml), raw_dtype=ggml)
     writer.write_header_to_file()
@@ -235,7 +288,9 @@ def write_gguf(
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    if isinstance(value, bool):
+    if key == "general.alignment":
+        writer.add_custom_alignment(value)
+    elif isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):
         writer.add_uint32(key, value)

