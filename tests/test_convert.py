@@ -33,6 +33,7 @@ from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 import convert.cli
+import convert.conversion
 import convert.finding
 import convert.wheel
 from convert import convert as run
