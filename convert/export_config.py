@@ -51,7 +51,8 @@ def _scaling(rope: Rope) -> dict[str, Any] | None:
     spelled = {ours: theirs for theirs, ours in SETTINGS[rope.kind].items()}
     if not spelled:
         return None
-    return {"rope_type": rope.kind, **{theirs: getattr(rope, ours) for ours, theirs in spelled.items()}}
+    values = {theirs: getattr(rope, ours) for ours, theirs in spelled.items()}
+    return {"rope_type": rope.kind, **{name: value for name, value in values.items() if value is not None}}
 
 
 def _llama(config: Config) -> dict[str, Any]:
