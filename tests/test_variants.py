@@ -63,7 +63,7 @@ def without_specials(params):
     return params.replace(layers=tuple(layer.replace(**dict.fromkeys(fields)) for layer in params.layers))
 
 
-ROTATED = ("unrotated", "yarn", "everything")
+ROTATED = ("unrotated", "yarn")
 
 
 @pytest.mark.parametrize(
