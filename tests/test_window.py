@@ -12,6 +12,7 @@ import tiny
 import msrnn_jax as ms
 from msrnn_jax.checks import check_room, check_state
 from msrnn_jax.llama import advance
+from msrnn_jax.params import abstract_params
 from msrnn_jax.slots import grow
 from msrnn_jax.state import POSITION_MODES
 from msrnn_jax.window import in_sight, room_for
@@ -53,6 +54,11 @@ def expect(logits, layers, expected):
     """Logits [T, V] and the layers of the last state are those of the oracle."""
     np.testing.assert_allclose(logits, np.stack([moment.logits for moment in expected]), rtol=0, atol=1e-9)
     assert [tiny.held(layer) for layer in layers] == expected[-1].kept
+
+
+extend = jax.jit(ms.extend, static_argnames="chunk", compiler_options=tiny.QUICK)
+prefill = jax.jit(ms.prefill, static_argnames=("mode", "chunk"), compiler_options=tiny.QUICK)
+unroll = jax.jit(tiny.unroll, compiler_options=tiny.QUICK)
 
 
 def row(tree, number):
@@ -111,10 +117,10 @@ def test_full_attention_within_a_window_needs_as_many_slots_less_one(chunk, x64)
     expected = oracle.full_logits(config, params(), text.tolist())
     state = ms.init_state(config, ms.Full(), W - 1)
     assert state.layers[0].num_slots == W
-    last, logits = ms.extend(config, ms.Full(), params(), state, text, chunk=chunk)
+    last, logits = extend(config, ms.Full(), params(), state, text, chunk=chunk)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-9)
     assert tiny.held(last.layers[1]) == [[*range(2 * W + 3, 3 * W + 2)]]  # W - 1 of them
-    _, (logits, _) = tiny.unroll_jit(config, ms.Full(), params(), state, text)
+    _, (logits, _) = unroll(config, ms.Full(), params(), state, text)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-9)
     # The window is what made the difference.
     wide = oracle.full_logits(FLOAT64, params(), text.tolist())
@@ -122,8 +128,8 @@ def test_full_attention_within_a_window_needs_as_many_slots_less_one(chunk, x64)
 
 
 def test_room_is_refused_only_where_a_layer_that_does_not_slide_needs_it():
-    weights, text = tiny.params(), tokens()
     every, second = (config.replace(dtype="float32") for config in (EVERY, SECOND))
+    weights, text = abstract_params(every), tokens()  # nothing is computed
     with pytest.raises(ValueError, match=f"budget is {W - 2}, but full forgets nothing and must hold {W - 1} tokens"):
         ms.extend(every, ms.Full(), weights, ms.init_state(every, ms.Full(), W - 2), text)
     with pytest.raises(ValueError, match=f"budget is {W - 1}, but full forgets nothing and must hold {T} tokens"):
@@ -147,7 +153,7 @@ def test_a_prompt_read_at_once(policy, mode, chunk, x64):
     expected = moments(config, str(policy), budget, oneshot=prompt, mode=mode, count=prompt + 3)
     state = ms.init_state(config, policy, budget, positions=mode)
     text = np.pad(tokens(prompt), (0, 4))
-    state, logits = ms.prefill(config, policy, params(config), state, text, prompt, mode="oneshot", chunk=chunk)
+    state, logits = prefill(config, policy, params(config), state, text, prompt, mode="oneshot", chunk=chunk)
     np.testing.assert_allclose(logits, expected[prompt - 1].logits, rtol=0, atol=1e-9)
     assert [tiny.held(layer) for layer in state.layers] == expected[prompt - 1].kept
     if mode == "absolute":
@@ -156,7 +162,7 @@ def test_a_prompt_read_at_once(policy, mode, chunk, x64):
         assert tiny.held(state.layers[0])[0][:2] == [0, 1]  # places are all that count there
     if mode == "cache" and not policy.forgets:
         return
-    _, (logits, _) = tiny.unroll_jit(config, policy, params(config), state, tokens(prompt + 3)[prompt:])
+    _, (logits, _) = unroll(config, policy, params(config), state, tokens(prompt + 3)[prompt:])
     np.testing.assert_allclose(logits, [moment.logits for moment in expected[prompt:]], rtol=0, atol=1e-9)
 
 
@@ -181,12 +187,12 @@ def test_cutting_to_a_smaller_budget_in_mid_text(x64):
     """What is held at a cut has not expired, so that a cut is a cut as ever; the text goes on within the window."""
     policy, first = ms.TOVA(), 20
     state = ms.init_state(ONE, policy, 12)
-    state, _ = ms.extend(ONE, policy, params(ONE), state, tokens()[:first])
+    state, _ = extend(ONE, policy, params(ONE), state, tokens()[:first])
     assert tiny.held(state.layers[0]) == moments(ONE, "tova", 12)[first - 1].kept[0]
     small = ms.compress(policy, state, 3, shrink=True)
     assert [len(layer[0]) for layer in map(tiny.held, small.layers)] == [3]
-    again, logits = ms.extend(ONE, policy, params(ONE), small, tokens()[first:])
-    _, (stepped, _) = tiny.unroll_jit(ONE, policy, params(ONE), small, tokens()[first:])
+    again, logits = extend(ONE, policy, params(ONE), small, tokens()[first:])
+    _, (stepped, _) = unroll(ONE, policy, params(ONE), small, tokens()[first:])
     np.testing.assert_allclose(logits, stepped, rtol=0, atol=1e-9)
     assert min(tiny.held(again.layers[0])[0]) >= T + 1 - W
 
@@ -197,7 +203,7 @@ def test_places_among_what_is_held_never_leave_the_window(policy, x64):
     without = ONE.replace(sliding_window=None)
     expected = moments(without, str(policy), W - 1, mode="cache")
     state = ms.init_state(ONE, policy, W - 1, positions="cache")
-    last, logits = ms.extend(ONE, policy, params(ONE), state, tokens(), chunk=9)
+    last, logits = extend(ONE, policy, params(ONE), state, tokens(), chunk=9)
     expect(logits, last.layers, expected)
     if policy.sinks:
         assert tiny.held(last.layers[0])[0][:4] == [0, 1, 2, 3]
