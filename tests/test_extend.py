@@ -310,7 +310,7 @@ def test_a_policy_is_shown_every_token_as_it_is_read(x64):
     chunks, _ = extended(FLOAT64, Diary(), params, tokens, BUDGETS, LENGTHS, "cache", 7)
     weights = oracle.as_numpy(params)
     x = oracle.norm(FLOAT64, weights.embedding[tokens], weights.layers[0].attention_norm)
-    queries, _, _ = oracle.projections(weights.layers[0], x)  # [T, N, H], not rotated in this mode
+    queries, _, _ = oracle.projections(FLOAT64, weights.layers[0], x)  # [T, N, H], not rotated in this mode
     for state in (steps, chunks):
         for index, layer in enumerate(state.layers):
             diary = jax.tree.map(lambda leaf, layer=layer: tiny.by_position(layer.positions, leaf, T), layer.stats)
