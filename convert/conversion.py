@@ -6,7 +6,7 @@ from pathlib import Path
 from msrnn_jax import checkpoint
 from msrnn_jax.making import check_destination, check_space, recover
 from msrnn_jax.params import abstract_params
-from msrnn_jax.sizes import tree_bytes
+from msrnn_jax.sizes import spell_bytes, tree_bytes
 
 from .checkpoint_files import text_files
 from .finding import Found, find, read
@@ -68,8 +68,9 @@ def convert(
         check_verifiable(gguf=source == NAME or str(source).lower().endswith(".gguf"))
     found = find(str(source), revision=revision, cache=cache, report=report)
     read_from = read(found, dtype, report)
-    check_space(path, tree_bytes(abstract_params(read_from.config)))
-    report(f"writing {path}")
+    size = tree_bytes(abstract_params(read_from.config))
+    check_space(path, size)
+    report(f"writing {path}: {len(read_from.stored)} tensors, {spell_bytes(size)} in {read_from.config.dtype}")
     _write(str(source), found, read_from, path, force, verify, report, meter)
     return path
 

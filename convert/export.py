@@ -13,6 +13,7 @@ from msrnn_jax import checkpoint
 from msrnn_jax.config import Config
 from msrnn_jax.making import check_destination, check_space, making, recover
 from msrnn_jax.params import Params, axes, sizes
+from msrnn_jax.sizes import spell_bytes
 from msrnn_jax.weights import Deferred
 
 from .export_files import small_files
@@ -84,7 +85,7 @@ def export(
         places = {name: file for file, names in shards.items() for name in names}
         texts[INDEX] = json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2) + "\n"
     check_space(path, total + sum(map(len, texts.values())))
-    report(f"writing {path}")
+    report(f"writing {path}: {len(weights)} tensors, {spell_bytes(total)} in {config.dtype}")
     with parents(path), making(path.absolute()) as folder, meter("writing", total) as watch:
         for file, names in shards.items():
             tensors = {name: weights[name].tensor for name in names}
