@@ -9,6 +9,9 @@ import zipfile
 
 import pytest
 import tiny
+from checkpoints import write_gguf, write_huggingface
+
+from msrnn_jax import checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -191,8 +194,20 @@ def test_the_wheel_works_away_from_the_checkout(wheel, tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     code = f"import sys; sys.path.insert(0, {str(target)!r}); from msrnn_jax.__main__ import main; import msrnn_jax; "
     code += "print(msrnn_jax.__file__, file=sys.stderr); sys.argv = ['msrnn', *sys.argv[1:]]; main()"
-    result = subprocess.run(
-        [sys.executable, "-c", code, "convert", "nowhere", "out"], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert result.returncode == 2 and str(target) in result.stderr
-    assert "error: nowhere does not exist; the source must be" in result.stderr
+
+    def msrnn(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-P", "-c", code, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert str(target) in done.stderr
+        return done
+
+    refused = msrnn("convert", "nowhere", "out")
+    assert refused.returncode == 2
+    assert "error: nowhere does not exist; the source must be" in refused.stderr
+    write_huggingface(tmp_path / "folder")
+    write_gguf(tmp_path / "model.gguf")
+    for arguments in (["folder", "one"], ["model.gguf", "two"], ["export", "two", "back"], ["import", "back", "three"]):
+        done = msrnn("convert", *arguments)
+        assert (done.returncode, done.stdout) == (0, f"{arguments[-1]}\n"), done.stderr
+    prints = {checkpoint.fingerprint(checkpoint.load(tmp_path / name)[1]) for name in ("one", "two", "three")}
+    assert len(prints) == 1
