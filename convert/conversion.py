@@ -8,6 +8,7 @@ from msrnn_jax.making import check_destination, check_space, recover
 from msrnn_jax.params import abstract_params
 from msrnn_jax.sizes import spell_bytes, tree_bytes
 
+from .apart import check_apart
 from .checkpoint_files import text_files
 from .finding import Found, find, read
 from .folder import digest
@@ -62,8 +63,8 @@ def convert(
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
     path = Path(destination)
     recover(path)
-    check_destination(path, force, checkpoint.is_checkpoint, "checkpoint of msrnn_jax")
-    _check_apart(Path(source), path)
+    check_destination(path, checkpoint.CHECKPOINT, force)
+    check_apart(Path(source), path)
     if verify:
         check_verifiable(gguf=source == NAME or str(source).lower().endswith(".gguf"))
     found = find(str(source), revision=revision, cache=cache, report=report)
@@ -73,15 +74,6 @@ def convert(
     report(f"writing {path}: {len(read_from.stored)} tensors, {spell_bytes(size)} in {read_from.config.dtype}")
     _write(str(source), found, read_from, path, force, verify, report, meter)
     return path
-
-
-def _check_apart(source: Path, destination: Path) -> None:
-    if not source.exists():
-        return
-    if source.resolve() == destination.resolve():
-        raise ValueError(f"the source and the destination are the same: {source}")
-    if source.resolve().is_relative_to(destination.resolve()):
-        raise ValueError(f"the source {source} lies inside the destination {destination}, which would be replaced")
 
 
 def _write(

@@ -11,16 +11,17 @@ import numpy as np
 
 from msrnn_jax import checkpoint
 from msrnn_jax.config import Config
-from msrnn_jax.making import check_destination, check_space, making, recover
+from msrnn_jax.making import Kind, check_destination, check_space, making, recover
 from msrnn_jax.params import Params, axes, sizes
 from msrnn_jax.sizes import spell_bytes
 from msrnn_jax.weights import Deferred
 
+from .apart import check_apart
 from .export_files import small_files
 from .huggingface import INDEX, NAMES, SINGLE
 from .parents import parents
 from .progress import Meter, Watch, unseen
-from .safetensors_file import Tensor, write_file
+from .safetensors_file import Tensor, is_written_here, write_file
 from .tensors import BLOCK_BYTES, as_stored, name_tree, stored_shape
 
 SHARD_BYTES = 5 * 10**9
@@ -73,9 +74,8 @@ def export(
     """
     path = Path(destination)
     recover(path.absolute())
-    check_destination(path, force, _is_export, "Hugging Face folder as written here")
-    if Path(source).resolve().is_relative_to(path.resolve()):
-        raise ValueError(f"the source {source} lies inside the destination {path}, which would be replaced")
+    check_destination(path, EXPORT, force)
+    check_apart(Path(source), path)
     config, params = checkpoint.load_deferred(source)
     texts = small_files(config, Path(source))
     weights = _weights(config, params)
@@ -86,7 +86,7 @@ def export(
         texts[INDEX] = json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2) + "\n"
     check_space(path, total + sum(map(len, texts.values())))
     report(f"writing {path}: {len(weights)} tensors, {spell_bytes(total)} in {config.dtype}")
-    with parents(path), making(path.absolute()) as folder, meter("writing", total) as watch:
+    with parents(path), making(path.absolute(), EXPORT, force) as folder, meter("writing", total) as watch:
         for file, names in shards.items():
             tensors = {name: weights[name].tensor for name in names}
             write_file(folder / file, tensors, (block for name in names for block in weights[name].blocks(watch)))
@@ -122,4 +122,9 @@ def _shards(sizes: Mapping[str, int], most: int) -> dict[str, list[str]]:
 
 
 def _is_export(folder: Path) -> bool:
-    return all(WRITTEN.fullmatch(file.name) for file in folder.iterdir())
+    if not all(WRITTEN.fullmatch(file.name) and file.is_file() for file in folder.iterdir()):
+        return False
+    return any(is_written_here(file) for file in folder.glob("*.safetensors"))
+
+
+EXPORT = Kind("export of msrnn_jax", _is_export)

@@ -12,6 +12,7 @@ import safetensors
 
 from .tensors import DTYPES, Stored
 
+WRITER = "msrnn_jax"
 KINDS = {dtype: kind for kind, dtype in DTYPES.items()}  # by our names
 
 
@@ -38,6 +39,15 @@ def _stored(path: Path, name: str, part: Any) -> Stored:
     return Stored(part.get_dtype(), tuple(part.get_shape()), read)
 
 
+def is_written_here(path: Path) -> bool:
+    """Whether `write_file` made this file."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return (file.metadata() or {}).get("writer") == WRITER
+    except (safetensors.SafetensorError, OSError):
+        return False
+
+
 class Tensor(NamedTuple):
     """A tensor to be written."""
 
@@ -51,7 +61,7 @@ class Tensor(NamedTuple):
 
 def write_file(path: Path, tensors: Mapping[str, Tensor], blocks: Iterable[np.ndarray]) -> None:
     """Writes a file whose values come as blocks of rows: all of the first tensor, then all of the second, and so on."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt", "writer": WRITER}}  # transformers asks for the format
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.nbytes

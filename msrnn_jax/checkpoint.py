@@ -12,7 +12,7 @@ import numpy as np
 
 from msrnn_jax.checks import check_dtype, check_params
 from msrnn_jax.config import Config
-from msrnn_jax.making import check_destination, check_space, making, recover
+from msrnn_jax.making import Kind, check_destination, check_space, making, recover
 from msrnn_jax.params import Params, abstract_params
 from msrnn_jax.policies.text import first_line
 from msrnn_jax.sizes import tree_bytes
@@ -54,7 +54,8 @@ def save(
     """
     path = pathlib.Path(path).absolute()
     recover(path)
-    check_destination(path, overwrite, is_checkpoint, "checkpoint of msrnn_jax")
+    check_destination(path, CHECKPOINT, overwrite)
+    _check_for_orbax(path)
     check_params(config, params, dtypes=True)
     for name in files or {}:
         if not name or pathlib.PurePath(name).name != name or name in (PARAMS_FOLDER, CONFIG_FILE):
@@ -62,7 +63,7 @@ def save(
     texts = {CONFIG_FILE: config.to_json(), **(files or {})}
     check_space(path, tree_bytes(params) + sum(map(len, texts.values())))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with making(path) as folder:
+    with making(path, CHECKPOINT, overwrite) as folder:
         write_weights(folder / PARAMS_FOLDER, _to_tree(params))
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
@@ -73,6 +74,18 @@ def save(
 def is_checkpoint(folder: pathlib.Path) -> bool:
     """Whether a folder looks like a checkpoint of ours."""
     return (folder / CONFIG_FILE).is_file() and (folder / PARAMS_FOLDER).is_dir()
+
+
+CHECKPOINT = Kind("checkpoint of msrnn_jax", is_checkpoint)
+
+
+def _check_for_orbax(path: pathlib.Path) -> None:
+    """Refuses paths in which Orbax sees a pattern or another machine, and loses what it writes."""
+    odd = [text for text in ("[", "]", "*", "?", "\\", "gs:", "s3:") if text in str(path)]
+    if odd:
+        raise ValueError(
+            f"{str(path)!r} has {odd[0]!r} in it, with which Orbax cannot write weights; choose another path"
+        )
 
 
 def load(path: str | os.PathLike[str], *, dtype: str | None = None, sharding: Any = None) -> tuple[Config, Params]:
@@ -230,12 +243,15 @@ def _from_tree(config: Config, tree: Mapping[str, Any]) -> Params:
 
 def _stay_inside(folder: pathlib.Path) -> None:
     """Refuses links that lead out of the checkpoint's folder."""
-    inside = folder.resolve()
+    inside = os.path.realpath(folder)
     for place, folders, names in os.walk(folder):
         for name in (*folders, *names):
-            target = pathlib.Path(place, name).resolve()
+            path = pathlib.Path(place, name)
+            target = pathlib.Path(os.path.realpath(path))
             if not target.is_relative_to(inside):
-                raise ValueError(f"{str(pathlib.Path(place, name))!r} leads out of the checkpoint's folder")
+                raise ValueError(f"{str(path)!r} leads out of the checkpoint's folder")
+            if not target.is_dir() and not target.is_file():  # to read from a pipe or a device may never end
+                raise ValueError(f"{str(path)!r} is neither a file nor a folder")
 
 
 def fingerprint(params: Params) -> str:

@@ -1,13 +1,14 @@
 """A folder that appears complete or not at all: where it may, whether there is room, and what killed makers leave."""
 
 import contextlib
-import glob
 import os
 import pathlib
+import re
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -15,16 +16,28 @@ from msrnn_jax.record import folder_above, try_folder
 from msrnn_jax.sizes import spell_bytes
 
 NEW, OLD, LOCK = "new", "old", ".lock"
+LONGEST = 240  # bytes of a name; what stands beside it for a while has a longer one
+
+
+class Kind(NamedTuple):
+    """What may be replaced by its like."""
+
+    name: str  # for errors
+    fits: Callable[[pathlib.Path], bool]  # whether a folder is one
 
 
 @contextlib.contextmanager
-def making(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def making(path: pathlib.Path, kind: Kind, overwrite: bool) -> Iterator[pathlib.Path]:
     """A temporary folder beside `path` that becomes it at the end, replacing what is there, or leaves no trace.
 
     Killed at any moment, the process leaves `path` absent or complete, and a hidden folder beside it that the next
     call of `recover` or `making` for the same path removes. The lock tells it from one whose maker is alive.
+
+    Raises:
+      ValueError: as `check_destination`, before and, since others may write there meanwhile, after.
     """
     recover(path)
+    check_destination(path, kind, overwrite)
     work = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     lock = work.with_name(work.name + LOCK)
     try:
@@ -32,11 +45,15 @@ def making(path: pathlib.Path) -> Iterator[pathlib.Path]:
             try:
                 (work / NEW).mkdir(parents=True)
                 yield work / NEW
-                _put(work, path)
+                check_destination(path, kind, overwrite)
+                if os.path.lexists(path):
+                    path.rename(work / OLD)
+                (work / NEW).rename(path)
             finally:
-                remove(work)
+                _clear(work, path)
     finally:
-        lock.unlink(missing_ok=True)
+        if not work.exists():  # by it the next one finds what an interrupted clearing left
+            lock.unlink(missing_ok=True)
 
 
 def recover(path: pathlib.Path) -> None:
@@ -44,14 +61,23 @@ def recover(path: pathlib.Path) -> None:
 
     If one died between moving the old folder away and moving the new one in, the old one is put back.
     """
-    for lock in path.parent.glob(f".{glob.escape(path.name)}.*{LOCK}"):
-        work = lock.with_name(lock.name.removesuffix(LOCK))
+    ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}{re.escape(LOCK)}")  # of no longer name, such as NAME.2
+    if not path.parent.is_dir():
+        return
+    for lock in path.parent.iterdir():
+        if not ours.fullmatch(lock.name):
+            continue
         with contextlib.suppress(Timeout, OSError):
             with FileLock(lock, timeout=0):
-                if (work / OLD).exists() and not os.path.lexists(path):
-                    (work / OLD).rename(path)
-                remove(work)
+                _clear(lock.with_name(lock.name.removesuffix(LOCK)), path)
             lock.unlink(missing_ok=True)
+
+
+def _clear(work: pathlib.Path, path: pathlib.Path) -> None:
+    """Removes a maker's folder; the old one in it goes back first, unless the new one has taken its place."""
+    if os.path.lexists(work / OLD) and not os.path.lexists(path):
+        (work / OLD).rename(path)
+    remove(work)
 
 
 def remove(folder: pathlib.Path) -> None:
@@ -63,34 +89,27 @@ def remove(folder: pathlib.Path) -> None:
         time.sleep(0.1)
 
 
-def _put(work: pathlib.Path, path: pathlib.Path) -> None:
-    if os.path.lexists(path):
-        path.rename(work / OLD)
-    try:
-        (work / NEW).rename(path)
-    except BaseException:
-        if (work / OLD).exists():
-            (work / OLD).rename(path)
-        raise
-
-
-def check_destination(path: pathlib.Path, overwrite: bool, is_ours: Callable[[pathlib.Path], bool], what: str) -> None:
-    """Refuses to write over anything but what `is_ours` or an empty folder, and that unless asked to.
-
-    Args:
-      what: such a folder is called in errors.
-    """
+def check_destination(path: pathlib.Path, kind: Kind, overwrite: bool) -> None:
+    """Refuses to write over anything but one of a kind or an empty folder, and that unless asked to."""
     parent = folder_above(path)
     try:
         try_folder(parent)
     except OSError:
         raise ValueError(f"{str(path)!r} cannot be made: {str(parent)!r} is no folder that can be written to") from None
+    try:
+        name = path.absolute().name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{str(path)!r} cannot be made: the name is not UTF-8") from None
+    if len(name) > LONGEST:
+        raise ValueError(f"{str(path)!r} cannot be made: the name has {len(name)} bytes; it may have {LONGEST}")
     if not os.path.lexists(path):
         return
     if not overwrite:
         raise ValueError(f"{str(path)!r} exists already; choose another path or overwrite it (--force, overwrite=True)")
-    if path.is_symlink() or not path.is_dir() or not (is_ours(path) or not any(path.iterdir())):
-        raise ValueError(f"{str(path)!r} exists and is no {what}, so it is not replaced")
+    if path.is_symlink() or not path.is_dir() or not (kind.fits(path) or not any(path.iterdir())):
+        raise ValueError(f"{str(path)!r} exists and is no {kind.name}, so it is not replaced")
+    if os.path.ismount(path):
+        raise ValueError(f"{str(path)!r} is where a disk is mounted, which cannot be replaced; name a folder in it")
 
 
 def check_space(path: pathlib.Path, needed: int) -> None:

@@ -89,7 +89,8 @@ def check_writable(name: str, path: str | os.PathLike[str]) -> None:
 
 def folder_above(path: pathlib.Path) -> pathlib.Path:
     """The nearest thing above a path that is there, in which what is missing on the way would be made."""
-    return next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    path = path.absolute()
+    return next((parent for parent in path.parents if os.path.lexists(parent)), path)
 
 
 def try_folder(folder: pathlib.Path) -> None:
