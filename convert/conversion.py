@@ -1,5 +1,6 @@
 """The one function that converts: find out what the source is, read it, write it."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -96,16 +97,21 @@ def _write(
     )
 
     def inspect(folder: Path) -> None:
+        shown.close()  # all is written
         dtype = source.config.dtype
         refuse(name, [f"tensor {tensor!r} holds values too large for {dtype}" for tensor in findings.overflowed])
         if verify:
             compare(found.path, folder, report=report)
 
-    with parents(path), meter("writing", tree_bytes(abstract_params(source.config))) as watch:
+    with parents(path), contextlib.ExitStack() as shown:
+        watch = shown.enter_context(meter("writing", tree_bytes(abstract_params(source.config))))
         params = deferred(source.config, source.names, source.stored, findings, watch)
         checkpoint.save(path, source.config, params, files=files, overwrite=force, inspect=inspect)
     infinite = (f"warning: tensor {tensor!r} holds values that are not finite" for tensor in findings.infinite)
-    for line in shorten(infinite, "such tensors"):
+    vanished = (
+        f"warning: tensor {tensor!r} holds values that are 0 in {source.config.dtype}" for tensor in findings.vanished
+    )
+    for line in [*shorten(infinite, "such tensors"), *shorten(vanished, "such tensors")]:
         report(line)
 
 

@@ -74,7 +74,10 @@ def read_folder(path: Path, dtype: str | None, report: Callable[[str], None]) ->
     assert config is not None  # without problems there is one
 
     matrices = {DTYPES[tensor.kind] for tensor in stored.values() if len(tensor.shape) == 2}
-    config = config.replace(dtype=dtype or stated or widest(matrices))
+    own = widest(matrices)
+    if dtype is None and stated not in (None, own):
+        report(f"note: config.json says {stated}, the tensors are {own}, which is kept; --dtype {stated} converts")
+    config = config.replace(dtype=dtype or own)
     if tied_copy is not None and not _equal(tied_copy, stored[NAMES["embedding"]]):
         problems.append(f"{NAMES['unembedding']!r} differs from the embedding, yet tie_word_embeddings is true")
     refuse(path, problems)
@@ -122,7 +125,11 @@ def _open_shards(folder: Folder, weight_map: Any, problems: list[str]) -> dict[s
 
 
 def _equal(one: Stored, other: Stored) -> bool:
-    if one.shape != other.shape or one.kind != other.kind:
+    """Whether two tensors hold the same values, NaN being one."""
+    if one.shape != other.shape or not {one.kind, other.kind} <= set(DTYPES):
         return False
     pairs = zip(one.blocks(4), other.blocks(4), strict=True)
-    return all(np.array_equal(mine, yours) for (_, mine), (_, yours) in pairs)
+    return all(
+        np.array_equal(mine.astype(np.float64), yours.astype(np.float64), equal_nan=True)
+        for (_, mine), (_, yours) in pairs
+    )

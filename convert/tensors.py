@@ -61,6 +61,7 @@ class Findings:
     def __init__(self):
         self.infinite: list[str] = []  # tensors that hold infinities or NaNs
         self.overflowed: list[str] = []  # tensors that would, in the dtype asked for
+        self.vanished: list[str] = []  # tensors in which values other than 0 become 0
 
 
 def name_tree(config: Config, names: Mapping[str, str]) -> Params:
@@ -162,18 +163,21 @@ def _read(
 ) -> np.ndarray:
     ours = np.empty(shape, dtype)
     rows = as_stored(ours, letters, stored.shape)
-    finite = fits = True
+    finite = fits = kept = True
     for where, block in stored.blocks(dtype.itemsize):
         with np.errstate(over="ignore", invalid="ignore"):
             rows[where] = block
             good = bool(np.isfinite(rows[where]).all())
             finite = finite and (good or bool(np.isfinite(block).all()))
         fits = fits and good
+        kept = kept and (block.dtype == dtype or np.count_nonzero(rows[where]) == np.count_nonzero(block))
         watch(rows[where].nbytes)
     if not finite:
         findings.infinite.append(name)
     elif not fits:
         findings.overflowed.append(name)
+    elif not kept:
+        findings.vanished.append(name)
     return ours
 
 

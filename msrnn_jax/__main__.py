@@ -8,10 +8,15 @@ from typing import Any
 
 def main() -> None:
     """Runs the command line."""
-    signal.signal(signal.SIGINT, _end_at_once)  # until a command takes over
+    end_at_once_on_interrupts()
     from msrnn_jax.cli import app
 
     sys.exit(app())
+
+
+def end_at_once_on_interrupts() -> None:
+    """Makes ctrl-C end the process without a traceback, until a command takes over."""
+    signal.signal(signal.SIGINT, _end_at_once)
 
 
 def _end_at_once(number: int, frame: Any) -> None:

@@ -106,14 +106,18 @@ def load(path: str | os.PathLike[str], *, dtype: str | None = None, sharding: An
         that does not fit the weights.
     """
     folder = existing(path)
-    config = _read_config(folder, dtype)
+    config = _with_dtype(_read_config(folder), dtype)
     # Without a sharding, restored to the host and from there to the default device: arrays that Orbax puts on a device
     # are committed to it, so that the first step's state, which is not, and the second's, which is, would be compiled
     # for apart.
     host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     wanted = _to_tree(_with_sharding(abstract_params(config), host if sharding is None else sharding))
     with _weights_of(path, folder, wanted):
-        leaves, tree = jax.tree.flatten(read_weights(folder / PARAMS_FOLDER, wanted))
+        try:
+            leaves, tree = jax.tree.flatten(read_weights(folder / PARAMS_FOLDER, wanted))
+        except Exception:
+            _find_damage(folder, wanted)  # Orbax does not say where it is
+            raise
     if sharding is None:
         for index, leaf in enumerate(leaves):  # one by one, so that there are not two of all
             leaves[index] = jnp.asarray(np.asarray(leaf))
@@ -123,7 +127,7 @@ def load(path: str | os.PathLike[str], *, dtype: str | None = None, sharding: An
 def load_deferred(path: str | os.PathLike[str]) -> tuple[Config, Params]:
     """`load`, with weights that are read one by one, to numpy arrays, when their `read` is called."""
     folder = existing(path)
-    config = _read_config(folder, None)
+    config = _read_config(folder)  # of a dtype that JAX may not hold
     wanted = _to_tree(abstract_params(config))
     with _weights_of(path, folder, wanted):
         pass
@@ -171,6 +175,12 @@ def _weights_of(path: str | os.PathLike[str], folder: pathlib.Path, wanted: Any 
         raise ValueError(f"checkpoint {str(path)!r}: the weights cannot be read: {problem}")
 
 
+def _find_damage(folder: pathlib.Path, wanted: Any) -> None:
+    """Reads weights one by one up to one that cannot be read, whose error says which file it is."""
+    for where, leaf in jax.tree_util.tree_leaves_with_path(wanted):
+        read_weight(folder / PARAMS_FOLDER, [step.key for step in where], leaf.dtype)
+
+
 def _compare(wanted: Any, stored: Any) -> None:
     """Names the weights that are not as the config describes; to restore them anyway would fail noisily."""
     ours, theirs = (
@@ -212,14 +222,17 @@ def read_config(path: str | os.PathLike[str], *, dtype: str | None = None) -> Co
     Raises:
       ValueError: where the folder is no checkpoint, or its config is damaged.
     """
-    return _read_config(existing(path), dtype)
+    return _with_dtype(_read_config(existing(path)), dtype)
 
 
-def _read_config(folder: pathlib.Path, dtype: str | None) -> Config:
+def _read_config(folder: pathlib.Path) -> Config:
     try:
-        config = Config.from_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        return Config.from_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{str(folder / CONFIG_FILE)!r} cannot be used: {error}") from error
+
+
+def _with_dtype(config: Config, dtype: str | None) -> Config:
     return config.replace(dtype=check_dtype(config.dtype if dtype is None else dtype).name)
 
 

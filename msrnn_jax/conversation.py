@@ -22,6 +22,7 @@ from msrnn_jax.slots import init_state
 from msrnn_jax.state import EMPTY, MultiState
 from msrnn_jax.state_file import load_state, read_header, save_state
 from msrnn_jax.tokenizer import Tokenizer
+from msrnn_jax.window import check_windows
 from msrnn_jax.writing import Writer, row_of
 
 
@@ -127,13 +128,19 @@ def _read(model: Model, policy: Policy, state: MultiState, tokens: list[int]) ->
     return prefill(model.config, policy, model.params, state, padded, len(tokens))
 
 
-def change_policy(conversation: Conversation, policy: Policy, budget: int | None = None) -> Conversation:
+def change_policy(
+    config: Config, conversation: Conversation, policy: Policy, budget: int | None = None
+) -> Conversation:
     """The same conversation, forgetting in another way from now on.
 
     Where the new budget is smaller, the old policy's scores decide what is forgotten at once; what it protects is as
     any other token then.
+
+    Raises:
+      ValueError: for a budget that the policy or the model's windows rule out.
     """
     budget = conversation.budget if budget is None else budget
+    check_windows(config, conversation.state.mode, [budget + 1] * config.num_layers)
     old, state = conversation.policy, conversation.state
     if max(held(state)) > budget:
         state = compress(old if policy == old else old.replace(sinks=0, recent=0), state, budget, shrink=True)

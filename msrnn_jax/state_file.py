@@ -87,7 +87,7 @@ def load_state(
         ]
         if problems:
             raise ValueError(f"{problems[0]} is missing, left over or of another shape")
-        _check_values(found, len(wanted.layers), slots)
+        _check_values(config, found, slots, header["positions"])
         check_protection(policy, [found[f".layers[{index}].budget"] for index in range(len(wanted.layers))])
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(f"state {str(path)!r} cannot be used: {error}") from None
@@ -117,17 +117,20 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, str]:
     return header
 
 
-def _check_values(found: Mapping[str, np.ndarray], num_layers: int, slots: int) -> None:
+def _check_values(config: Config, found: Mapping[str, np.ndarray], slots: int, mode: str) -> None:
     """Refuses what no run can have led to, and what would be read as something else."""
     t = int(found[".t"])
     if t < 0:
         raise ValueError(f"it has seen {t} tokens; that must be at least 0")
-    for index in range(num_layers):
+    for index in range(config.num_layers):
         positions, budget = found[f".layers[{index}].positions"], int(found[f".layers[{index}].budget"])
         if not 1 <= budget < slots:
             raise ValueError(f"layer {index} has budget {budget}; it must be from 1 to {slots - 1}")
         if positions.min() < EMPTY or positions.max() >= t:
             raise ValueError(f"layer {index} holds a position outside 0 .. {t - 1}")
+        window = config.window_of(index)
+        if window is not None and mode == "absolute" and ((positions != EMPTY) & (positions <= t - window)).any():
+            raise ValueError(f"layer {index} holds a token that left its sliding window of {window} before {t}")
         for row in positions:
             held = row[row != EMPTY]
             if len(set(held.tolist())) < len(held):

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import inspect
 import logging
 import math
 import pathlib
@@ -49,9 +48,7 @@ def write_weights(folder: pathlib.Path, tree: Any) -> None:
         async def serialize(self, values: Sequence[Any], infos: Sequence[Any], args: Any = None) -> Sequence[Any]:
             unfinished, held = [], 0
             for value, info, arg in zip(values, infos, args, strict=True):
-                if (
-                    held + value.nbytes > CHUNK_BYTES
-                ):  # small ones together: each wait is a commit with files of its own
+                if held + value.nbytes > GROUP_BYTES:  # each wait is a commit, with files of its own
                     for written in unfinished:
                         written.result()
                     unfinished, held = [], 0
@@ -70,9 +67,16 @@ def write_weights(folder: pathlib.Path, tree: Any) -> None:
 
 
 def stored_shapes(folder: pathlib.Path) -> Any:
-    """The tree of what is stored, its leaves with a shape and a dtype."""
+    """The tree of what is stored, its leaves with a shape and a dtype.
+
+    Raises:
+      ValueError: where what Orbax looks it up in is missing or damaged.
+    """
     with _reader() as reader:
-        return dict(reader.metadata(folder).item_metadata)
+        found = reader.metadata(folder).item_metadata
+        if found is None:
+            raise ValueError("the index of the weights (_METADATA, manifest.ocdbt or d/) is missing or damaged")
+        return dict(found)
 
 
 def read_weights(folder: pathlib.Path, wanted: Any) -> Any:
@@ -82,22 +86,16 @@ def read_weights(folder: pathlib.Path, wanted: Any) -> Any:
 
 
 def read_weight(folder: pathlib.Path, keys: Sequence[str], dtype: Any) -> np.ndarray:
-    """The array at the end of these keys; nothing else is read."""
-    import orbax.checkpoint as orbax
+    """The array at the end of these keys; nothing else is read.
 
-    def nested(leaf: Any) -> Any:
-        for key in reversed(keys):
-            leaf = {key: leaf}
-        return leaf
+    By TensorStore, since Orbax starts an event loop and threads for every call.
+    """
+    import tensorstore
 
-    arguments = nested(orbax.RestoreArgs(restore_type=np.ndarray, dtype=dtype))
-    with _quiet(), orbax.PyTreeCheckpointer() as reader:
-        (found,) = jax.tree.leaves(
-            reader.restore(
-                folder, args=orbax.args.PyTreeRestore(nested(0), restore_args=arguments, partial_restore=True)
-            )
-        )
-    return found
+    base = {"driver": "file", "path": f"{folder}/"}
+    place = {"driver": "ocdbt", "base": base, "path": f"{'.'.join(keys)}/"}
+    spec = {"driver": "zarr", "kvstore": place}
+    return tensorstore.open(spec, open=True, read=True).result().read().result().astype(dtype, copy=False)
 
 
 @contextlib.contextmanager
@@ -114,20 +112,30 @@ def _quiet() -> Iterator[None]:
     logger = logging.getLogger("absl")
     level, hook = logger.level, sys.unraisablehook
     logger.setLevel(logging.CRITICAL + 1)
-    sys.unraisablehook = lambda lost: None if _is_unfinished(lost) else hook(lost)
+    sys.unraisablehook = hook if isinstance(hook, _Others) else _Others(hook)
+    done = False
     try:
         yield
-    except Exception:
-        with warnings.catch_warnings():  # the hook stays: coroutines are collected now and later
-            warnings.simplefilter("ignore")
-            gc.collect()
-            time.sleep(0.2)  # for the callbacks of reads that were under way
-        raise
-    else:
-        sys.unraisablehook = hook
+        done = True
     finally:
         logger.setLevel(level)
+        if done:
+            sys.unraisablehook = hook
+        else:  # the hook stays: coroutines are collected now and later
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                gc.collect()
+                time.sleep(0.2)  # for the callbacks of reads that were under way
 
 
-def _is_unfinished(lost: Any) -> bool:
-    return inspect.iscoroutine(lost.object) or "Event loop is closed" in str(lost.exc_value)
+class _Others:
+    """Shows an error that nobody can catch, unless it is of a read or write that failed before."""
+
+    def __init__(self, hook: Callable[[Any], Any]):
+        self.hook = hook
+
+    def __call__(self, lost: Any) -> None:
+        code = getattr(lost.object, "cr_code", None)
+        ours = code is not None and ("orbax" in code.co_filename or "tensorstore" in code.co_filename)
+        if not ours and "Event loop is closed" not in str(lost.exc_value):
+            self.hook(lost)

@@ -103,20 +103,28 @@ def test_a_message_that_is_stopped_while_it_is_read_was_not_said(model):
     assert pieces == [] and len(asked) == 2
 
 
+def test_a_budget_that_windows_rule_out_changes_nothing(model):
+    sliding = model._replace(config=model.config.replace(sliding_window=9))
+    conversation = say(sliding, begin_conversation(sliding, ms.TOVA(), 8, positions="cache"), "hello " * 10)
+    with pytest.raises(ValueError, match="there are 21 slots, but layer 0 has a sliding window of 9"):
+        change_policy(sliding.config, conversation, ms.TOVA(), 20)
+    assert say(sliding, change_policy(sliding.config, conversation, ms.H2O(), 7), "and").state.mode == "cache"
+
+
 def test_the_policy_changes_in_mid_text(model):
     conversation = say(model, begin_conversation(model, ms.TOVA(), 12), "hello " * 10)
-    smaller = change_policy(conversation, ms.H2O(), 5)
+    smaller = change_policy(model.config, conversation, ms.H2O(), 5)
     expected = ms.compress(ms.TOVA(), conversation.state, 5)  # the old policy decides what goes
     for layer, other in zip(smaller.state.layers, expected.layers, strict=True):
         assert tiny.held(layer) == tiny.held(other) * 3
         assert layer.num_slots == 6
-    kept = change_policy(say(model, begin_conversation(model, ms.H2O(), 12), "hello " * 10), ms.H2O(), 20)
+    kept = change_policy(model.config, say(model, begin_conversation(model, ms.H2O(), 12), "hello " * 10), ms.H2O(), 20)
     assert kept.budget == 20 and all(layer.stats.max() > 1 for layer in kept.state.layers)  # sums go on
     protecting = say(model, begin_conversation(model, ms.TOVA(recent=6), 12), "hello " * 10)
-    assert held(change_policy(protecting, ms.TOVA(), 4).state) == [4, 4]
+    assert held(change_policy(model.config, protecting, ms.TOVA(), 4).state) == [4, 4]
     with pytest.raises(ValueError, match="budget is 4, but tova:recent=6 protects"):
-        change_policy(protecting, ms.TOVA(recent=6), 4)
-    larger = say(model, change_policy(smaller, ms.Window(scope="head"), 20), "hello " * 10)
+        change_policy(model.config, protecting, ms.TOVA(recent=6), 4)
+    larger = say(model, change_policy(model.config, smaller, ms.Window(scope="head"), 20), "hello " * 10)
     assert held(larger.state) == [20, 20] and larger.budget == 20
 
 

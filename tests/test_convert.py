@@ -16,6 +16,7 @@ import safetensors.numpy
 from checkpoints import (
     BYTE_LEVEL,
     CONFIG,
+    NUMPY_DTYPES,
     D,
     F,
     H,
@@ -77,12 +78,41 @@ def test_a_float64_source_keeps_its_dtype(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["torch_dtype", "dtype"])
-@pytest.mark.parametrize("name", ["bfloat16", "torch.bfloat16"])
-def test_the_stated_dtype_counts_more_than_the_tensors(tmp_path, key, name):
-    source = write_huggingface(tmp_path / "source", config=huggingface_config(**{"torch_dtype": None, key: name}))
-    config, params = checkpoint.load(run(source, tmp_path / "ours"))
-    assert config.dtype == "bfloat16"
-    check_equal(params, make_weights(), "bfloat16")
+@pytest.mark.parametrize(("stated", "stored"), [("float16", "bfloat16"), ("bfloat16", "float32")])
+def test_the_tensors_count_more_than_the_stated_dtype(tmp_path, key, stated, stored):
+    """Nothing is lost unless asked for."""
+    fields = huggingface_config(**{"torch_dtype": None, key: stated})
+    source, lines = write_huggingface(tmp_path / "source", config=fields, dtype=stored), []
+    config, params = checkpoint.load(run(source, tmp_path / "ours", report=lines.append))
+    assert config.dtype == stored
+    check_equal(params, make_weights(), stored)
+    note = f"note: config.json says {stated}, the tensors are {stored}, which is kept; --dtype {stated} converts"
+    assert note in lines
+
+
+def test_values_that_vanish_are_told(tmp_path):
+    tensors, lines = to_huggingface(make_weights()), []
+    tensors["model.norm.weight"][0] = 1e-9
+    source = write_huggingface(tmp_path / "source", tensors=tensors)
+    run(source, tmp_path / "ours", dtype="float16", report=lines.append)
+    assert [line for line in lines if "warning" in line] == [
+        "warning: tensor 'model.norm.weight' holds values that are 0 in float16"
+    ]
+
+
+@pytest.mark.parametrize(("kind", "value"), [("BF16", 1.0), ("F32", 1.0), ("BF16", np.nan)])
+def test_a_copy_of_tied_embeddings_may_have_another_type(tmp_path, kind, value):
+    tensors = to_huggingface(make_weights(tied=True))
+    tensors["model.embed_tokens.weight"][3, 4] = value
+    tensors = {name: tensor.astype(NUMPY_DTYPES["bfloat16"]) for name, tensor in tensors.items()}
+    copy = tensors["model.embed_tokens.weight"].copy()
+    tensors["lm_head.weight"] = copy.astype(np.float32) if kind == "F32" else copy
+    source = write_huggingface(tmp_path / "source", config=huggingface_config(tie_word_embeddings=True))
+    safetensors.numpy.save_file(tensors, source / "model.safetensors")
+    assert checkpoint.load(run(source, tmp_path / "ours"))[0].tied_embeddings
+    tensors["lm_head.weight"][1, 2] += 1
+    safetensors.numpy.save_file(tensors, source / "model.safetensors")
+    assert "'lm_head.weight' differs from the embedding" in refusal(source, tmp_path / "other")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])

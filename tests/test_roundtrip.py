@@ -200,11 +200,15 @@ def test_only_earlier_exports_are_replaced(ours, tmp_path):
     )
     export(ours, path, force=True)
     (path / "notes.txt").write_text("mine")
-    assert "is no Hugging Face folder as written here, so it is not replaced" in refusal(ours, path, force=True)
+    assert "is no export of msrnn_jax, so it is not replaced" in refusal(ours, path, force=True)
     assert (path / "notes.txt").read_text() == "mine"
-    assert "lies inside the destination" in refusal(ours, ours, force=True) or "is no Hugging Face" in refusal(
-        ours, ours, force=True
-    )
+    theirs = write_huggingface(tmp_path / "of somebody else")
+    assert "is no export of msrnn_jax, so it is not replaced" in refusal(ours, theirs, force=True)
+    assert "is no export of msrnn_jax, so it is not replaced" in refusal(ours, ours, force=True)
+    inside = tmp_path / "empty" / "ours"
+    ms.save(inside, BASE, random_params(BASE))
+    with pytest.raises(ValueError, match="exists and is no export"):
+        export(inside, tmp_path / "empty", force=True)
     assert ms.load(ours)[0] == BASE
 
 
@@ -214,6 +218,7 @@ def test_a_damaged_checkpoint_leaves_nothing(ours, tmp_path):
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     text = refusal(ours, tmp_path / "deep" / "theirs")
     assert text.startswith(f"checkpoint {str(ours)!r}: the weights cannot be read: ")
+    assert "the index of the weights" in text or "local file" in text  # and which
     assert sorted(file.name for file in tmp_path.iterdir()) == ["ours"]
 
 

@@ -142,3 +142,16 @@ def test_what_cannot_be_adopted_is_refused():
         ms.adopt(ms.H2O(), state_after(ms.TOVA()), 4)
     with pytest.raises(ValueError, match="budget is 6, but tova:sinks=7 protects 7 sinks"):
         ms.adopt(ms.TOVA(sinks=7), state_after(ms.TOVA()))
+
+
+def test_a_state_of_other_windows_is_refused(tmp_path):
+    """The weights are the same, so only what it holds can tell."""
+    policy, path = ms.Full(), tmp_path / "state"
+    ms.save_state(path, CONFIG, policy, tiny.params(), state_after(policy))
+    sliding = CONFIG.replace(sliding_window=5, sliding_layers=(1,))
+    with pytest.raises(ValueError, match="layer 1 holds a token that left its sliding window of 5 before 15"):
+        ms.load_state(path, sliding, policy, tiny.params())
+    state = ms.init_state(sliding, policy, OUT)
+    state, _ = ms.extend(sliding, policy, tiny.params(), state, tiny.tokens(15))
+    ms.save_state(path, sliding, policy, tiny.params(), state)
+    assert bits(ms.load_state(path, sliding, policy, tiny.params())[0]) == bits(state)

@@ -162,7 +162,9 @@ class Talk:
             case "/policy":
                 text, _, number = rest.rpartition(" ")
                 text, number = (text, int(number)) if text and number.isdecimal() else (rest, None)
-                self.conversation = change_policy(self.conversation, read_policy(text, self.model.config), number)
+                self.conversation = change_policy(
+                    self.model.config, self.conversation, read_policy(text, self.model.config), number
+                )
             case "/read":
                 return self._answer(read_text(rest))
             case _:
