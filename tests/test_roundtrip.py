@@ -237,8 +237,12 @@ def test_a_full_disk_is_told_before_anything_is_written(ours, tmp_path, monkeypa
     assert text.startswith(f"{str(tmp_path / 'theirs')!r} needs ") and text.endswith(
         "but 0.977 KiB are free on its disk"
     )
+
+    def work(task, total):
+        raise AssertionError(f"{task} was begun")
+
     with pytest.raises(ValueError, match="are free on its disk"):
-        convert(write_huggingface(tmp_path / "source"), tmp_path / "again")
+        convert(write_huggingface(tmp_path / "source"), tmp_path / "again", meter=work)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["ours", "source"]
 
 
