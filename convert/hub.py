@@ -219,7 +219,10 @@ def _get(place: Place, guard: Guard, listing: Listing, name: str, report: Report
 
 
 def _download(place: Place, guard: Guard, listing: Listing, name: str, *, revision: str, force: bool = False) -> Path:
-    with guard.expecting(name, listing.files[name].size if revision == listing.commit else None):
+    size = listing.files[name].size
+    if size is not None and revision != listing.commit:  # which may be another by now
+        size = max(size, TEXTS)
+    with guard.expecting(name, size):
         return Path(
             _patiently(
                 lambda: hf_hub_download(

@@ -47,8 +47,8 @@ def hub_errors(place: Place) -> Iterator[None]:
     try:
         yield
     except (ValueError, MemoryError) as error:
-        if type(error) in (ValueError, MemoryError) and not isinstance(error.__cause__, OSError):
-            raise  # ours; theirs are of classes of their own, or say no more than that there was another
+        if type(error) in (ValueError, MemoryError) and not _hides_another(error):
+            raise  # ours; theirs are of classes of their own
         raise ValueError(explain(error, place)) from error
     except Exception as error:  # what a server that is no hub makes the library do cannot be foreseen
         raise ValueError(explain(error, place)) from error
@@ -56,9 +56,14 @@ def hub_errors(place: Place) -> Iterator[None]:
 
 def explain(error: Exception, place: Place) -> str:
     """The line for an error."""
-    if type(error) in (LocalEntryNotFoundError, ValueError) and isinstance(error.__cause__, Exception):
+    if (isinstance(error, LocalEntryNotFoundError) or _hides_another(error)) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     return plain(_explain(error, place))
+
+
+def _hides_another(error: Exception) -> bool:
+    """Whether it is huggingface_hub's word that a second download failed, of which only the cause says why."""
+    return type(error) is ValueError and str(error).startswith("Force download failed")
 
 
 def _explain(error: Exception, place: Place) -> str:

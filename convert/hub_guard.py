@@ -68,8 +68,8 @@ class Guard:
         name = next((name for name in TAGS if name in response.headers), None)
         if name is None:
             return
-        tag = response.headers[name].lstrip("W/").strip('"')  # as huggingface_hub does before it makes a path of it
-        if TAG.fullmatch(tag):
+        tag = response.headers[name]
+        if TAG.fullmatch(tag.lstrip("W/").strip('"')):  # as huggingface_hub does before it makes a path of it
             return
         if name == "ETag" and response.has_redirect_location:
             del response.headers[name]  # the tag of a redirection's own text
