@@ -245,8 +245,9 @@ def _is_intact(path: Path, entry: Entry) -> bool:
     if entry.sha256 is not None:
         return digest(path) == entry.sha256
     if entry.blob is not None:
-        content = path.read_bytes()
-        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == entry.blob
+        start = b"blob %d\0" % path.stat().st_size
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.sha1(start)).hexdigest() == entry.blob
     return True
 
 

@@ -111,7 +111,7 @@ def shards(index: Mapping[str, Any], listing: Listing, repository: str) -> list[
         raise ValueError(f"{repository}/{INDEX}: weight_map must map tensor names to file names")
     names = set(weight_map.values()) if all(isinstance(name, str) for name in weight_map.values()) else set()
     plain = re.compile(r"[^/\\\0]+\.safetensors")
-    wrong = sorted(repr(name) for name in names if not plain.fullmatch(name))
+    wrong = sorted(repr(name) for name in names if not (plain.fullmatch(name) and name.isprintable()))
     if wrong or not names:
         raise ValueError(f"{repository}/{INDEX} names {', '.join(wrong) or 'no text'}; it must name .safetensors files")
     missing = sorted(name for name in names if name not in listing.files)

@@ -139,7 +139,9 @@ def test_shards_are_those_that_the_index_names(hub, tmp_path, sharded):
     assert sum("downloading" in line for line in lines) == 3 and "3 of 3" in lines[-1]
 
 
-@pytest.mark.parametrize("bad", ["../../etc/passwd.safetensors", "/abs.safetensors", "pytorch_model.bin", 3, "a\\b"])
+@pytest.mark.parametrize(
+    "bad", ["../../etc/passwd.safetensors", "/abs.safetensors", "pytorch_model.bin", 3, "a\\b", "\x1b[2J.safetensors"]
+)
 def test_an_index_names_plain_safetensors_files(hub, tmp_path, sharded, bad):
     index = json.dumps({"weight_map": {"model.norm.weight": bad}}).encode()
     hub.repositories[NAME] = Repository({**sharded, "model.safetensors.index.json": index})
@@ -426,6 +428,14 @@ def test_damaged_content_is_fetched_again_then_refused(hub, tmp_path, model, nam
     hub.fault(f"GET {name}", other(damaged), other(damaged))
     assert f"{name}, as downloaded, has another hash than {hub.endpoint} says" in refusal(tmp_path / "twice")
     assert folder_files(get(tmp_path / "twice")[0].path) == model
+
+
+def test_a_second_try_that_fails_says_why(hub, tmp_path, model, no_waiting):
+    hub.repositories[NAME] = Repository(model)
+    hub.fault("GET config.json", other(b"[" + model["config.json"][1:]))
+    hub.fault("HEAD config.json", lambda handler, content: False, lambda handler, content: False)
+    hub.fault("HEAD config.json", *[status(500, message="for a reason")] * 20)
+    assert "answered 500 for" in (line := refusal(tmp_path)) and "for a reason" in line
 
 
 def test_damage_in_the_cache_is_mended(hub, tmp_path, model):
