@@ -433,8 +433,7 @@ def test_damaged_content_is_fetched_again_then_refused(hub, tmp_path, model, nam
 def test_a_second_try_that_fails_says_why(hub, tmp_path, model, no_waiting):
     hub.repositories[NAME] = Repository(model)
     hub.fault("GET config.json", other(b"[" + model["config.json"][1:]))
-    hub.fault("HEAD config.json", lambda handler, content: False, lambda handler, content: False)
-    hub.fault("HEAD config.json", *[status(500, message="for a reason")] * 20)
+    hub.fault("HEAD config.json", lambda handler, content: False, *[status(500, message="for a reason")] * 20)
     assert "answered 500 for" in (line := refusal(tmp_path)) and "for a reason" in line
 
 
