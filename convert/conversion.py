@@ -92,7 +92,7 @@ def _write(
         source.facts,
         kind=source.kind,
         origin=found.origin,
-        digests=_digests(source.files, meter),
+        digests=_digests(source.files, found.digests, meter),
         tensor_types=(tensor.kind for tensor in source.stored.values()),
     )
 
@@ -115,6 +115,6 @@ def _write(
         report(line)
 
 
-def _digests(files: Mapping[str, Path], meter: Meter) -> dict[str, str]:
-    with meter("hashing", sum(file.stat().st_size for file in files.values())) as watch:
-        return {name: digest(file, watch) for name, file in sorted(files.items())}
+def _digests(files: Mapping[str, Path], known: Mapping[str, str], meter: Meter) -> dict[str, str]:
+    with meter("hashing", sum(file.stat().st_size for name, file in files.items() if name not in known)) as watch:
+        return {name: known.get(name) or digest(file, watch) for name, file in sorted(files.items())}

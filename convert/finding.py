@@ -22,6 +22,7 @@ class Found(NamedTuple):
     path: Path  # a folder or a .gguf file
     kind: str  # which reader it goes through, or the name of the wheel
     origin: Mapping[str, str] = {}  # where it was fetched from
+    digests: Mapping[str, str] = {}  # sha256 by file name, of the files of which it is known already
 
 
 def find(name: str, *, revision: str | None, cache: Path | None, report: Callable[[str], None]) -> Found:
@@ -74,8 +75,12 @@ def _fetch_from_hub(name: str, revision: str | None, cache: Path | None, report:
         from .huggingface_config import read_config
         from .huggingface_tokenizer import read_tokenizer
 
+    held = False  # by the hub, so that the name is no mistyped path
+
     def check(folder: Path) -> None:
         """Refuses what small files show not to be convertible, before the weights are fetched."""
+        nonlocal held
+        held = True
         problems: list[str] = []
         files = Folder(folder)
         fields = files.json("config.json") or {}
@@ -83,6 +88,11 @@ def _fetch_from_hub(name: str, revision: str | None, cache: Path | None, report:
         read_tokenizer(files, fields, problems)
         refuse(name, problems)
 
-    got = fetch_model(name, revision=revision, cache=cache, report=report, check=check)
+    try:
+        got = fetch_model(name, revision=revision, cache=cache, report=report, check=check)
+    except ValueError as error:
+        if held:
+            raise
+        raise ValueError(f"there is no path {name} here, so it was looked for on the hub: {error}") from error
     origin = {"repository": got.repository, "revision": got.revision, "commit": got.commit}
-    return Found(got.path, "huggingface" if got.path.is_dir() else "gguf", origin)
+    return Found(got.path, "huggingface" if got.path.is_dir() else "gguf", origin, got.digests)

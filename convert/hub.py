@@ -6,33 +6,37 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+from msrnn_jax.sizes import spell_bytes
+
 from .folder import digest, parse_object
-from .hub_errors import Place, explain, first_line, hide_token, hub_errors, is_unreachable
+from .hub_errors import Place, check_token, explain, first_line, hub_errors, is_unreachable, plain
 from .hub_files import (
     CONFIG,
-    INDEX,
-    SINGLE,
     SMALL,
     TOKENIZER,
     TOKENIZER_MODEL,
     Entry,
     Listing,
     check_convertible,
+    gguf_files,
     shards,
     small_files,
 )
+from .hub_guard import COMMIT, TEXTS, Guard, guarded
 from .hub_name import parse_hub_name
+from .huggingface import INDEX, SINGLE
 
 TIMEOUT = 10.0  # seconds without a word from the hub
 WAITS = (1.0, 3.0)  # seconds before the second and the third try of what failed on the hub's side
 SPARE = 2**20  # bytes that stay free on the disk
+PUBLIC = "https://huggingface.co"  # where no other hub is named
 
 Result = TypeVar("Result")
 Report = Callable[[str], None]
@@ -41,10 +45,11 @@ Report = Callable[[str], None]
 class Fetched(NamedTuple):
     """A model of the hub on this machine."""
 
-    path: Path  # a folder, or the GGUF file that was named
+    path: Path  # a folder, or the GGUF file that was named, of several parts the first
     repository: str
     revision: str  # as asked for, main if nothing was
     commit: str  # of every file
+    digests: Mapping[str, str]  # sha256 by file name, of the files whose content was compared with it
 
 
 def fetch(
@@ -65,7 +70,8 @@ def fetch(
     that were not whole.
 
     Args:
-      name: `org/name`, or `org/name/file.gguf` for one GGUF file, which alone is then fetched.
+      name: `org/name`, or `org/name/file.gguf` for one GGUF file, which alone is then fetched, or with the other parts
+        of the model if it is one of several.
       revision: a branch, a tag or a commit; main if None.
       cache: where files are kept, in `huggingface` under it; huggingface_hub's own cache if None.
       report: called with lines on what is going on.
@@ -77,34 +83,36 @@ def fetch(
     """
     wanted = parse_hub_name(name)
     folder = Path(constants.HF_HUB_CACHE) if cache is None else cache / "huggingface"
-    endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")
-    place = Place(wanted.repository, revision or constants.DEFAULT_REVISION, endpoint, folder)
-    with hub_errors(place), _messages_to(report):
+    address = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT or PUBLIC).rstrip("/")
+    place = Place(wanted.repository, revision or constants.DEFAULT_REVISION, address, folder)
+    guard = Guard(place.endpoint)
+    with hub_errors(place), _messages_to(report), guarded(guard):
         listing = _list(place, wanted.file or CONFIG, report)
         if wanted.file is not None:
-            path = _fetch_gguf(place, listing, wanted.file, report)
+            names = gguf_files(wanted.file, listing, place.repository)
+            path = _get_large(place, guard, listing, names, report)[0]
+            _remember_revision(place, guard, listing, names[0])
         else:
-            path = _fetch_folder(place, listing, report, check)
-    return Fetched(path, place.repository, place.revision, listing.commit)
+            path, names = _fetch_folder(place, guard, listing, report, check)
+    digests = {Path(name).name: sha256 for name in names if (sha256 := listing.files[name].sha256)}
+    return Fetched(path, place.repository, place.revision, listing.commit, digests)
 
 
-def _fetch_gguf(place: Place, listing: Listing, file: str, report: Report) -> Path:
-    if file not in listing.files:
-        ggufs = sorted(name for name in listing.files if name.lower().endswith(".gguf"))
-        raise ValueError(f"{place.repository} holds no {file}; its GGUF files are: {', '.join(ggufs) or 'none'}")
-    path = _get_large(place, listing, [file], report)[0]
-    _remember_revision(place, listing, file)
-    return path
-
-
-def _fetch_folder(place: Place, listing: Listing, report: Report, check: Callable[[Path], None]) -> Path:
+def _fetch_folder(
+    place: Place, guard: Guard, listing: Listing, report: Report, check: Callable[[Path], None]
+) -> tuple[Path, list[str]]:
     check_convertible(place.repository, listing, f"{place.endpoint}/{place.repository}")
     names = small_files(listing)
+    for name in names:
+        if (size := listing.files[name].size or 0) > TEXTS:
+            raise ValueError(
+                f"{place.repository}: {name} is of {spell_bytes(size)}; at most {spell_bytes(TEXTS)} are read"
+            )
     report(f"{place.repository} at {listing.commit}: {', '.join(names)}")
-    folder = _get(place, listing, names[0], report).parent
-    _remember_revision(place, listing, names[0])
+    folder = _get(place, guard, listing, names[0], report).parent
+    _remember_revision(place, guard, listing, names[0])
     for name in names[1:]:
-        _get(place, listing, name, report)
+        _get(place, guard, listing, name, report)
     _remember_what_is_absent(folder, listing, report)
     check(folder)
     weights = [SINGLE]
@@ -113,8 +121,8 @@ def _fetch_folder(place: Place, listing: Listing, report: Report, check: Callabl
             (folder / INDEX).read_text(encoding="utf-8", errors="replace"), f"{place.repository}/{INDEX}"
         )
         weights = shards(index, listing, place.repository)
-    _get_large(place, listing, weights, report)
-    return folder
+    _get_large(place, guard, listing, weights, report)
+    return folder, [*names, *weights]
 
 
 def _list(place: Place, first: str, report: Report) -> Listing:
@@ -125,7 +133,8 @@ def _list(place: Place, first: str, report: Report) -> Listing:
     """
     if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES:
         return _list_cache(place, first)
-    api = HfApi(endpoint=place.endpoint)
+    check_token()
+    api = HfApi(endpoint=place.address)
     try:
         info = _patiently(
             lambda: api.model_info(place.repository, revision=place.revision, files_metadata=True, timeout=TIMEOUT)
@@ -139,11 +148,12 @@ def _list(place: Place, first: str, report: Report) -> Listing:
             raise error from None
         report(f"note: {explain(error, place)}; taking what the cache holds")
         return listing
-    if not isinstance(info.sha, str) or len(info.sha) != 40:
+    if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
         raise ValueError(f"{place.endpoint} does not say which commit {place.revision!r} of {place.repository} is")
     entries = {
         file.rfilename: Entry(file.size, file.lfs.sha256 if file.lfs else None, file.blob_id)
         for file in info.siblings or []
+        if file.rfilename.isprintable()
     }
     return Listing(info.sha, entries, offline=False)
 
@@ -163,7 +173,7 @@ def _cached_entry(path: Path) -> Entry:
     return Entry(None, name if len(name) == 64 else None, name if len(name) == 40 else None)
 
 
-def _get_large(place: Place, listing: Listing, names: list[str], report: Report) -> list[Path]:
+def _get_large(place: Place, guard: Guard, listing: Listing, names: list[str], report: Report) -> list[Path]:
     """Fetches files after a look at the free space."""
     missing = {name: listing.files[name].size or 0 for name in names if not _is_cached(place, listing, name)}
     if missing:
@@ -171,14 +181,14 @@ def _get_large(place: Place, listing: Listing, names: list[str], report: Report)
         free = shutil.disk_usage(place.cache).free
         if sum(missing.values()) + SPARE > free:
             raise ValueError(
-                f"{place.repository} needs {_size(sum(missing.values()))} more in {place.cache}, where {_size(free)} "
-                "are free; make room, or choose another place (--cache)"
+                f"{place.repository} needs {spell_bytes(sum(missing.values()))} more in {place.cache}, where "
+                f"{spell_bytes(free)} are free; make room, or choose another place (--cache)"
             )
     paths = []
     for number, name in enumerate(names, start=1):
         if name in missing:
-            report(f"downloading {name} ({_size(missing[name])}, {number} of {len(names)})")
-        paths.append(_get(place, listing, name, report))
+            report(f"downloading {name} ({spell_bytes(missing[name])}, {number} of {len(names)})")
+        paths.append(_get(place, guard, listing, name, report))
     return paths
 
 
@@ -188,38 +198,45 @@ def _is_cached(place: Place, listing: Listing, name: str) -> bool:
     return (folder / "snapshots" / listing.commit / name).exists() or bool(blob and (folder / "blobs" / blob).exists())
 
 
-def _get(place: Place, listing: Listing, name: str, report: Report) -> Path:
+def _get(place: Place, guard: Guard, listing: Listing, name: str, report: Report) -> Path:
     """A file of the commit, its content checked; one that is damaged is fetched once more."""
     for again in (False, True):
-        path = _download(place, listing, name, revision=listing.commit, force=again)
+        path = _download(place, guard, listing, name, revision=listing.commit, force=again)
+        if path.parents[name.count("/")].name != listing.commit:
+            raise ValueError(f"{place.endpoint} sent {name} of another commit than {listing.commit}")
         if _is_intact(path, listing.files[name]):
             return path
         if listing.offline:
             raise ValueError(f"{path} is damaged: its content has another hash than its name says; delete it")
         if not again:
             report(f"note: {name} is damaged; fetching it again")
-    for file in (path.resolve(), path):
-        file.unlink(missing_ok=True)
+    if path.resolve().is_relative_to(place.cache.resolve()):
+        for file in (path.resolve(), path):
+            file.unlink(missing_ok=True)
     raise ValueError(
         f"{place.repository}: {name}, as downloaded, has another hash than {place.endpoint} says; it was deleted"
     )
 
 
-def _download(place: Place, listing: Listing, name: str, *, revision: str, force: bool = False) -> Path:
-    return Path(
-        _patiently(
-            lambda: hf_hub_download(
-                place.repository,
-                name,
-                revision=revision,
-                cache_dir=place.cache,
-                endpoint=place.endpoint,
-                etag_timeout=TIMEOUT,
-                force_download=force,
-                local_files_only=listing.offline,
+def _download(place: Place, guard: Guard, listing: Listing, name: str, *, revision: str, force: bool = False) -> Path:
+    size = listing.files[name].size
+    if size is not None and revision != listing.commit:  # which may be another by now
+        size = max(size, TEXTS)
+    with guard.expecting(name, size):
+        return Path(
+            _patiently(
+                lambda: hf_hub_download(
+                    place.repository,
+                    name,
+                    revision=revision,
+                    cache_dir=place.cache,
+                    endpoint=place.address,
+                    etag_timeout=TIMEOUT,
+                    force_download=force,
+                    local_files_only=listing.offline,
+                )
             )
         )
-    )
 
 
 def _is_intact(path: Path, entry: Entry) -> bool:
@@ -228,15 +245,16 @@ def _is_intact(path: Path, entry: Entry) -> bool:
     if entry.sha256 is not None:
         return digest(path) == entry.sha256
     if entry.blob is not None:
-        content = path.read_bytes()
-        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == entry.blob
+        start = b"blob %d\0" % path.stat().st_size
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.sha1(start)).hexdigest() == entry.blob
     return True
 
 
-def _remember_revision(place: Place, listing: Listing, file: str) -> None:
+def _remember_revision(place: Place, guard: Guard, listing: Listing, file: str) -> None:
     """Makes the cache note the revision's commit, for the day when the hub cannot be asked."""
     if not listing.offline and place.revision != listing.commit:
-        _download(place, listing, file, revision=place.revision)
+        _download(place, guard, listing, file, revision=place.revision)
 
 
 def _remember_what_is_absent(folder: Path, listing: Listing, report: Report) -> None:
@@ -290,11 +308,4 @@ class _Lines(logging.Handler):
         self.report = report
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.report(hide_token(f"note: {first_line(Exception(record.getMessage()))}"))
-
-
-def _size(number: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if number >= size:
-            return f"{number / size:.1f} {unit}"
-    return f"{number} bytes"
+        self.report(plain(f"note: {first_line(Exception(record.getMessage()))}"))

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +25,13 @@ class Place(NamedTuple):
 
     repository: str
     revision: str  # as asked for
-    endpoint: str  # the hub's address
+    address: str  # the hub's, maybe with a password
     cache: Path
+
+    @property
+    def endpoint(self) -> str:
+        """The hub's address as it may be shown."""
+        return plain(self.address)
 
 
 def is_unreachable(error: Exception) -> bool:
@@ -41,8 +47,8 @@ def hub_errors(place: Place) -> Iterator[None]:
     try:
         yield
     except (ValueError, MemoryError) as error:
-        if type(error) in (ValueError, MemoryError):  # ours; theirs are of classes of their own
-            raise
+        if type(error) in (ValueError, MemoryError) and not _hides_another(error):
+            raise  # ours; theirs are of classes of their own
         raise ValueError(explain(error, place)) from error
     except Exception as error:  # what a server that is no hub makes the library do cannot be foreseen
         raise ValueError(explain(error, place)) from error
@@ -50,10 +56,21 @@ def hub_errors(place: Place) -> Iterator[None]:
 
 def explain(error: Exception, place: Place) -> str:
     """The line for an error."""
-    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+    if (isinstance(error, LocalEntryNotFoundError) or _hides_another(error)) and isinstance(error.__cause__, Exception):
         error = error.__cause__
+    return plain(_explain(error, place))
+
+
+def _hides_another(error: Exception) -> bool:
+    """Whether it is huggingface_hub's word that a second download failed, of which only the cause says why."""
+    return type(error) is ValueError and str(error).startswith("Force download failed")
+
+
+def _explain(error: Exception, place: Place) -> str:
     if isinstance(error, HfHubHTTPError):
-        return hide_token(_explain_answer(error, place))
+        return _explain_answer(error, place)
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+        return f"{place.endpoint} did not answer in JSON, so it is no hub; HF_ENDPOINT must be the address of one"
     if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
         return (
             f"{place.repository} (revision {place.revision!r}) is not in {place.cache}, and HF_HUB_OFFLINE forbids to "
@@ -61,7 +78,7 @@ def explain(error: Exception, place: Place) -> str:
         )
     if isinstance(error, HTTPError):
         sort = "did not answer in time" if "Timeout" in type(error).__name__ else "cannot be reached"
-        return hide_token(f"{place.endpoint} {sort}: {first_line(error)}")
+        return f"{place.endpoint} {sort}: {first_line(error)}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk that holds {place.cache} is full; what was fetched whole stays there for the next time"
     cut = re.match(r"Consistency check failed: file should be of size (\d+) but has size (\d+) \((.*)\)", str(error))
@@ -69,9 +86,7 @@ def explain(error: Exception, place: Place) -> str:
         return f"{place.endpoint} sent {cut[2]} bytes of {cut[3]}; it must send {cut[1]}; run the command again"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return hide_token(
-        f"{place.repository} cannot be fetched from {place.endpoint}: {type(error).__name__}: {first_line(error)}"
-    )
+    return f"{place.repository} cannot be fetched from {place.endpoint}: {type(error).__name__}: {first_line(error)}"
 
 
 def _explain_answer(error: HfHubHTTPError, place: Place) -> str:
@@ -111,7 +126,20 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def hide_token(text: str) -> str:
-    """The same text where a server or a library quotes the token in it."""
+def check_token() -> None:
+    """Refuses a token that cannot be sent.
+
+    Raises:
+      ValueError: it holds what no HTTP header can.
+    """
+    token = get_token() or ""
+    if not (token.isascii() and token.isprintable()):
+        raise ValueError("HF_TOKEN (or the token of `hf auth login`) must be of ASCII letters, digits and signs")
+
+
+def plain(text: str) -> str:
+    """What a server or a library says, without the token, passwords in addresses, and control characters."""
     token = get_token()
-    return text.replace(token, "***") if token else text
+    text = text.replace(token, "***") if token else text
+    text = re.sub(r"(?<=://)[^/\s]*@", "", text)
+    return "".join(letter if letter.isprintable() else " " for letter in text)

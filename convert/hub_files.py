@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from .gguf_parts import NAME as PART
+from .huggingface import INDEX, PICKLES, SINGLE
 from .problems import shorten
 
 CONFIG = "config.json"
@@ -19,9 +21,6 @@ SMALL = (
     "chat_template.jinja",
     "chat_template.json",
 )
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 
 
 class Entry(NamedTuple):
@@ -69,7 +68,7 @@ def check_convertible(repository: str, listing: Listing, page: str) -> None:
         raise ValueError(f"{repository} holds GGUF files; name the one to convert: {names}")
     if CONFIG not in files:
         raise ValueError(f"{repository} holds no {CONFIG}, so it is no model that can be converted")
-    pickles = sorted(name for name in files if name.endswith(PICKLES) and "/" not in name)
+    pickles = sorted(name for name in files if name.endswith(PICKLES))
     if pickles:
         raise ValueError(
             f"{repository} holds its weights as {pickles[0]}; pickle files can run code and are never read: take a "
@@ -77,6 +76,28 @@ def check_convertible(repository: str, listing: Listing, page: str) -> None:
             "or ask its authors for one"
         )
     raise ValueError(f"{repository} holds neither {SINGLE} nor {INDEX}")
+
+
+def gguf_files(file: str, listing: Listing, repository: str) -> list[str]:
+    """The GGUF file that was named or, where it is a part of a model, all parts, the first one first.
+
+    Raises:
+      ValueError: the repository lacks one of them.
+    """
+    ggufs = sorted(name for name in listing.files if name.lower().endswith(".gguf"))
+    if file not in listing.files:
+        raise ValueError(f"{repository} holds no {file}; its GGUF files are: {', '.join(ggufs) or 'none'}")
+    part = PART.fullmatch(file)
+    count = int(part["count"]) if part else 0
+    if part is None or not 1 <= int(part["number"]) <= count:
+        return [file]
+    names = [f"{part['stem']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
+    missing = [name for name in names if name not in listing.files]
+    if missing:
+        where = "in the cache" if listing.offline else f"at {listing.commit}"
+        parts = ", ".join(shorten(missing, "files"))
+        raise ValueError(f"{repository}: {parts} (of the {count} parts of a model) is not {where}")
+    return names
 
 
 def shards(index: Mapping[str, Any], listing: Listing, repository: str) -> list[str]:
@@ -90,7 +111,7 @@ def shards(index: Mapping[str, Any], listing: Listing, repository: str) -> list[
         raise ValueError(f"{repository}/{INDEX}: weight_map must map tensor names to file names")
     names = set(weight_map.values()) if all(isinstance(name, str) for name in weight_map.values()) else set()
     plain = re.compile(r"[^/\\\0]+\.safetensors")
-    wrong = sorted(repr(name) for name in names if not plain.fullmatch(name))
+    wrong = sorted(repr(name) for name in names if not (plain.fullmatch(name) and name.isprintable()))
     if wrong or not names:
         raise ValueError(f"{repository}/{INDEX} names {', '.join(wrong) or 'no text'}; it must name .safetensors files")
     missing = sorted(name for name in names if name not in listing.files)

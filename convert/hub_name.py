@@ -4,7 +4,6 @@ import re
 from typing import NamedTuple
 
 PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")  # the hub's rule
-SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf")
 RULE = "org/name, or org/name/file.gguf for one GGUF file of it"
 
 
@@ -27,7 +26,7 @@ def parse_hub_name(text: str) -> HubName:
     """The repository and the file that a name stands for.
 
     Raises:
-      ValueError: it breaks the hub's rule, or names a part of a split GGUF file.
+      ValueError: it breaks the hub's rule.
     """
     if not is_hub_name(text):
         raise ValueError(f"{text!r} is no name of the hub; it must be {RULE}")
@@ -39,6 +38,6 @@ def parse_hub_name(text: str) -> HubName:
                 "begin and end with none of '-' and '.', hold no '--' or '..', and not end in '.git'"
             )
     file = "/".join(rest) or None
-    if file is not None and (SPLIT.search(file) or not file.isprintable()):
-        raise ValueError(f"{text!r} is one part of a split GGUF file; only whole files can be converted")
+    if file is not None and not file.isprintable():
+        raise ValueError(f"{text!r} names a file with control characters; no file of a model has such a name")
     return HubName(f"{organisation}/{name}", file)

@@ -54,6 +54,7 @@ class LoopbackHub:
         self.requests: list[Request] = []
         self.faults: dict[str, list[Fault]] = {}  # by "METHOD file", each for one request
         self.endpoint = self.storage = ""
+        self.sent = 0  # bytes of endless answers
 
     def asked(self, method: str) -> list[str]:
         """The repository files that were asked for, in order."""
@@ -111,6 +112,34 @@ def other(content: bytes) -> Fault:
     def answer(handler: "_Handler", right: bytes) -> bool:
         del right
         handler.answer(200, content, {})
+        return True
+
+    return answer
+
+
+def headed(headers: dict[str, str], code: int = 200) -> Fault:
+    """A fault: the content comes under other headers."""
+
+    def answer(handler: "_Handler", content: bytes) -> bool:
+        handler.answer(code, content, headers)
+        return True
+
+    return answer
+
+
+def endless(block: bytes = b" " * 2**20, start: bytes = b"") -> Fault:
+    """A fault: an answer that goes on until nobody listens."""
+
+    def answer(handler: "_Handler", content: bytes) -> bool:
+        del content
+        handler.send_response(200)
+        handler.end_headers()
+        handler.close_connection = True
+        with contextlib.suppress(OSError):
+            handler.wfile.write(start)
+            while True:
+                handler.wfile.write(block)
+                handler.hub.sent += len(block)
         return True
 
     return answer
@@ -194,7 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
             message = {"X-Error-Code": "RevisionNotFound", "X-Error-Message": f"Invalid rev id: {name}"}
             return self.answer(404, b"", message)
         if revision:
-            return self.answer(200, json.dumps(_info(found[1], repository, commit)).encode(), {})
+            return self.answer(200, json.dumps(listing(found[1], repository, commit)).encode(), {})
         if repository.gated:
             return self.answer(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"})
         assert file is not None
@@ -236,7 +265,8 @@ def _git_blob(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def _info(name: str, repository: Repository, commit: str) -> dict[str, Any]:
+def listing(name: str, repository: Repository, commit: str) -> dict[str, Any]:
+    """What the hub says of a commit."""
     siblings = []
     for file, content in sorted(repository.commits[commit].items()):
         entry: dict[str, Any] = {"rfilename": file, "size": len(content), "blobId": _git_blob(content)}

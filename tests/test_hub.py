@@ -1,6 +1,7 @@
 """Models from a hub on loopback: the needed files and no others, of one commit, whole, and every failure in words."""
 
 import errno
+import gzip
 import hashlib
 import json
 import os
@@ -16,12 +17,16 @@ import loopback_hub
 import pytest
 from checkpoints import tiny_tokenizer, write_gguf, write_huggingface
 from huggingface_hub import constants
-from loopback_hub import Repository, cut, other, stall, status
+from loopback_hub import Repository, cut, endless, headed, listing, other, stall, status
 
+from convert import conversion
 from convert import hub as convert_hub
+from convert.finding import find
 from convert.folder import Folder
 from convert.hub import fetch
+from convert.hub_guard import TEXTS
 from convert.hub_name import is_hub_name, parse_hub_name
+from msrnn_jax.sizes import spell_bytes
 
 NAME = "maker/tiny-llama_1.0"
 TOKEN = "hf_loopbackSecret123"
@@ -104,7 +109,7 @@ def partial_files(tmp_path):
 def test_the_needed_files_and_no_others_are_asked_for(hub, tmp_path, model):
     hub.repositories[NAME] = repository = Repository({**model, **OTHERS})
     found, lines = get(tmp_path)
-    assert found[1:] == (NAME, "main", repository.refs["main"])
+    assert found[1:4] == (NAME, "main", repository.refs["main"])
     assert folder_files(found.path) == model
     assert sorted(hub.asked("GET")) == sorted(set(model) - {"model.safetensors"})
     assert set(hub.asked("HEAD")) == set(model)
@@ -134,7 +139,9 @@ def test_shards_are_those_that_the_index_names(hub, tmp_path, sharded):
     assert sum("downloading" in line for line in lines) == 3 and "3 of 3" in lines[-1]
 
 
-@pytest.mark.parametrize("bad", ["../../etc/passwd.safetensors", "/abs.safetensors", "pytorch_model.bin", 3, "a\\b"])
+@pytest.mark.parametrize(
+    "bad", ["../../etc/passwd.safetensors", "/abs.safetensors", "pytorch_model.bin", 3, "a\\b", "\x1b[2J.safetensors"]
+)
 def test_an_index_names_plain_safetensors_files(hub, tmp_path, sharded, bad):
     index = json.dumps({"weight_map": {"model.norm.weight": bad}}).encode()
     hub.repositories[NAME] = Repository({**sharded, "model.safetensors.index.json": index})
@@ -199,10 +206,31 @@ def test_one_gguf_file(hub, tmp_path, model):
     assert "holds no x.gguf; its GGUF files are: big/tiny.gguf, tiny.Q8.gguf" in refusal(tmp_path, f"{NAME}/x.gguf")
 
 
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_all_parts_of_a_gguf_in_parts(hub, tmp_path, model, number):
+    parts = {f"q8/tiny-0000{part}-of-00003.gguf": b"GGUF" + bytes([part]) for part in (1, 2, 3)}
+    hub.repositories[NAME] = Repository({**model, **parts, "q8/other-00001-of-00002.gguf": b"GGUF"})
+    named = f"{NAME}/q8/tiny-0000{number}-of-00003.gguf"
+    found, _ = get(tmp_path, named)
+    assert found.path.name == "tiny-00001-of-00003.gguf"
+    assert folder_files(found.path.parent) == {name.removeprefix("q8/"): content for name, content in parts.items()}
+    assert set(found.digests) == set(folder_files(found.path.parent))
+    assert "q8/other-00002-of-00002.gguf (of the 2 parts of a model) is not at" in refusal(
+        tmp_path, f"{NAME}/q8/other-00001-of-00002.gguf"
+    )
+
+
+def test_a_gguf_of_which_no_such_part_can_be(hub, tmp_path, model):
+    hub.repositories[NAME] = Repository({**model, "a-00003-of-00002.gguf": b"GGUF"})
+    assert get(tmp_path, f"{NAME}/a-00003-of-00002.gguf")[0].path.read_bytes() == b"GGUF"
+
+
 def test_repositories_without_weights_that_can_be_read(hub, tmp_path, model):
     del (files := dict(model))["model.safetensors"]
     cases = {
         "pickle": ({**files, "pytorch_model.bin": b"\x80"}, "pytorch_model.bin; pickle files can run code"),
+        "deep": ({**files, "weights/pytorch_model.bin": b"\x80"}, "as weights/pytorch_model.bin; pickle files can run"),
+        "pkl": ({**files, "model.pkl": b"\x80"}, "model.pkl; pickle files can run code"),
         "ggufs": ({"a.gguf": b"", "b.gguf": b"", "config.json": b"{}"}, "name the one to convert: maker/ggufs/a.gguf"),
         "nothing": (files, "holds neither model.safetensors nor model.safetensors.index.json"),
         "data": ({"train.csv": b""}, "holds no config.json"),
@@ -228,8 +256,9 @@ def test_names_and_paths():
     names = ["meta-llama/Llama-3.2-1B", "a/b/c.gguf"]
     paths = ["./a/b", "../b", "/a/b", "~/b", "a", "a/b/c", "a/b/", "a/b.gguf", "a\\b/c", "", "smollm2-135m"]
     assert all(map(is_hub_name, names)) and not any(map(is_hub_name, paths))
-    with pytest.raises(ValueError, match="one part of a split GGUF file"):
-        parse_hub_name("a/b/model-00001-of-00002.gguf")
+    assert parse_hub_name("a/b/model-00001-of-00002.gguf").file == "model-00001-of-00002.gguf"
+    with pytest.raises(ValueError, match="control characters"):
+        parse_hub_name("a/b/a\x1b[2J.gguf")
 
 
 def test_unknown_repositories_and_revisions(hub, tmp_path, model):
@@ -264,7 +293,7 @@ def _lowered(request):
 def test_a_token_that_no_header_can_hold(hub, tmp_path, model, monkeypatch):
     hub.repositories[NAME] = Repository(model)
     monkeypatch.setenv("HF_TOKEN", TOKEN + "ü")
-    assert "codec can't encode character" in refusal(tmp_path)
+    assert refusal(tmp_path).startswith("HF_TOKEN ") and hub.requests == []
 
 
 def test_a_token_that_the_hub_repeats_is_not_shown(hub, tmp_path, model, monkeypatch):
@@ -333,7 +362,9 @@ def test_redirects_without_end(hub, tmp_path, model):
 def test_something_that_is_no_hub(hub, tmp_path, content):
     hub.fault("GET listing", *[other(content)] * 3)
     line = refusal(tmp_path)
-    assert "cannot be fetched from" in line or "does not say which commit" in line
+    if content.startswith(b"<"):
+        assert line == f"{hub.endpoint} did not answer in JSON, so it is no hub; HF_ENDPOINT must be the address of one"
+    assert "cannot be fetched from" in line or "does not say which commit" in line or content.startswith(b"<")
 
 
 def test_a_hub_that_is_not_there(hub, tmp_path, monkeypatch, no_waiting):
@@ -399,6 +430,13 @@ def test_damaged_content_is_fetched_again_then_refused(hub, tmp_path, model, nam
     assert folder_files(get(tmp_path / "twice")[0].path) == model
 
 
+def test_a_second_try_that_fails_says_why(hub, tmp_path, model, no_waiting):
+    hub.repositories[NAME] = Repository(model)
+    hub.fault("GET config.json", other(b"[" + model["config.json"][1:]))
+    hub.fault("HEAD config.json", lambda handler, content: False, *[status(500, message="for a reason")] * 20)
+    assert "answered 500 for" in (line := refusal(tmp_path)) and "for a reason" in line
+
+
 def test_damage_in_the_cache_is_mended(hub, tmp_path, model):
     hub.repositories[NAME] = Repository(model)
     found, _ = get(tmp_path)
@@ -415,7 +453,7 @@ def test_a_full_disk_is_seen_before_the_download(hub, tmp_path, model, monkeypat
         convert_hub.shutil, "disk_usage", lambda path: usage._replace(free=size + convert_hub.SPARE - 1)
     )
     line = refusal(tmp_path)
-    assert f"needs {size / 1000:.1f} kB more in {tmp_path}/cache/huggingface" in line and "1.6 MB are free" in line
+    assert f"needs {spell_bytes(size)} more in {tmp_path}/cache/huggingface, where 1.57 MiB are free" in line
     assert "model.safetensors" not in hub.asked("HEAD")
     monkeypatch.setattr(convert_hub.shutil, "disk_usage", lambda path: usage._replace(free=size + convert_hub.SPARE))
     get(tmp_path)
@@ -565,3 +603,200 @@ def test_ctrl_c_in_a_download_leaves_nothing_half_done(hub, tmp_path, model):
     assert not list((tmp_path / "home").rglob("*.incomplete"))
     large = hashlib.sha256(model["model.safetensors"]).hexdigest()
     assert not list((tmp_path / "home").rglob(large))
+
+
+BAD_HASHES = ["../" * 12 + "1234", "../../../../outside/" + "0" * 20, "G" * 40, "0" * 39, "0" * 41, "a/" * 20]
+
+
+@pytest.mark.parametrize("commit", BAD_HASHES)
+def test_a_commit_that_is_a_path_is_refused(hub, tmp_path, model, commit):
+    hub.repositories[NAME] = repository = Repository(model)
+    info = {**listing(NAME, repository, repository.refs["main"]), "sha": commit}
+    hub.fault("GET listing", other(json.dumps(info).encode()))
+    assert "does not say which commit" in refusal(tmp_path)
+    assert hub.asked("HEAD") == [] and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("header", ["ETag", "X-Linked-ETag", "X-Repo-Commit"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_headers_that_are_paths_are_refused(hub, tmp_path, model, header, name):
+    hub.repositories[NAME] = repository = Repository(model)
+    (victim := tmp_path / "victim").write_text("mine")
+    right = {"ETag": "0" * 40, "X-Repo-Commit": repository.refs["main"]}
+    for bad in (f"../../../../{victim.name}", str(victim), "..", "0" * 41):
+        for code in (200, 302):
+            fault = headed({**right, header: bad, "Location": "http://127.0.0.1:9/blob"}, code)
+            hub.faults[f"HEAD {name}"] = [fault] * 3
+            lacks = (header, code) == ("ETag", 302)  # a redirection has a tag of its own, which is passed over
+            assert ("does not have an ETag" if lacks else f"sent {bad!r} as") in refusal(tmp_path)
+    assert victim.read_text() == "mine" and {path.name for path in tmp_path.iterdir()} <= {"victim", "cache"}
+    assert list((tmp_path / "cache").rglob("victim*")) == []
+
+
+def test_a_commit_that_is_a_path_beside_a_missing_file(hub, tmp_path, model):
+    hub.repositories[NAME] = Repository(model)
+    hub.fault("HEAD config.json", headed({"X-Error-Code": "EntryNotFound", "X-Repo-Commit": "../../../../away"}, 404))
+    assert "sent '../../../../away' as a commit" in refusal(tmp_path)
+    assert list(tmp_path.rglob("away*")) == []
+
+
+def test_a_hub_that_changes_its_mind_between_two_answers(hub, tmp_path, model):
+    """The first tag is right, and the content damaged, so that the second one decides what is overwritten."""
+    hub.repositories[NAME] = repository = Repository(model)
+    (victim := tmp_path / "victim").write_text("mine")
+    hub.fault("GET config.json", other(b"{" + model["config.json"][:-1]))
+    right = headed({"ETag": repository_tag(model["config.json"]), "X-Repo-Commit": repository.refs["main"]})
+    wrong = headed({"ETag": "../../../../victim", "X-Repo-Commit": repository.refs["main"]})
+    hub.fault("HEAD config.json", right, right, wrong, wrong)
+    assert "sent '../../../../victim' as the tag of a file" in refusal(tmp_path)
+    assert victim.read_text() == "mine"
+
+
+def repository_tag(content):
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def test_weak_tags_are_tags(hub, tmp_path, model):
+    hub.repositories[NAME] = repository = Repository(model)
+    tag = repository_tag(model["config.json"])
+    hub.fault("HEAD config.json", headed({"ETag": f'W/"{tag}"', "X-Repo-Commit": repository.refs["main"]}))
+    assert get(tmp_path)[0].path.joinpath("config.json").resolve().name == tag
+
+
+def test_files_of_another_commit_are_refused(hub, tmp_path, model):
+    hub.repositories[NAME] = Repository(model)
+    tag = repository_tag(model["config.json"])
+    hub.fault("HEAD config.json", headed({"ETag": tag, "X-Repo-Commit": "c" * 40}))
+    assert "sent config.json of another commit than" in refusal(tmp_path)
+
+
+def test_nothing_outside_the_cache_is_deleted(hub, tmp_path, model):
+    hub.repositories[NAME] = Repository(model)
+    config = get(tmp_path)[0].path / "config.json"
+    (outside := tmp_path / "outside").write_text("mine")
+    config.unlink()
+    config.symlink_to(outside)
+    damaged = other(b"[" + model["config.json"][1:])
+    hub.fault("GET config.json", *[damaged] * 3)
+    assert "has another hash" in refusal(tmp_path)
+    assert outside.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["listing", "config.json", "model.safetensors"])
+def test_answers_without_end_are_left(hub, tmp_path, model, monkeypatch, name):
+    monkeypatch.setattr("convert.hub_guard.TEXTS", 2**22)
+    hub.repositories[NAME] = Repository(model)
+    hub.fault(f"GET {name}", endless())
+    limit = 2**22 if name == "listing" else len(model[name])
+    what = "what must be a short text" if name == "listing" else name
+    assert refusal(tmp_path) == f"{hub.endpoint} sent more than {limit} bytes of {what}"
+    assert hub.sent < limit + 2**26  # what lay between the two in buffers
+    assert partial_files(tmp_path) == []
+
+
+def test_pieces_add_up_to_no_more_than_the_whole(hub, tmp_path, model, monkeypatch, no_waiting):
+    hub.repositories[NAME] = Repository(model)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100)
+    size = len(model["model.safetensors"])
+
+    def again(handler, content):
+        assert handler.headers["Range"] == "bytes=1000-"
+        handler.answer(206, content, {"Content-Range": f"bytes 1000-{size - 1}/{size}"})
+        return True
+
+    hub.fault("GET model.safetensors", cut(1000), again)
+    assert refusal(tmp_path) == f"{hub.endpoint} sent more than {size} bytes of model.safetensors"
+
+
+def test_compressed_answers_are_refused(hub, tmp_path, model):
+    hub.repositories[NAME] = repository = Repository(model)
+    text = gzip.compress(json.dumps(listing(NAME, repository, repository.refs["main"])).encode())
+    assert get(tmp_path)[0] and hub.requests[0].headers["Accept-Encoding"] == "identity"
+
+    def packed(handler, content):
+        handler.answer(200, text, {"Content-Encoding": "gzip"})
+        return True
+
+    hub.fault("GET listing", packed)
+    assert "in the encoding 'gzip', which was not asked for" in refusal(tmp_path)
+
+
+def test_texts_that_do_not_fit_into_memory(hub, tmp_path, model):
+    hub.repositories[NAME] = repository = Repository(model)
+    info = listing(NAME, repository, repository.refs["main"])
+    next(entry for entry in info["siblings"] if entry["rfilename"] == "tokenizer.json")["size"] = TEXTS + 1
+    hub.fault("GET listing", other(json.dumps(info).encode()))
+    assert refusal(tmp_path) == f"{NAME}: tokenizer.json is of 64 MiB; at most 64 MiB are read"
+    assert hub.asked("HEAD") == []
+
+
+def test_sizes_are_compared_where_no_hash_is_known(hub, tmp_path, model):
+    hub.repositories[NAME] = repository = Repository(model)
+    info = listing(NAME, repository, repository.refs["main"])
+    entry = next(entry for entry in info["siblings"] if entry["rfilename"] == "config.json")
+    entry.pop("blobId")
+    entry["size"] += 1
+    hub.fault("GET listing", *[other(json.dumps(info).encode())] * 2)
+    assert "config.json, as downloaded, has another" in refusal(tmp_path)
+    entry["size"] -= 1
+    hub.faults.clear()
+    hub.fault("GET listing", other(json.dumps(info).encode()))
+    assert folder_files(get(tmp_path)[0].path) == model
+
+
+def test_the_clients_of_the_program_come_back(hub, tmp_path, model):
+    hub.repositories[NAME] = Repository(model)
+    before = huggingface_hub.utils._http._GLOBAL_CLIENT_FACTORY
+    get(tmp_path)
+    assert huggingface_hub.utils._http._GLOBAL_CLIENT_FACTORY is before
+    assert huggingface_hub.get_session().event_hooks["response"] == []
+
+
+def test_an_empty_endpoint_is_none(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "")
+    monkeypatch.setattr(constants, "ENDPOINT", "")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert refusal(tmp_path).endswith("forbids to ask https://huggingface.co for it")
+
+
+def test_a_password_in_the_endpoint_is_not_shown(hub, tmp_path, model, monkeypatch):
+    hub.repositories[NAME] = Repository(model)
+    address = hub.endpoint.replace("//", "//me:se@cret@").replace("se@cret", "se%40cret")
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    assert refusal(tmp_path, "maker/none").startswith(f"{hub.endpoint} has no model maker/none")
+    hub.fault("GET model.safetensors", cut(10))
+    found, lines = get(tmp_path)
+    assert folder_files(found.path) == model and "cret" not in "".join(lines)
+    monkeypatch.setenv("HF_ENDPOINT", "http://me:secret@127.0.0.1:9")
+    assert "secret" not in refusal(tmp_path / "other") and "me" not in refusal(tmp_path / "other").split(" ")[0]
+
+
+def test_what_a_hub_says_moves_no_cursor(hub, tmp_path, model):
+    hub.repositories[NAME] = Repository({**model, "a\x1b[2J.gguf": b"GGUF"})
+    hub.fault("GET listing", status(403, message="\x1b[2Jno\x07"))
+    assert refusal(tmp_path).isprintable()
+    assert refusal(tmp_path, f"{NAME}/b.gguf").isprintable()
+
+
+def test_a_mistyped_path_is_named(hub, tmp_path, model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hub.repositories[NAME] = Repository({**model, "config.json": b'{"model_type": "mamba"}'})
+    for name in ("checkpoints/typo", "models/mine/typo.gguf"):
+        with pytest.raises(ValueError, match=f"^there is no path {name} here, so it was looked for on the hub: http"):
+            find(name, revision=None, cache=tmp_path / "cache", report=print)
+    with pytest.raises(ValueError, match=f"^{NAME} cannot be converted"):
+        find(NAME, revision=None, cache=tmp_path / "cache", report=print)
+
+
+def test_what_was_compared_with_its_hash_is_not_read_once_more(hub, tmp_path, model, monkeypatch):
+    hub.repositories[NAME] = Repository(model)
+    read = []
+    for module in (convert_hub, conversion):
+        right = module.digest
+        monkeypatch.setattr(
+            module, "digest", lambda path, *more, right=right: read.append(path.name) or right(path, *more)
+        )
+    conversion.convert(NAME, tmp_path / "made", cache=tmp_path / "cache")
+    assert read.count("model.safetensors") == 1 and "config.json" in read
+    files = json.loads((tmp_path / "made/source.json").read_text())["files"]
+    assert files == {name: hashlib.sha256(model[name]).hexdigest() for name in files} and "model.safetensors" in files
