@@ -6,7 +6,7 @@ from typing import Any
 
 from msrnn_jax.config import Rope
 
-from .problems import is_count
+from .problems import LARGEST, is_count
 
 # What each kind may have beside its name and theta, and what it is called here.
 SETTINGS = {
@@ -111,7 +111,7 @@ def _complete_yarn(
     scales = [given.get(name, 0) for name in MSCALE]
     factor = given.get("factor")
     for name, value in zip((*MSCALE, "factor"), (*scales, factor), strict=True):
-        if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
+        if value is not None and (type(value) not in (int, float) or not abs(value) <= LARGEST):
             problems.append(f"{key}: {name} is {value!r}; it must be a number")
             return given
     if "attention_factor" not in given and all(scales) and factor is not None and factor > 1:
@@ -122,7 +122,7 @@ def _complete_yarn(
 
 def _make_rope(values: dict[str, Any], key: str, problems: list[str]) -> Rope:
     floats: dict[str, Any] = {
-        name: float(value) if type(value) is int and name != "original_length" else value
+        name: float(value) if type(value) is int and abs(value) <= LARGEST and name != "original_length" else value
         for name, value in values.items()
     }
     try:
