@@ -41,7 +41,7 @@ def tokenizer_errors(name: str) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        raise ValueError(f"{name} is not a tokenizer: {error}") from error
+        raise ValueError(f"{name} is not a tokenizer: {cut(str(error))}") from error
 
 
 def is_count(value: Any) -> TypeGuard[int]:
