@@ -39,7 +39,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 # Keys that say nothing about the function computed: training, bookkeeping, the library's switches, token
-# ids (read by the tokenizer's part), defaults of `generate` that older versions wrote here, and into how many
+# ids (read by the tokenizer's part), defaults of `generate` that older versions wrote here, into how many
 # slices products were once cut (pretraining_tp), and what no config class looks at (max_sequence_length).
 MEANINGLESS = """
     architectures transformers_version transformers.js_config _name_or_path name_or_path _commit_hash
