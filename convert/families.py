@@ -24,6 +24,7 @@ class Family(NamedTuple):
     read_layers: Callable[[Mapping[str, Any], int, list[str]], Layers]  # which slide, which are not rotated
     layer_keys: tuple[str, ...] = ()  # what `read_layers` looks at
     kv_heads: int | None = None  # None: as many as query heads
+    whole_heads: bool = False  # hidden_size must be a multiple of the number of heads, whatever head_dim says
     head_dim: int | None = None  # None: hidden_size / num_attention_heads
     theta: float = 10000.0
     tied: bool = False
@@ -43,6 +44,7 @@ FAMILIES = {
         max_length=2048,
         read_layers=all_alike,
         layer_keys=("layer_types",),
+        whole_heads=True,
         biases=ATTENTION | MLP,
         fixed={"sliding_window": (None,), "use_sliding_window": (False, None)},
     ),

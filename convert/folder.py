@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+from .problems import cut
 from .progress import Watch
+
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # escaped; unescaped, UTF-8 has none
 
 
 def digest(path: Path, watch: Watch = lambda count: None) -> str:
@@ -26,6 +30,11 @@ def parse_object(text: str, name: str) -> dict[str, Any]:
     """The JSON object in a text; `name` is the file that errors speak of."""
     try:
         value = json.loads(text)
+        if SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()  # pairs have become one character, halves have not
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise ValueError(f"{name} is not valid JSON: it holds {half}, half of a surrogate pair") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is not valid JSON: {error}") from None
     if type(value) is not dict:
@@ -49,14 +58,14 @@ class Folder:
             its folders are made of them.
         """
         if name in ("", ".", "..") or any(letter in name for letter in "/\\\0"):
-            raise ValueError(f"{name!r} is not a plain file name inside {self.path}")
+            raise ValueError(f"{cut(repr(name))} is not a plain file name inside {self.path}")
         path = self.path / name
         try:
             path.lstat()
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+            raise ValueError(f"{cut(str(path))} cannot be read: {error.strerror}") from None
         if not path.exists():
             raise ValueError(f"{path} is a link to a file that does not exist")
         if not path.is_file():

@@ -20,6 +20,7 @@ COUNTS = {  # after the name of the architecture and a dot
 }
 EPSILON = "attention.layer_norm_rms_epsilon"
 WINDOW = "attention.sliding_window"
+WINDOWED = ("llama", "mistral3")  # architectures whose layers all slide; elsewhere no key says which do
 OTHERS = (
     "vocab_size",
     "attention.head_count_kv",
@@ -69,7 +70,7 @@ def read_config(metadata: Mapping[str, Any], vocab_size: int | None, problems: l
     before = len(problems)
     rope = read_rope(metadata, name, ARCHITECTURES[name], problems)
     epsilon = number(metadata, f"{name}.{EPSILON}", 1e-5, problems)
-    window = _read_window(metadata, f"{name}.{WINDOW}", problems)
+    window = _read_window(metadata, name, problems)
     if len(problems) > before or counts is None:
         return None
     try:
@@ -123,8 +124,12 @@ def _read_counts(
     return {names.get(field, field): value for field, value in counts.items()}
 
 
-def _read_window(metadata: Mapping[str, Any], key: str, problems: list[str]) -> int | None:
+def _read_window(metadata: Mapping[str, Any], name: str, problems: list[str]) -> int | None:
+    key = f"{name}.{WINDOW}"
     value = metadata.get(key, 0)
+    if type(value) is int and value > 0 and name not in WINDOWED:
+        problems.append(f"{key} {value} (must be 0 in a {name} file)")
+        return None
     if type(value) is int and value >= 0:
         return value or None
     problems.append(f"{key} is {shown(value)}; it must be a number of tokens, or 0 for no window")

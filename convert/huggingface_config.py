@@ -1,6 +1,5 @@
 """The config.json of a Hugging Face model of the LLaMA family, every key of it accounted for."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +7,7 @@ from msrnn_jax.config import DTYPES, MAX_LAYERS, Config
 
 from .families import read_family
 from .layer_kinds import Layers
-from .problems import is_count
+from .problems import LARGEST, is_count
 from .rope import read_rope
 
 SIZES = {
@@ -19,7 +18,7 @@ SIZES = {
     "intermediate_size": "mlp_dim",
 }
 OTHERS = ("num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings", "model_type")
-LENGTH = ("max_position_embeddings", "max_sequence_length")  # the second is that of the first LLaMAs
+LENGTH = "max_position_embeddings"
 ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
 DTYPE = ("dtype", "torch_dtype")
 
@@ -40,8 +39,8 @@ FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 # Keys that say nothing about the function computed: training, bookkeeping, the library's switches, token
-# ids (read by the tokenizer's part), defaults of `generate` that older versions wrote here, and into how many
-# slices products were once cut (pretraining_tp).
+# ids (read by the tokenizer's part), defaults of `generate` that older versions wrote here, into how many
+# slices products were once cut (pretraining_tp), and what no config class looks at (max_sequence_length).
 MEANINGLESS = """
     architectures transformers_version transformers.js_config _name_or_path name_or_path _commit_hash
     use_cache initializer_range attention_dropout pretraining_tp is_llama_config unsloth_version unsloth_fixed
@@ -49,7 +48,7 @@ MEANINGLESS = """
     bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
     output_attentions output_hidden_states return_dict use_return_dict torchscript use_bfloat16 tf_legacy_loss
     chunk_size_feed_forward is_decoder id2label label2id num_labels problem_type finetuning_task
-    task_specific_params tokenizer_class prefix
+    task_specific_params tokenizer_class prefix max_sequence_length
     max_length max_new_tokens min_length min_new_tokens do_sample early_stopping num_beams num_beam_groups
     diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
     encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores return_dict_in_generate
@@ -57,7 +56,7 @@ MEANINGLESS = """
     suppress_tokens begin_suppress_tokens
 """
 IGNORED = frozenset(MEANINGLESS.split())
-KNOWN = {*SIZES, *OTHERS, *LENGTH, *ROPE, *DTYPE, *FIXED, *IGNORED}
+KNOWN = {*SIZES, *OTHERS, LENGTH, *ROPE, *DTYPE, *FIXED, *IGNORED}
 
 
 def read_config(fields: Mapping[str, Any], problems: list[str]) -> Config | None:
@@ -82,11 +81,12 @@ def read_config(fields: Mapping[str, Any], problems: list[str]) -> Config | None
     kv_heads = heads if kv_heads is None else kv_heads  # null is no default
     usual = width // heads if is_count(heads) and is_count(width) and width % heads == 0 else None
     head_dim = _or(fields, "head_dim", usual if family.head_dim is None else family.head_dim)
-    max_length = next((fields[key] for key in LENGTH if fields.get(key) is not None), family.max_length)
+    max_length = _or(fields, LENGTH, family.max_length)
     norm_eps = _or(fields, "rms_norm_eps", 1e-6)
-    if head_dim is None and is_count(heads) and is_count(width):
-        problems.append(f"hidden_size {width} is no multiple of num_attention_heads {heads}, and head_dim is not given")
-    counts = {**sizes, "num_key_value_heads": kv_heads, "head_dim": head_dim, "max_position_embeddings": max_length}
+    if usual is None and (family.whole_heads or head_dim is None) and is_count(heads) and is_count(width):
+        reason = "which its config class insists on" if family.whole_heads else "and head_dim is not given"
+        problems.append(f"hidden_size {width} is no multiple of num_attention_heads {heads}, {reason}")
+    counts = {**sizes, "num_key_value_heads": kv_heads, "head_dim": head_dim, LENGTH: max_length}
     wrong = [
         f"{key} is {value!r}; it must be a positive integer"
         for key, value in counts.items()
@@ -97,7 +97,7 @@ def read_config(fields: Mapping[str, Any], problems: list[str]) -> Config | None
     wrong += [
         f"{key} is {value!r}; it must be true or false" for key, value in flags.items() if type(value) is not bool
     ]
-    if type(norm_eps) not in (int, float) or not 0 < norm_eps < math.inf:
+    if type(norm_eps) not in (int, float) or not 0 < norm_eps <= LARGEST:
         wrong.append(f"rms_norm_eps is {norm_eps!r}; it must be a positive number")
     problems += wrong
     rope = read_rope(fields, problems, family.theta, max_length)

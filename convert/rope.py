@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from msrnn_jax.config import Rope
 
-from .problems import is_count
+from .problems import LARGEST, is_count
 
 # What each kind may have beside its name and theta, and what it is called here.
 SETTINGS = {
@@ -109,20 +109,24 @@ def _complete_yarn(
     if "factor" in settings and "factor" not in given and is_count(original) and is_count(max_length):
         given["factor"] = max_length / original
     scales = [given.get(name, 0) for name in MSCALE]
-    factor = given.get("factor")
-    for name, value in zip((*MSCALE, "factor"), (*scales, factor), strict=True):
-        if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
+    for name, value in zip(MSCALE, scales, strict=True):
+        if not _is_number(value):
             problems.append(f"{key}: {name} is {value!r}; it must be a number")
             return given
-    if "attention_factor" not in given and all(scales) and factor is not None and factor > 1:
+    factor = given.get("factor")
+    if "attention_factor" not in given and all(scales) and _is_number(factor) and factor > 1:
         one, other = (0.1 * scale * math.log(factor) + 1 for scale in scales)
         given["attention_factor"] = one / other if other else math.inf
     return given
 
 
+def _is_number(value: Any) -> TypeGuard[float]:
+    return type(value) in (int, float) and abs(value) <= LARGEST
+
+
 def _make_rope(values: dict[str, Any], key: str, problems: list[str]) -> Rope:
     floats: dict[str, Any] = {
-        name: float(value) if type(value) is int and name != "original_length" else value
+        name: float(value) if type(value) is int and _is_number(value) and name != "original_length" else value
         for name, value in values.items()
     }
     try:

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import json
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +11,7 @@ import jax
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 MAX_LAYERS = 10_000  # a program has code for every one, so a damaged number must not get far
+MAX_WINDOW = 2**31 - 1  # positions are int32
 ROPE_KINDS = ("default", "linear", "llama3", "yarn")
 
 
@@ -46,7 +47,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
 @jax.tree_util.register_static
@@ -163,8 +164,10 @@ class Config(_Record):
         _require(Config, "dtype", self.dtype, f"one of {', '.join(DTYPES)}", self.dtype in DTYPES)
         self._check_layers("unrotated_layers", self.unrotated_layers)
         window = self.sliding_window
-        good = window is None or (_is_count(window) and window >= 2)
-        _require(Config, "sliding_window", window, "a whole number of at least 2, or None", good)
+        good = window is None or (_is_count(window) and 2 <= window <= MAX_WINDOW)
+        _require(
+            Config, "sliding_window", window, f"a whole number of at least 2 and at most {MAX_WINDOW}, or None", good
+        )
         if self.sliding_layers is not None:
             self._check_layers("sliding_layers", self.sliding_layers)
             good = window is not None and len(self.sliding_layers) > 0

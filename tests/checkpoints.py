@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from msrnn_jax.config import Config
 
-# Sizes all different, N * H and K * H too; rows are multiples of 32, the block of the quantised types.
-V, D, L, N, K, H, F = 53, 64, 3, 6, 2, 16, 160
+# Sizes all different, N * H, K * H, D / N and N / K too; rows are multiples of 32, the block of the quantised types.
+V, D, L, N, K, H, F = 53, 64, 3, 8, 2, 16, 160
 CONFIG = Config(
     vocab_size=V, model_dim=D, num_layers=L, num_heads=N, num_kv_heads=K, head_dim=H, mlp_dim=F, max_length=128
 )

@@ -221,8 +221,12 @@ def test_keys_that_transformers_writes_are_known(tmp_path):
         ({"vocab_size": 0}, "vocab_size is 0; it must be a positive integer"),
         ({"num_hidden_layers": "3"}, "num_hidden_layers is '3'; it must be a positive integer"),
         ({"head_dim": 15}, "Config.head_dim is 15; it must be even"),
-        ({"num_key_value_heads": 4}, "Config.num_kv_heads is 4; it must be a divisor of num_heads (6)"),
-        ({"head_dim": None}, "hidden_size 64 is no multiple of num_attention_heads 6, and head_dim is not given"),
+        ({"num_key_value_heads": 3}, "Config.num_kv_heads is 3; it must be a divisor of num_heads (8)"),
+        ({"num_attention_heads": 6}, "hidden_size 64 is no multiple of num_attention_heads 6, which its config class"),
+        (
+            {"model_type": "mistral", "num_attention_heads": 6, "head_dim": None},
+            "hidden_size 64 is no multiple of num_attention_heads 6, and head_dim is not given",
+        ),
         ({"attention_bias": 1}, "attention_bias is 1; it must be true or false"),
         ({"rms_norm_eps": 0}, "rms_norm_eps is 0; it must be a positive number"),
         ({"torch_dtype": "int8"}, "dtype 'int8' (must be one of bfloat16, float16, float32, float64)"),
@@ -289,6 +293,39 @@ def test_a_long_list_of_one_sort_is_shortened(tmp_path):
     lines = refusal(source, tmp_path / "ours").splitlines()
     assert len(lines) == 1 + 20 + 1
     assert lines[-1] == "  and 34 more missing tensors"
+
+
+def test_long_names_and_values_are_shortened(tmp_path):
+    long = "a" * 100_000
+    fields = huggingface_config(**{long: 3, "hidden_act": long, "rope_scaling": {"type": [0] * 100_000}})
+    source = write_huggingface(tmp_path / "source", config=fields)
+    lines = refusal(source, tmp_path / "ours").splitlines()
+    assert len(lines) == 4 and max(map(len, lines)) <= max(302, len(lines[0]))
+    assert lines[1].startswith("  unknown key 'aaa") and lines[1].endswith("aaa' = 3")
+    index = {"weight_map": {"x": long + "/"}}
+    (source / "config.json").write_text(json.dumps(huggingface_config()))
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    (source / "model.safetensors").unlink()
+    assert len(refusal(source, tmp_path / "ours")) < 1000
+    index["weight_map"]["x"] = long
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert len(refusal(source, tmp_path / "ours")) < 1000
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("half", ["\\ud83d", "\\uDE00 a", "\\ude00\\ud83d"])
+def test_half_a_surrogate_pair_is_refused_by_the_name_of_its_file(tmp_path, name, half):
+    source = write_huggingface(tmp_path / "source", files={"tokenizer.json": tiny_tokenizer()}, shards=2)
+    content = json.loads((source / name).read_text()) if (source / name).exists() else {}
+    (source / name).write_text(json.dumps(content)[:-1] + (", " if content else "") + f'"{half}": 1}}')
+    message = refusal(source, tmp_path / "ours")
+    assert f"{name} is not valid JSON: it holds '\\ud" in message and "half of a surrogate pair" in message
+
+
+def test_a_whole_surrogate_pair_is_a_character(tmp_path):
+    fields = {"tokenizer.json": tiny_tokenizer(), "tokenizer_config.json": '{"chat_template": "\\ud83d\\ude00"}'}
+    ours = run(write_huggingface(tmp_path / "source", files=fields), tmp_path / "ours")
+    assert (ours / "chat_template.jinja").read_text(encoding="utf-8") == "\U0001f600"
 
 
 def test_integer_tensors_are_refused(tmp_path):

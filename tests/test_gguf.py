@@ -147,7 +147,7 @@ def test_rope_in_gguf_metadata(tmp_path, fields, rope):
         ({"rope__scaling__type": "linear"}, "missing key 'llama.rope.scaling.factor'"),
         ({"rope__freq_base": -1.0}, "llama.rope.freq_base is -1.0; it must be a number above 0"),
         ({"attention__head_count_kv": [2, 2, 1]}, "head_count_kv is [2, 2, 1]; it must be a positive integer"),
-        ({"attention__head_count_kv": 4}, "Config.num_kv_heads is 4; it must be a divisor of num_heads (6)"),
+        ({"attention__head_count_kv": 3}, "Config.num_kv_heads is 3; it must be a divisor of num_heads (8)"),
         ({"embedding_length": 32}, "tensor 'token_embd.weight' has shape [53, 64]; it must be [53, 32]"),
     ],
     ids=repr,
@@ -162,6 +162,12 @@ def test_another_architecture_is_refused(tmp_path):
     assert "general.architecture 'gemma' (must be one of llama, mistral3, qwen2, qwen3, smollm3)" in refusal(
         source, tmp_path / "ours"
     )
+
+
+def test_files_of_another_type_are_refused(tmp_path):
+    metadata = {**gguf_metadata(), "general.type": "adapter"}
+    source = write_gguf(tmp_path / "model.gguf", metadata=metadata)
+    assert "general.type 'adapter' (must be 'model')" in refusal(source, tmp_path / "ours")
 
 
 def test_all_gguf_problems_are_told_at_once(tmp_path):

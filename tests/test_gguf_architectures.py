@@ -211,6 +211,8 @@ def test_yarn_as_the_metadata_spell_it():
 def test_sliding_windows_and_unrotated_layers():
     config, _ = config_of(attention__sliding_window=9)
     assert config is not None and config.sliding_window == 9 and config.sliding_layers is None
+    config, _ = config_of("mistral3", attention__sliding_window=9)
+    assert config is not None and config.sliding_window == 9
     config, _ = config_of(attention__sliding_window=0)
     assert config is not None and config.sliding_window is None
     config, _ = config_of("smollm3", block_count=9)
@@ -224,6 +226,10 @@ def test_sliding_windows_and_unrotated_layers():
         ("qwen2", {"foo": 1}, "unknown key 'qwen2.foo' = 1"),
         ("qwen3", {"expert_count": 64}, "qwen3.expert_count 64 (must be 0)"),
         ("mistral3", {"attention__temperature_scale": 0.1}, "mistral3.attention.temperature_scale 0.1 (must be 0.0)"),
+        *(
+            (name, {"attention__sliding_window": 9}, f"{name}.attention.sliding_window 9 (must be 0 in a {name} file)")
+            for name in ("qwen2", "qwen3", "smollm3")
+        ),
         ("smollm3", {"block_count": 2**60}, f"Config.num_layers is {2**60}; it must be at most"),
         ("llama", {"vocab_size": None}, "llama.vocab_size"),
         ("llama", {"feed_forward_length": [48, 64]}, "feed_forward_length is [48, 64]; it must be a positive integer"),

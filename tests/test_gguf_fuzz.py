@@ -34,7 +34,7 @@ YARN = {
 FILES = {
     "llama": (SIZES, BYTE_LEVEL, "F32", {"rope_freqs.weight": (8,)}),
     "qwen2": ({**SIZES, "rope.scaling.type": "linear", "rope.scaling.factor": 2.0}, BYTE_LEVEL, "Q8_0", {}),
-    "smollm3": ({**SIZES, "attention.sliding_window": 16}, SENTENCEPIECE, "BF16", {}),
+    "smollm3": (SIZES, SENTENCEPIECE, "BF16", {}),
     "mistral3": ({**SIZES, **YARN}, SENTENCEPIECE, "Q4_0", {}),
 }
 

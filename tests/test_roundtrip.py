@@ -33,6 +33,7 @@ CONFIGS = {
     ),
     "llama, llama3": BASE.replace(rope=LLAMA3, dtype="float32"),
     "mistral": BASE.replace(sliding_window=9, dtype="float16"),
+    "mistral, wide heads": BASE.replace(model_dim=26),  # no multiple of the heads: nothing for LlamaConfig
     "qwen2": BASE.replace(attention_bias=True, rope=YARN),
     "qwen2, sliding": BASE.replace(attention_bias=True, sliding_window=9, sliding_layers=(1,)),
     "qwen3": BASE.replace(qk_norm=True, tied_embeddings=True),
