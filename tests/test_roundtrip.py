@@ -164,6 +164,91 @@ def test_the_real_model_from_its_gguf_and_from_safetensors(smollm2, tmp_path):
     assert theirs.eos_token_id in ours.stop and theirs.bos_token_id == ours.bos
 
 
+# What chat templates write.
+
+
+TEMPLATE = (
+    "[{{ bos_token }}{{ bos_token is defined }}]"
+    "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}{{ eos_token is defined }}"
+)
+TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hh"}]
+BOTH = {"bos_token": "<s>", "eos_token": "<turn>"}
+
+
+def render(folder):
+    theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(folder)
+    return theirs.apply_chat_template(TURNS, tokenize=False), theirs.apply_chat_template(TURNS)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("files", "config", "stop", "wanted"),
+    [
+        ({"generation_config": {"eos_token_id": [2, 7]}, "tokenizer_config": BOTH}, {}, (2, 7), ("<s>", "<turn>")),
+        ({"generation_config": {"eos_token_id": 2}, "tokenizer_config": BOTH}, {}, (2, 7), ("<s>", "<turn>")),
+        ({"tokenizer_config": BOTH}, {"eos_token_id": 2, "bos_token_id": 2}, (2, 7), ("<s>", "<turn>")),
+        ({"tokenizer_config": {"eos_token": "<turn>"}}, {"bos_token_id": 1}, (2, 7), (None, "<turn>")),
+        ({"tokenizer_config": {"bos_token": None, "eos_token": "</s>"}}, {}, (2,), (None, "</s>")),
+        ({"tokenizer_config": {"bos_token": "", "eos_token": None}}, {}, (2,), ("", None)),
+        ({}, {}, (2,), (None, None)),
+        ({"special_tokens_map": BOTH}, {}, (2, 7), ("<s>", "<turn>")),
+        ({"special_tokens_map": BOTH, "tokenizer_config": {"eos_token": "</s>"}}, {}, (2, 7), ("<s>", "<turn>")),
+        (
+            {"special_tokens_map": BOTH, "tokenizer_config": {"eos_token": "</s>", "added_tokens_decoder": {}}},
+            {},
+            (2,),
+            (None, "</s>"),
+        ),
+        (
+            {"special_tokens_map": {"bos_token": {"content": "</s>"}}, "tokenizer_config": BOTH},
+            {},
+            (2, 7),
+            ("</s>", "<turn>"),
+        ),
+        (
+            {"tokenizer_config": {"tokenizer_class": "GPT2TokenizerFast", "eos_token": "<turn>"}},
+            {},
+            (2, 7),
+            ("<|endoftext|>", "<turn>"),
+        ),
+        ({"tokenizer_config": {"tokenizer_class": "LlamaTokenizer"}}, {}, (2,), (None, None)),
+        ({"tokenizer_config": {"tokenizer_class": "Qwen2Tokenizer"}}, {}, (2,), (None, "<|endoftext|>")),
+        ({"tokenizer_config": {"tokenizer_class": "Qwen2Tokenizer"}}, {"model_type": "mistral"}, (2,), (None, None)),
+        ({"tokenizer_config": {"bos_token": None}}, {"model_type": "qwen2"}, (2,), (None, "<|endoftext|>")),
+        (
+            {"tokenizer_config": {"bos_token": None, "eos_token": "<turn>"}},
+            {"model_type": "qwen2"},
+            (2, 7),
+            (None, "<turn>"),
+        ),
+    ],
+)
+def test_templates_write_the_tokenizers_own_tokens(tmp_path, files, config, stop, wanted):
+    """Ours, transformers on the source, and transformers on our export write the same conversation."""
+    model = CONFIGS[config.get("model_type", "llama")].replace(dtype="float32")
+    ms.save(tmp_path / "first", model, random_params(model))
+    source = export(tmp_path / "first", tmp_path / "source")
+    (source / "generation_config.json").unlink()
+    fields = json.loads((source / "config.json").read_text())
+    files = {"config": {**fields, "bos_token_id": 1, "eos_token_id": 2, **config}, **files}
+    for name, content in files.items():
+        (source / f"{name}.json").write_text(json.dumps(content))
+    (source / "tokenizer.json").write_text(tiny_tokenizer())
+    (source / "chat_template.jinja").write_text(TEMPLATE)
+    ours = convert(source, tmp_path / "ours")
+    back = export(ours, tmp_path / "back")
+    tokenizer = ms.load_tokenizer(ours)
+    bos, eos = wanted
+    text = f"[{bos or ''}{bos is not None}]hi{eos or ''}hh{eos or ''}{eos is not None}"
+    assert render(source) == render(back)
+    assert render(source)[0] == text
+    assert tokenizer._render(TURNS, False) == text
+    assert tokenizer.stop == stop
+    if not {bos, eos} & {"<|endoftext|>"}:  # which these tokenizers lack
+        assert tokenizer.chat(TURNS, add_generation_prompt=False) == render(source)[1]
+    convert(back, tmp_path / "again")
+    assert (tmp_path / "again" / "tokenizer_config.json").read_text() == (ours / "tokenizer_config.json").read_text()
+
+
 # What cannot be exported.
 
 
