@@ -9,13 +9,22 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tiny
-from checkpoints import huggingface_config, make_weights, tiny_tokenizer, to_huggingface, write_huggingface
+from checkpoints import (
+    BYTE_LEVEL,
+    huggingface_config,
+    make_weights,
+    tiny_tokenizer,
+    to_huggingface,
+    write_gguf,
+    write_huggingface,
+)
 from typer.testing import CliRunner
 
 import msrnn_jax as ms
 from convert import convert
 from convert.cli import app
 from convert.export import export
+from convert.export_files import small_files
 from msrnn_jax.checkpoint import fingerprint
 
 BASE = tiny.CONFIG.replace(vocab_size=53, dtype="bfloat16", max_length=64)
@@ -247,6 +256,32 @@ def test_templates_write_the_tokenizers_own_tokens(tmp_path, files, config, stop
         assert tokenizer.chat(TURNS, add_generation_prompt=False) == render(source)[1]
     convert(back, tmp_path / "again")
     assert (tmp_path / "again" / "tokenizer_config.json").read_text() == (ours / "tokenizer_config.json").read_text()
+
+
+@pytest.mark.parametrize("ids", [{"tokenizer.ggml.eot_token_id": 2}, {"tokenizer.ggml.bos_token_id": None}], ids=str)
+def test_templates_of_gguf_files(tmp_path, ids):
+    metadata = {**BYTE_LEVEL, "tokenizer.ggml.add_bos_token": False, "tokenizer.chat_template": TEMPLATE, **ids}
+    metadata = {key: value for key, value in metadata.items() if value is not None}
+    ours = convert(write_gguf(tmp_path / "model.gguf", tokenizer=metadata), tmp_path / "ours")
+    tokenizer = ms.load_tokenizer(ours)
+    bos = "<start>" if "tokenizer.ggml.bos_token_id" in metadata else ""
+    assert tokenizer._render(TURNS, False) == f"[{bos}{bool(bos)}]hi<end>hh<end>True"
+    written = json.loads(small_files(ms.load(ours)[0], ours)["tokenizer_config.json"])
+    assert (written["bos_token"], written["eos_token"]) == (bos or None, "<end>")
+
+
+def test_checkpoints_of_an_earlier_version_write_what_they_did(ours):
+    (ours / "tokenizer.json").write_text(tiny_tokenizer())
+    (ours / "chat_template.jinja").write_text(TEMPLATE)
+    for ids, bos, eos in (((1, [2, 7]), "<s>", "</s>"), ((None, []), "", "")):
+        text = json.dumps(dict(zip(("bos_token_id", "eos_token_ids"), ids, strict=True)))
+        (ours / "tokenizer_config.json").write_text(text)
+        assert ms.load_tokenizer(ours)._render(TURNS, False) == f"[{bos}True]hi{eos}hh{eos}True"
+        written = json.loads(small_files(BASE, ours)["tokenizer_config.json"])
+        assert (written["bos_token"], written["eos_token"]) == (bos, eos)
+    (ours / "tokenizer_config.json").write_text('{"bos_token": 3}')
+    with pytest.raises(ValueError, match="tokenizer_config.json' cannot be used: bos_token is 3; it must be text or"):
+        ms.load_tokenizer(ours)
 
 
 # What cannot be exported.
