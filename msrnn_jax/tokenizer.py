@@ -143,7 +143,9 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         raise ValueError(f"checkpoint {str(path)!r} has no {TOKENIZER_FILE}; it was converted without a tokenizer")
     try:
         backend = tokenizers.Tokenizer.from_str(_read(folder / TOKENIZER_FILE))
-    except Exception as error:  # tokenizers raises plain Exception
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises plain Exception, and panics that are not even that
         raise ValueError(f"{str(folder / TOKENIZER_FILE)!r} cannot be used: {error}") from error
     settings = {"bos_token_id": None, "eos_token_ids": []}
     if (folder / SETTINGS_FILE).is_file():

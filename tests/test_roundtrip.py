@@ -340,6 +340,10 @@ def test_a_damaged_checkpoint_leaves_nothing(ours, tmp_path):
 def test_a_damaged_tokenizer_is_named(ours, tmp_path):
     (ours / "tokenizer.json").write_text("{")
     assert refusal(ours, tmp_path / "theirs").startswith(f"{ours / 'tokenizer.json'} is not a tokenizer: ")
+    model = {"type": "BPE", "vocab": {"t1": 0, "t2": 1}, "merges": [["t1", "t2"]]}  # the library panics
+    (ours / "tokenizer.json").write_text(json.dumps({"model": model}))
+    with pytest.raises(ValueError, match="tokenizer.json' cannot be used"):
+        ms.load_tokenizer(ours)
     (ours / "tokenizer.json").write_text(tiny_tokenizer())
     (ours / "tokenizer_config.json").write_text('{"bos_token_id": "one"}')
     assert "tokenizer_config.json" in refusal(ours, tmp_path / "theirs")
