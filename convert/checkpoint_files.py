@@ -13,6 +13,8 @@ class TokenizerFacts(NamedTuple):
     tokenizer: str | None  # JSON of the `tokenizers` library
     bos_token_id: int | None
     eos_token_ids: list[int]  # all that end a text
+    bos_token: str | None  # as chat templates write it; they have no such name where it is None
+    eos_token: str | None
     chat_template: str | None
 
 
@@ -32,7 +34,12 @@ def text_files(
       digests: sha256 by file name, relative to the source.
       tensor_types: one for every tensor of the source.
     """
-    ids = {"bos_token_id": facts.bos_token_id, "eos_token_ids": facts.eos_token_ids}
+    settings = {
+        "bos_token_id": facts.bos_token_id,
+        "eos_token_ids": facts.eos_token_ids,
+        "bos_token": facts.bos_token,
+        "eos_token": facts.eos_token,
+    }
     source = {
         "kind": kind,
         **origin,
@@ -40,7 +47,7 @@ def text_files(
         "tensor_types": dict(sorted(Counter(tensor_types).items())),
         "converter": _version(),
     }
-    files = {"tokenizer_config.json": _to_json(ids), "source.json": _to_json(source)}
+    files = {"tokenizer_config.json": _to_json(settings), "source.json": _to_json(source)}
     if facts.tokenizer is not None:
         files["tokenizer.json"] = facts.tokenizer
     if facts.chat_template is not None:

@@ -7,7 +7,14 @@ from typing import Any
 import tokenizers
 
 from msrnn_jax.config import Config
-from msrnn_jax.tokenizer import SETTINGS_FILE, TEMPLATE_FILE, TOKENIZER_FILE, read_settings
+from msrnn_jax.tokenizer import (
+    SETTINGS_FILE,
+    TEMPLATE_FILE,
+    TEMPLATE_TOKENS,
+    TOKENIZER_FILE,
+    read_settings,
+    template_tokens,
+)
 
 from .export_config import ARCHITECTURES, write_config
 from .folder import Folder
@@ -22,8 +29,8 @@ def small_files(config: Config, source: Path) -> dict[str, str]:
     """
     folder = Folder(source)
     path = folder.find(SETTINGS_FILE)
-    ids = {} if path is None else read_settings(path)
-    bos, stops = ids.get("bos_token_id"), ids.get("eos_token_ids") or []
+    settings = {} if path is None else read_settings(path)
+    bos, stops = settings.get("bos_token_id"), settings.get("eos_token_ids") or []
     fields = write_config(config)
     # A key that is left out means the family's own token.
     ends = {"bos_token_id": bos, "eos_token_id": stops[0] if len(stops) == 1 else stops or None, "pad_token_id": None}
@@ -34,13 +41,13 @@ def small_files(config: Config, source: Path) -> dict[str, str]:
     tokenizer, template = folder.text(TOKENIZER_FILE), folder.text(TEMPLATE_FILE)
     if tokenizer is not None:
         with tokenizer_errors(str(source / TOKENIZER_FILE)):
-            names = tokenizers.Tokenizer.from_str(tokenizer).id_to_token
+            backend = tokenizers.Tokenizer.from_str(tokenizer)
         files["tokenizer_config.json"] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": config.max_length,
             "clean_up_tokenization_spaces": False,
-            **({} if bos is None else {"bos_token": names(bos)}),
-            **({"eos_token": names(stops[0])} if stops else {}),
+            **dict.fromkeys(TEMPLATE_TOKENS),  # what is left out is taken from some classes of transformers
+            **template_tokens(backend, settings),
         }
     texts = {name: json.dumps(content, indent=2) + "\n" for name, content in files.items()}
     beside = {TOKENIZER_FILE: tokenizer, TEMPLATE_FILE: template}

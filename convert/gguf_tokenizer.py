@@ -39,7 +39,7 @@ def read_tokenizer(metadata: Mapping[str, Any], problems: list[str]) -> Tokenize
     Texts end at the EOS, and at the ends of a turn and of a message where those are other tokens.
     """
     template = text(metadata, "tokenizer.chat_template", problems)
-    nothing = TokenizerFacts(None, None, [], template)
+    nothing = TokenizerFacts(None, None, [], None, None, template)
     model = metadata.get(f"{PREFIX}model")
     if model in NONE:
         return nothing
@@ -57,7 +57,19 @@ def read_tokenizer(metadata: Mapping[str, Any], problems: list[str]) -> Tokenize
         return nothing
     ids = vocabulary.ids
     stops = [ids[name] for name in ("eos", "eot", "eom")]
-    return TokenizerFacts(built, ids["bos"], list(dict.fromkeys(stop for stop in stops if stop is not None)), template)
+    return TokenizerFacts(
+        tokenizer=built,
+        bos_token_id=ids["bos"],
+        eos_token_ids=list(dict.fromkeys(stop for stop in stops if stop is not None)),
+        bos_token=_name(vocabulary, "bos"),
+        eos_token=_name(vocabulary, "eos"),
+        chat_template=template,
+    )
+
+
+def _name(vocabulary: Vocabulary, name: str) -> str | None:
+    number = vocabulary.ids[name]
+    return None if number is None else vocabulary.tokens[number]
 
 
 def _read_vocabulary(metadata: Mapping[str, Any], model: str, problems: list[str]) -> Vocabulary:

@@ -8,6 +8,7 @@ import tokenizers
 from .checkpoint_files import TokenizerFacts
 from .folder import Folder
 from .problems import tokenizer_errors
+from .template_tokens import class_tokens, read_template_tokens
 from .tokenizer_model import NAME as MODEL_NAME
 from .tokenizer_model import read_tokenizer_model
 
@@ -17,18 +18,20 @@ def read_tokenizer(folder: Folder, config: Mapping[str, Any], problems: list[str
 
     The BOS is that of generation_config.json, else tokenizer_config.json, else config.json. Texts end at
     every EOS of generation_config.json (of config.json where that says nothing, as in transformers) and
-    at the tokenizer's own, which is the one chat templates write. Without a tokenizer.json, one is made of a
-    SentencePiece tokenizer.model. A tokenizer.json says itself what is put before and after a text: as in
-    transformers 5, `add_bos_token` and `add_eos_token` of tokenizer_config.json do not count beside it.
+    at the tokenizer's own, which is the one chat templates write (see template_tokens.py). Without a
+    tokenizer.json, one is made of a SentencePiece tokenizer.model. A tokenizer.json says itself what is put
+    before and after a text: as in transformers 5, `add_bos_token` and `add_eos_token` of
+    tokenizer_config.json do not count beside it.
 
     Args:
       config: the content of config.json.
     """
     generation = folder.json("generation_config.json") or {}
     settings = folder.json("tokenizer_config.json") or {}
-    text = folder.text("tokenizer.json")
+    text, of_model = folder.text("tokenizer.json"), {}
     if text is None:
-        text, settings = _read_tokenizer_model(folder, settings, config, problems)
+        text, of_model = _read_tokenizer_model(folder, settings, config, problems)
+    written = read_template_tokens(folder, settings, of_model or class_tokens(settings, config, text or ""))
     tokenizer = None
     if text is not None:
         try:
@@ -39,7 +42,7 @@ def read_tokenizer(folder: Folder, config: Mapping[str, Any], problems: list[str
     def ids(key: str) -> list[list[int]]:
         return [
             _ids(generation, "generation_config.json", f"{key}_token_id", config, problems),
-            _named_id(settings.get(f"{key}_token"), tokenizer),
+            _named_id({**written, **of_model}[f"{key}_token"], tokenizer),
             _ids(config, "config.json", f"{key}_token_id", config, problems),
         ]
 
@@ -49,22 +52,24 @@ def read_tokenizer(folder: Folder, config: Mapping[str, Any], problems: list[str
         tokenizer=text,
         bos_token_id=bos[0] if bos else None,
         eos_token_ids=list(dict.fromkeys((generated or model) + own)),
+        bos_token=written["bos_token"],
+        eos_token=written["eos_token"],
         chat_template=_read_chat_template(folder, settings, problems),
     )
 
 
 def _read_tokenizer_model(
     folder: Folder, settings: Mapping[str, Any], config: Mapping[str, Any], problems: list[str]
-) -> tuple[str | None, Mapping[str, Any]]:
-    """The tokenizer.json that a tokenizer.model stands for, and the settings with its names of BOS and EOS."""
+) -> tuple[str | None, Mapping[str, str]]:
+    """The tokenizer.json that a tokenizer.model stands for, and its names of BOS and EOS."""
     path = folder.find(MODEL_NAME)
     if path is None:
-        return None, settings
+        return None, {}
     special, added = (folder.json(name) or {} for name in ("special_tokens_map.json", "added_tokens.json"))
     vocab_size = config.get("vocab_size")
     limit = vocab_size if type(vocab_size) is int else None
     made = read_tokenizer_model(path, settings, special, added, limit, problems)
-    return (None, settings) if made is None else (made.text, {**settings, **made.names})
+    return (None, {}) if made is None else (made.text, made.names)
 
 
 def _parse_tokenizer(text: str) -> tokenizers.Tokenizer:
@@ -84,9 +89,8 @@ def _ids(fields: Mapping[str, Any], file: str, key: str, config: Mapping[str, An
     return good
 
 
-def _named_id(token: Any, tokenizer: tokenizers.Tokenizer | None) -> list[int]:
-    content = token.get("content") if isinstance(token, Mapping) else token
-    found = tokenizer.token_to_id(content) if tokenizer is not None and isinstance(content, str) else None
+def _named_id(token: str | None, tokenizer: tokenizers.Tokenizer | None) -> list[int]:
+    found = tokenizer.token_to_id(token) if tokenizer is not None and token is not None else None
     return [] if found is None else [found]
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,18 @@ from jaxtyping import Float, Int
 
 import msrnn_jax as ms
 from msrnn_jax.checkpoint import CONFIG_FILE, read_config
+from msrnn_jax.rotary import inverse_frequencies
 
 from .folder import parse_object
+from .layer_kinds import SLIDING
 
 TEXTS = 2
 LENGTH = 64  # tokens of a text, or as many as the model's context has
 LAST_BIT = 2.0**-23  # of a float32, relative
-# Two programs that add the same products in another order differ by up to a few times what moving each weight by a
-# last bit does; mistakes change the logits by thousands of it.
-MARGIN = 20.0
+FREQUENCIES = 1e-5  # relative; transformers computes them in float32
+# Two programs that add the same products in another order were seen to differ by up to 1.1 times what moving each
+# weight by a last bit does; the smallest mistake of the tests, weights rounded to float16, by 96 times that.
+MARGIN = 10.0
 
 
 def check_verifiable(*, gguf: bool = False) -> None:
@@ -49,7 +52,9 @@ def verify(source: Path, checkpoint: Path, *, report: Callable[[str], None]) -> 
 
     The source's weights are first rounded to the checkpoint's dtype, so that only the conversion is judged. What
     rounding explains is measured: it is `MARGIN` times the difference that noise in the last bit of every weight
-    makes to transformers' own logits. First the source, then the checkpoint is loaded whole, in float32: that takes
+    makes to transformers' own logits. What so few tokens do not show is compared as transformers has read it from a
+    folder: windows, the frequencies of the rotation and the length of the context (not so of a .gguf file, of whose
+    settings it leaves some out). First the source, then the checkpoint is loaded whole, in float32: that takes
     4 bytes of memory a weight, and some more for the largest.
 
     Args:
@@ -58,8 +63,8 @@ def verify(source: Path, checkpoint: Path, *, report: Callable[[str], None]) -> 
       report: called with lines on what is going on.
 
     Raises:
-      ValueError: torch or transformers is missing, transformers cannot load the source, or the logits differ by more
-        than rounding explains.
+      ValueError: torch or transformers is missing, transformers cannot load the source, or the settings or the logits
+        differ, these by more than rounding explains.
     """
     check_verifiable(gguf=not source.is_dir())
     import transformers
@@ -71,12 +76,17 @@ def verify(source: Path, checkpoint: Path, *, report: Callable[[str], None]) -> 
     length = min(LENGTH, config.max_length)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (TEXTS, length), np.int32)
     report(f"verifying with transformers {transformers.__version__}: {TEXTS} texts of {length} tokens in float32")
-    theirs, noise = _their_logits(source, dtype, tokens)
+    model = _load_theirs(source)
+    settings = _their_settings(model) if source.is_dir() else {}
+    theirs, noise = _their_logits(model, dtype, tokens)
+    del model
     if theirs.shape[-1] != config.vocab_size:
         raise ValueError(
             f"{checkpoint} is not made of {source}: it has {config.vocab_size} logits, "
             f"and its source {theirs.shape[-1]}"
         )
+    different = f"{checkpoint} does not compute what {source} does in transformers"
+    _check_settings(settings, config, different)
     ours = _our_logits(checkpoint, tokens)
     difference = float(np.abs(ours - theirs).max())
     allowed = MARGIN * max(noise, LAST_BIT * float(np.abs(theirs).max()))
@@ -86,7 +96,7 @@ def verify(source: Path, checkpoint: Path, *, report: Callable[[str], None]) -> 
         f"{np.abs(theirs).max():.1f}), and {same} of {tokens.size} greedy tokens agree"
     )
     if not difference <= allowed:  # nor is NaN
-        raise ValueError(f"{checkpoint} does not compute what {source} does in transformers: {found}")
+        raise ValueError(f"{different}: {found}")
     report(found)
 
 
@@ -94,8 +104,34 @@ def _check_gguf(source: Path, config: ms.Config) -> None:
     """Refuses what transformers leaves out, without a word, when it reads a GGUF file of a LLaMA."""
     lost = [name for name in ("attention_bias", "mlp_bias") if getattr(config, name)]
     lost += [f"rope scaling ({config.rope.kind})"] if config.rope.kind != "default" else []
+    lost += ["sliding window"] if config.sliding_window is not None else []
     if lost:
         raise ValueError(f"{source} cannot be verified: transformers reads no {' and no '.join(lost)} of GGUF files")
+
+
+def _their_settings(model: Any) -> dict[str, Any]:
+    """What transformers goes by that may show in longer texts only."""
+    stated = model.config
+    kinds = getattr(stated, "layer_types", None) or [SLIDING] * stated.num_hidden_layers
+    window = getattr(stated, "sliding_window", None)
+    return {
+        "context": stated.max_position_embeddings,
+        "windows": [window if kind == SLIDING else None for kind in kinds],
+        "frequencies": model.model.rotary_emb.inv_freq.double().tolist(),
+    }
+
+
+def _check_settings(theirs: Mapping[str, Any], config: ms.Config, different: str) -> None:
+    """Refuses settings other than those; none are compared where there are none."""
+    if not theirs:
+        return
+    ours = {"context": config.max_length, "windows": [config.window_of(layer) for layer in range(config.num_layers)]}
+    for name, value in ours.items():
+        if theirs[name] != value:
+            raise ValueError(f"{different}: {name} {value}, there {theirs[name]}")
+    frequencies = inverse_frequencies(config.rope, config.head_dim)
+    if not np.allclose(frequencies, theirs["frequencies"], rtol=FREQUENCIES, atol=0.0):
+        raise ValueError(f"{different}: the frequencies of the rotation differ")
 
 
 def _our_logits(checkpoint: Path, tokens: Int[np.ndarray, "B T"]) -> Float[np.ndarray, "B T V"]:
@@ -105,15 +141,15 @@ def _our_logits(checkpoint: Path, tokens: Int[np.ndarray, "B T"]) -> Float[np.nd
         return np.stack([np.asarray(ms.extend(config, ms.Full(), params, state, text)[1]) for text in tokens])
 
 
-def _their_logits(source: Path, dtype: str, tokens: Int[np.ndarray, "B T"]) -> tuple[Float[np.ndarray, "B T V"], float]:
+def _their_logits(model: Any, dtype: str, tokens: Int[np.ndarray, "B T"]) -> tuple[Float[np.ndarray, "B T V"], float]:
     """The source's logits, and the largest difference that noise in the last bit of every weight makes to them.
 
     Args:
+      model: the source in transformers; its weights are changed.
       dtype: that the weights are rounded to before.
     """
     import torch  # pyright: ignore[reportMissingImports]
 
-    model = _load_theirs(source)
     batch = torch.tensor(tokens, dtype=torch.long)
     random = torch.Generator().manual_seed(0)
 
@@ -125,7 +161,8 @@ def _their_logits(source: Path, dtype: str, tokens: Int[np.ndarray, "B T"]) -> t
             weight.copy_(weight.to(getattr(torch, dtype)).to(torch.float32))
         exact = logits()
         for weight in model.parameters():
-            weight.mul_(1 + LAST_BIT * (torch.rand(weight.shape, generator=random) - 0.5))
+            up = torch.rand(weight.shape, generator=random) < 0.5
+            weight.copy_(torch.nextafter(weight, torch.where(up, torch.inf, -torch.inf)))
         return exact, float(np.abs(logits() - exact).max())
 
 

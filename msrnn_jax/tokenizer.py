@@ -14,6 +14,7 @@ from msrnn_jax.checkpoint import existing
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATE_TOKENS = ("bos_token", "eos_token")  # as chat templates and the settings name them
 MARK = "the-answer-9f2c"  # stands for an answer where only what surrounds it is wanted
 
 
@@ -24,13 +25,25 @@ class Tokenizer:
       bos: id of the token that begins a text, or None.
       stop: ids that end an answer.
       template: the chat template, in jinja2, or None.
+      names: what the template writes for `bos_token` and `eos_token`; it may lack either. By default the texts of
+        `bos` and of the first that stops.
     """
 
-    def __init__(self, backend: Any, *, bos: int | None, stop: Sequence[int], template: str | None):
+    def __init__(
+        self,
+        backend: Any,
+        *,
+        bos: int | None,
+        stop: Sequence[int],
+        template: str | None,
+        names: Mapping[str, str] | None = None,
+    ):
         self.backend = backend
         self.bos = bos
         self.stop = tuple(stop)
         self.template = template
+        ids = {"bos_token_id": bos, "eos_token_ids": self.stop}
+        self.names = template_tokens(backend, ids) if names is None else dict(names)
 
     def encode(self, text: str) -> list[int]:
         """Token numbers of a text, with BOS where the tokenizer itself adds it."""
@@ -104,21 +117,17 @@ class Tokenizer:
 
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = refuse
-        names = {name: self._spell(token) for name, token in (("bos_token", self.bos), ("eos_token", self._eos()))}
         try:
             return environment.from_string(self.template).render(
-                messages=list(messages), add_generation_prompt=add_generation_prompt, **names
+                messages=list(messages), add_generation_prompt=add_generation_prompt, **self.names
             )
         except ValueError:
             raise
         except Exception as error:  # a template is somebody's program and may fail in any way
             raise ValueError(f"chat template: {type(error).__name__}: {error}") from error
 
-    def _eos(self) -> int | None:
-        return self.stop[0] if self.stop else None
-
-    def _spell(self, token: int | None) -> str:
-        return "" if token is None else self.backend.id_to_token(token) or ""
+    def _spell(self, token: int) -> str:
+        return self.backend.id_to_token(token) or ""
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
@@ -134,13 +143,38 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         raise ValueError(f"checkpoint {str(path)!r} has no {TOKENIZER_FILE}; it was converted without a tokenizer")
     try:
         backend = tokenizers.Tokenizer.from_str(_read(folder / TOKENIZER_FILE))
-    except Exception as error:  # tokenizers raises plain Exception
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises plain Exception, and panics that are not even that
         raise ValueError(f"{str(folder / TOKENIZER_FILE)!r} cannot be used: {error}") from error
     settings = {"bos_token_id": None, "eos_token_ids": []}
     if (folder / SETTINGS_FILE).is_file():
         settings |= read_settings(folder / SETTINGS_FILE)
     template = _read(folder / TEMPLATE_FILE) if (folder / TEMPLATE_FILE).is_file() else None
-    return Tokenizer(backend, bos=settings["bos_token_id"], stop=settings["eos_token_ids"], template=template)
+    return Tokenizer(
+        backend,
+        bos=settings["bos_token_id"],
+        stop=settings["eos_token_ids"],
+        template=template,
+        names=template_tokens(backend, settings),
+    )
+
+
+def template_tokens(backend: Any, settings: Mapping[str, Any]) -> dict[str, str]:
+    """What chat templates write for `bos_token` and `eos_token`; without the names that they do not have.
+
+    Settings that do not say are of an earlier version, which wrote the token of `bos_token_id` and the first of
+    `eos_token_ids`.
+
+    Args:
+      backend: a `tokenizers.Tokenizer`.
+      settings: the content of a checkpoint's tokenizer_config.json.
+    """
+    if any(name in settings for name in TEMPLATE_TOKENS):
+        return {name: settings[name] for name in TEMPLATE_TOKENS if settings.get(name) is not None}
+    ids = (settings.get("bos_token_id"), next(iter(settings.get("eos_token_ids") or []), None))
+    texts = ["" if number is None else backend.id_to_token(number) or "" for number in ids]
+    return dict(zip(TEMPLATE_TOKENS, texts, strict=True))
 
 
 def _check_text(text: str) -> None:
@@ -151,7 +185,7 @@ def _check_text(text: str) -> None:
 
 
 def read_settings(path: pathlib.Path) -> dict[str, Any]:
-    """The ids in a checkpoint's tokenizer_config.json: `bos_token_id`, a number or None, and `eos_token_ids`.
+    """A checkpoint's tokenizer_config.json: `bos_token_id`, a number or None, `eos_token_ids`, and template tokens.
 
     Raises:
       ValueError: where the file is damaged.
@@ -164,6 +198,9 @@ def read_settings(path: pathlib.Path) -> dict[str, Any]:
     wrong = [number for number in numbers[1:] + [numbers[0] or 0] if type(number) is not int or not 0 <= number < 2**31]
     if wrong:
         raise ValueError(f"{str(path)!r} cannot be used: {wrong[0]!r} is no token number")
+    for name in TEMPLATE_TOKENS:
+        if not isinstance(settings.get(name), str | None):
+            raise ValueError(f"{str(path)!r} cannot be used: {name} is {settings[name]!r}; it must be text or null")
     return settings
 
 

@@ -1,5 +1,6 @@
 """convert: every tensor in its place, every refusal in words, nothing left behind."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -38,6 +39,7 @@ import convert.conversion
 import convert.finding
 import convert.wheel
 from convert import convert as run
+from convert.problems import tokenizer_errors
 from msrnn_jax import checkpoint
 from msrnn_jax.cache import default_cache
 from msrnn_jax.config import Rope
@@ -370,7 +372,12 @@ def test_tokenizer_files_are_taken_over(tmp_path):
     source = write_huggingface(tmp_path / "source", config=huggingface_config(eos_token_id=5), files=files)
     ours = run(source, tmp_path / "ours")
     assert (ours / "tokenizer.json").read_text() == files["tokenizer.json"]
-    assert json.loads((ours / "tokenizer_config.json").read_text()) == {"bos_token_id": 1, "eos_token_ids": [2, 7]}
+    assert json.loads((ours / "tokenizer_config.json").read_text()) == {
+        "bos_token_id": 1,
+        "eos_token_ids": [2, 7],
+        "bos_token": None,
+        "eos_token": "<turn>",
+    }
     assert (ours / "chat_template.jinja").read_text() == "{{ messages }}"
     record = json.loads((ours / "source.json").read_text())
     assert record["kind"] == "huggingface"
@@ -399,7 +406,7 @@ def test_where_texts_begin_and_end(tmp_path, generation, tokenizer, config, bos,
     }
     source = write_huggingface(tmp_path / "source", config=huggingface_config(**config), files=files)
     ids = json.loads((run(source, tmp_path / "ours") / "tokenizer_config.json").read_text())
-    assert ids == {"bos_token_id": bos, "eos_token_ids": eos}
+    assert (ids["bos_token_id"], ids["eos_token_ids"]) == (bos, eos)
 
 
 NAMED = [{"name": "rag", "template": "no"}, {"name": "default", "template": "yes"}]
@@ -449,6 +456,17 @@ PANIC = json.dumps({"model": {"type": "BPE", "vocab": {"t1": 0, "t2": 1}, "merge
 )
 def test_broken_tokenizer_files_are_refused(tmp_path, name, content, text):
     assert text in refusal(write_huggingface(tmp_path / "source", files={name: content}), tmp_path / "ours")
+
+
+def test_a_panic_of_the_tokenizers_library_is_one_line(tmp_path, capfd):
+    refusal(write_huggingface(tmp_path / "source", files={"tokenizer.json": PANIC}), tmp_path / "ours")
+    assert capfd.readouterr().err == ""
+    for error in (ValueError, None):
+        with contextlib.suppress(ValueError), tokenizer_errors("it"):
+            os.write(2, b"said")
+            if error is not None:
+                raise error
+        assert capfd.readouterr().err == "said"
 
 
 # Hugging Face folders: files.
@@ -811,7 +829,8 @@ def test_the_module_runs(tmp_path):
 def test_the_tokenizer_of_smollm2(smollm2):
     tokenizer = Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
     ids = json.loads((smollm2 / "tokenizer_config.json").read_text())
-    assert ids == {"bos_token_id": 1, "eos_token_ids": [2]}
+    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    assert ids == {"bos_token_id": 1, "eos_token_ids": [2], **names}
     assert tokenizer.encode("Hello, world!").ids == [19556, 28, 905, 17]
     assert tokenizer.encode("It cost 12345").ids == [1589, 1708, 216, 33, 34, 35, 36, 37]
     for text in (

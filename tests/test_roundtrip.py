@@ -9,13 +9,22 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tiny
-from checkpoints import huggingface_config, make_weights, tiny_tokenizer, to_huggingface, write_huggingface
+from checkpoints import (
+    BYTE_LEVEL,
+    huggingface_config,
+    make_weights,
+    tiny_tokenizer,
+    to_huggingface,
+    write_gguf,
+    write_huggingface,
+)
 from typer.testing import CliRunner
 
 import msrnn_jax as ms
 from convert import convert
 from convert.cli import app
 from convert.export import export
+from convert.export_files import small_files
 from msrnn_jax.checkpoint import fingerprint
 
 BASE = tiny.CONFIG.replace(vocab_size=53, dtype="bfloat16", max_length=64)
@@ -165,6 +174,117 @@ def test_the_real_model_from_its_gguf_and_from_safetensors(smollm2, tmp_path):
     assert theirs.eos_token_id in ours.stop and theirs.bos_token_id == ours.bos
 
 
+# What chat templates write.
+
+
+TEMPLATE = (
+    "[{{ bos_token }}{{ bos_token is defined }}]"
+    "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}{{ eos_token is defined }}"
+)
+TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hh"}]
+BOTH = {"bos_token": "<s>", "eos_token": "<turn>"}
+
+
+def render(folder):
+    theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(folder)
+    return theirs.apply_chat_template(TURNS, tokenize=False), theirs.apply_chat_template(TURNS)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("files", "config", "stop", "wanted"),
+    [
+        ({"generation_config": {"eos_token_id": [2, 7]}, "tokenizer_config": BOTH}, {}, (2, 7), ("<s>", "<turn>")),
+        ({"generation_config": {"eos_token_id": 2}, "tokenizer_config": BOTH}, {}, (2, 7), ("<s>", "<turn>")),
+        ({"tokenizer_config": BOTH}, {"eos_token_id": 2, "bos_token_id": 2}, (2, 7), ("<s>", "<turn>")),
+        ({"tokenizer_config": {"eos_token": "<turn>"}}, {"bos_token_id": 1}, (2, 7), (None, "<turn>")),
+        ({"tokenizer_config": {"bos_token": None, "eos_token": "</s>"}}, {}, (2,), (None, "</s>")),
+        ({"tokenizer_config": {"bos_token": "", "eos_token": None}}, {}, (2,), ("", None)),
+        ({}, {}, (2,), (None, None)),
+        ({"special_tokens_map": BOTH}, {}, (2, 7), ("<s>", "<turn>")),
+        ({"special_tokens_map": BOTH, "tokenizer_config": {"eos_token": "</s>"}}, {}, (2, 7), ("<s>", "<turn>")),
+        (
+            {"special_tokens_map": BOTH, "tokenizer_config": {"eos_token": "</s>", "added_tokens_decoder": {}}},
+            {},
+            (2,),
+            (None, "</s>"),
+        ),
+        (
+            {"special_tokens_map": {"bos_token": {"content": "</s>"}}, "tokenizer_config": BOTH},
+            {},
+            (2, 7),
+            ("</s>", "<turn>"),
+        ),
+        (
+            {"tokenizer_config": {"tokenizer_class": "GPT2TokenizerFast", "eos_token": "<turn>"}},
+            {},
+            (2, 7),
+            ("<|endoftext|>", "<turn>"),
+        ),
+        ({"tokenizer_config": {"tokenizer_class": "LlamaTokenizer"}}, {}, (2,), (None, None)),
+        ({"tokenizer_config": {"tokenizer_class": "Qwen2Tokenizer"}}, {}, (2,), (None, "<|endoftext|>")),
+        ({"tokenizer_config": {"tokenizer_class": "Qwen2Tokenizer"}}, {"model_type": "mistral"}, (2,), (None, None)),
+        ({"tokenizer_config": {"bos_token": None}}, {"model_type": "qwen2"}, (2,), (None, "<|endoftext|>")),
+        (
+            {"tokenizer_config": {"bos_token": None, "eos_token": "<turn>"}},
+            {"model_type": "qwen2"},
+            (2, 7),
+            (None, "<turn>"),
+        ),
+    ],
+)
+def test_templates_write_the_tokenizers_own_tokens(tmp_path, files, config, stop, wanted):
+    """Ours, transformers on the source, and transformers on our export write the same conversation."""
+    model = CONFIGS[config.get("model_type", "llama")].replace(dtype="float32")
+    ms.save(tmp_path / "first", model, random_params(model))
+    source = export(tmp_path / "first", tmp_path / "source")
+    (source / "generation_config.json").unlink()
+    fields = json.loads((source / "config.json").read_text())
+    files = {"config": {**fields, "bos_token_id": 1, "eos_token_id": 2, **config}, **files}
+    for name, content in files.items():
+        (source / f"{name}.json").write_text(json.dumps(content))
+    (source / "tokenizer.json").write_text(tiny_tokenizer())
+    (source / "chat_template.jinja").write_text(TEMPLATE)
+    ours = convert(source, tmp_path / "ours")
+    back = export(ours, tmp_path / "back")
+    tokenizer = ms.load_tokenizer(ours)
+    bos, eos = wanted
+    text = f"[{bos or ''}{bos is not None}]hi{eos or ''}hh{eos or ''}{eos is not None}"
+    assert render(source) == render(back)
+    assert render(source)[0] == text
+    assert tokenizer._render(TURNS, False) == text
+    assert tokenizer.stop == stop
+    if not {bos, eos} & {"<|endoftext|>"}:  # which these tokenizers lack
+        assert tokenizer.chat(TURNS, add_generation_prompt=False) == render(source)[1]
+    convert(back, tmp_path / "again")
+    assert (tmp_path / "again" / "tokenizer_config.json").read_text() == (ours / "tokenizer_config.json").read_text()
+
+
+@pytest.mark.parametrize("ids", [{"tokenizer.ggml.eot_token_id": 2}, {"tokenizer.ggml.bos_token_id": None}], ids=str)
+def test_templates_of_gguf_files(tmp_path, ids):
+    metadata = {**BYTE_LEVEL, "tokenizer.ggml.add_bos_token": False, "tokenizer.chat_template": TEMPLATE, **ids}
+    metadata = {key: value for key, value in metadata.items() if value is not None}
+    ours = convert(write_gguf(tmp_path / "model.gguf", tokenizer=metadata), tmp_path / "ours")
+    tokenizer = ms.load_tokenizer(ours)
+    bos = "<start>" if "tokenizer.ggml.bos_token_id" in metadata else ""
+    assert tokenizer._render(TURNS, False) == f"[{bos}{bool(bos)}]hi<end>hh<end>True"
+    written = json.loads(small_files(ms.load(ours)[0], ours)["tokenizer_config.json"])
+    assert (written["bos_token"], written["eos_token"]) == (bos or None, "<end>")
+
+
+def test_checkpoints_of_an_earlier_version_write_what_they_did(ours):
+    (ours / "tokenizer.json").write_text(tiny_tokenizer())
+    (ours / "chat_template.jinja").write_text(TEMPLATE)
+    for ids, bos, eos in (((1, [2, 7]), "<s>", "</s>"), ((None, []), "", "")):
+        text = json.dumps(dict(zip(("bos_token_id", "eos_token_ids"), ids, strict=True)))
+        (ours / "tokenizer_config.json").write_text(text)
+        assert ms.load_tokenizer(ours)._render(TURNS, False) == f"[{bos}True]hi{eos}hh{eos}True"
+        written = json.loads(small_files(BASE, ours)["tokenizer_config.json"])
+        assert (written["bos_token"], written["eos_token"]) == (bos, eos)
+    (ours / "tokenizer_config.json").write_text('{"bos_token": 3}')
+    with pytest.raises(ValueError, match="tokenizer_config.json' cannot be used: bos_token is 3; it must be text or"):
+        ms.load_tokenizer(ours)
+
+
 # What cannot be exported.
 
 
@@ -226,6 +346,10 @@ def test_a_damaged_checkpoint_leaves_nothing(ours, tmp_path):
 def test_a_damaged_tokenizer_is_named(ours, tmp_path):
     (ours / "tokenizer.json").write_text("{")
     assert refusal(ours, tmp_path / "theirs").startswith(f"{ours / 'tokenizer.json'} is not a tokenizer: ")
+    model = {"type": "BPE", "vocab": {"t1": 0, "t2": 1}, "merges": [["t1", "t2"]]}  # the library panics
+    (ours / "tokenizer.json").write_text(json.dumps({"model": model}))
+    with pytest.raises(ValueError, match="tokenizer.json' cannot be used"):
+        ms.load_tokenizer(ours)
     (ours / "tokenizer.json").write_text(tiny_tokenizer())
     (ours / "tokenizer_config.json").write_text('{"bos_token_id": "one"}')
     assert "tokenizer_config.json" in refusal(ours, tmp_path / "theirs")

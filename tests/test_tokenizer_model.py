@@ -316,6 +316,19 @@ def test_a_whole_checkpoint(tmp_path, model):
     assert "tokenizer.model" in json.loads((converted / "source.json").read_text())["files"]
 
 
+@pytest.mark.parametrize("settings", [{}, {"bos_token": None}, {"eos_token": "<s>"}, {"bos_token": "</s>"}], ids=str)
+@pytest.mark.parametrize("made", [False, True], ids=["tokenizer.model", "tokenizer.json"])
+def test_templates_write_what_they_do_in_transformers(tmp_path, model, settings, made):
+    auto = pytest.importorskip("transformers").AutoTokenizer
+    template = {"chat_template": "{{ bos_token }}|{{ eos_token }}", "tokenizer_class": "LlamaTokenizer"}
+    folder = write(tmp_path, model, {**template, **settings}, config={"model_type": "llama"})
+    if made:
+        (folder / "tokenizer.json").write_text(read(folder)[1].tokenizer)
+    facts = read(folder, model_type="llama")[1]
+    text = auto.from_pretrained(folder).apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
+    assert f"{facts.bos_token or ''}|{facts.eos_token or ''}" == text
+
+
 def test_tokenizer_json_counts_more_than_the_model_and_than_add_bos_token(tmp_path, model):
     """What transformers 5 does too: with a tokenizer.json, `add_bos_token` is not looked at."""
     made, facts = read(write(tmp_path / "made", model, {"add_bos_token": False}))

@@ -5,20 +5,23 @@ import json
 import sys
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import safetensors.numpy
 from checkpoints import gguf_metadata, write_gguf
 
 import msrnn_jax as ms
 from convert import convert, gguf_file, huggingface
+from convert.export import export
 from msrnn_jax import checkpoint
 
 REASON = "needs torch==2.13.0 and transformers: pip install 'msrnn_jax[test,torch]'"
 torch = pytest.importorskip("torch", reason=REASON)
 pytest.importorskip("transformers", reason=REASON)
 from test_huggingface import LLAMA3, write_model  # noqa: E402
+from test_roundtrip import BASE, random_params  # noqa: E402
 
-from convert.verify import check_verifiable, verify  # noqa: E402, test_huggingface needs both
+from convert.verify import _load_theirs, _their_logits, check_verifiable, verify  # noqa: E402, test_huggingface needs both
 
 
 def lines_of(source, ours):
@@ -127,6 +130,39 @@ def test_a_damaged_config_is_noticed(tmp_path, source, ours, change):
     assert "does not compute what" in refusal(source, tmp_path / "damaged")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sliding_window": None, "sliding_layers": None}, "windows [None, None], there [None, 100]"),
+        ({"sliding_window": 101}, "windows [None, 101], there [None, 100]"),
+        ({"sliding_layers": None}, "windows [100, 100], there [None, 100]"),
+        ({"max_length": 256}, "context 256, there 512"),
+        ({"rope": ms.Rope(theta=10000.0 * (1 + 1e-4))}, "the frequencies of the rotation differ"),
+    ],
+    ids=str,
+)
+def test_settings_that_only_longer_texts_show_are_noticed(tmp_path, change, message):
+    config = BASE.replace(dtype="float32", max_length=512, attention_bias=True, sliding_window=100, sliding_layers=(1,))
+    params = random_params(config)
+    ms.save(tmp_path / "ours", config, params)
+    folder = export(tmp_path / "ours", tmp_path / "source")
+    assert "128 of 128" in lines_of(folder, tmp_path / "ours")[1]
+    checkpoint.save(tmp_path / "damaged", config.replace(**change), params)
+    assert refusal(folder, tmp_path / "damaged").endswith(f"does in transformers: {message}")
+
+
+def test_noise_is_a_last_bit_of_every_weight(source):
+    """In both directions alike, and the source's weights are otherwise as they were."""
+    model, exact = _load_theirs(source), _load_theirs(source)
+    tokens = np.zeros((1, 4), np.int32)
+    _, noise = _their_logits(model, "float32", tokens)
+    assert noise > 0.0
+    for moved, weight in zip(model.parameters(), exact.parameters(), strict=True):
+        up, down = (moved == torch.nextafter(weight, torch.tensor(end)) for end in (torch.inf, -torch.inf))
+        assert (up | down).all()
+        assert 0.3 < up.float().mean() < 0.7
+
+
 def test_another_model_is_noticed(tmp_path, source):
     folder = write_model(tmp_path / "source", vocab_size=60)
     line = refusal(source, convert(folder, tmp_path / "ours"))
@@ -212,6 +248,6 @@ def test_gguf_files(tmp_path, capfd):
     checkpoint.save(tmp_path / "damaged", config, layer_changed(query=lambda w: w[:, ::-1])(params))
     assert "does not compute what" in refusal(file, tmp_path / "damaged")
     scaling = {"rope__scaling__type": "linear", "rope__scaling__factor": 4.0}
-    file = write_gguf_of(folder, tmp_path / "scaled.gguf", **scaling)
+    file = write_gguf_of(folder, tmp_path / "scaled.gguf", attention__sliding_window=100, **scaling)
     line = refusal(file, convert(file, tmp_path / "scaled"))
-    assert "transformers reads no rope scaling (linear) of GGUF files" in line
+    assert "transformers reads no rope scaling (linear) and no sliding window of GGUF files" in line
