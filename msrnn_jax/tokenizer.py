@@ -107,24 +107,12 @@ class Tokenizer:
         return tokens
 
     def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        from msrnn_jax.templates import render
 
         if self.template is None:
             raise ValueError(f"the checkpoint has no {TEMPLATE_FILE}; encode the text yourself")
-
-        def refuse(message: str) -> None:
-            raise ValueError(f"chat template: {' '.join(str(message).split())}")
-
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = refuse
-        try:
-            return environment.from_string(self.template).render(
-                messages=list(messages), add_generation_prompt=add_generation_prompt, **self.names
-            )
-        except ValueError:
-            raise
-        except Exception as error:  # a template is somebody's program and may fail in any way
-            raise ValueError(f"chat template: {type(error).__name__}: {error}") from error
+        variables = {"messages": list(messages), "add_generation_prompt": add_generation_prompt, **self.names}
+        return render(self.template, variables)
 
     def _spell(self, token: int) -> str:
         return self.backend.id_to_token(token) or ""
