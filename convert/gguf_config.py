@@ -6,10 +6,9 @@ from typing import Any
 from msrnn_jax.config import Config
 
 from .gguf_architectures import ARCHITECTURES
-from .gguf_cursor import shown
 from .gguf_metadata import number
 from .gguf_rope import KEYS, read_rope
-from .problems import is_count
+from .problems import is_count, shown
 
 COUNTS = {  # after the name of the architecture and a dot
     "block_count": "num_layers",

@@ -7,10 +7,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from gguf import GGUFValueType
 
+from .problems import shown
+
 MAX_HEADER = 2**28  # bytes; real headers, vocabulary included, have some 10 million
 MAX_DEPTH = 4  # of arrays in arrays; real files have none
 CHUNK = 2**20  # bytes read at once
-SHOWN = 80  # characters of a value in an error
 
 _NUMBERS = {
     GGUFValueType.UINT8: "<B",
@@ -31,17 +32,6 @@ _SMALLEST = {GGUFValueType.STRING: 8, GGUFValueType.ARRAY: 12}  # bytes of the e
 def unreadable(path: Path, problem: str) -> ValueError:
     """The error for a file that is damaged, or is no GGUF at all."""
     return ValueError(f"{path} is not a readable GGUF file: {problem}")
-
-
-def shown(value: Any) -> str:
-    """A value as errors show it: short, whatever a damaged file holds."""
-    if isinstance(value, str | list):
-        text = repr(value[:SHOWN])
-        whole = len(value) <= SHOWN and len(text) <= SHOWN
-    else:
-        text = repr(value)
-        whole = len(text) <= SHOWN
-    return text if whole else f"{text[: SHOWN - 3]}..."
 
 
 class Cursor:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from .gguf_cursor import Cursor, shown, unreadable
+from .gguf_cursor import Cursor, unreadable
+from .problems import shown
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .gguf_cursor import shown
+from .problems import shown
 
 
 def number(metadata: Mapping[str, Any], key: str, default: float, problems: list[str], smallest: float = 0.0) -> float:

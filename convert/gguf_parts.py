@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .gguf_cursor import shown
 from .gguf_header import Header, read_header
-from .problems import refuse, shorten
+from .problems import refuse, shorten, shown
 
 NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 PREFIX = "split."

@@ -10,8 +10,8 @@ from msrnn_jax.config import Rope
 from msrnn_jax.rotary import inverse_frequencies
 
 from .gguf_architectures import Architecture
-from .gguf_cursor import shown
 from .gguf_metadata import number, shortest
+from .problems import shown
 
 FACTORS = "rope_freqs.weight"
 KEYS = (

@@ -7,8 +7,9 @@ import gguf
 import ml_dtypes
 import numpy as np
 
-from .gguf_cursor import shown, unreadable
+from .gguf_cursor import unreadable
 from .gguf_header import Tensor
+from .problems import shown
 from .tensors import Stored
 
 PLAIN = {"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32, "F64": np.float64}

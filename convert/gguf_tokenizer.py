@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from .checkpoint_files import TokenizerFacts
-from .gguf_cursor import shown
 from .gguf_metadata import flag, items, text
 from .gguf_words import WORDS
-from .problems import tokenizer_errors
+from .problems import shown, tokenizer_errors
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # tokenizer.ggml.token_type
 PREFIX = "tokenizer.ggml."

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 SHOWN = 20  # of one sort; a wrong layer count alone makes hundreds
+VALUE = 80  # characters of a value
 WIDTH = 300  # characters of a line; a damaged file may hold names and values of any length
 LARGEST = sys.float_info.max  # JSON has integers beyond it, which are no floats
 _TURN = threading.RLock()  # standard error is the whole process's
@@ -25,6 +26,17 @@ def refuse(source: Path | str, problems: Sequence[str]) -> None:
 def cut(line: str) -> str:
     """A line with its middle left out where it is too long: it says first what is wrong, and last what must be."""
     return line if len(line) <= WIDTH else f"{line[: WIDTH - 103]}...{line[-100:]}"
+
+
+def shown(value: Any) -> str:
+    """A value as errors show it: short, whatever a damaged file holds."""
+    if isinstance(value, str | list):
+        text = repr(value[:VALUE])
+        whole = len(value) <= VALUE and len(text) <= VALUE
+    else:
+        text = repr(value)
+        whole = len(text) <= VALUE
+    return text if whole else f"{text[: VALUE - 3]}..."
 
 
 def shorten(problems: Iterable[str], noun: str) -> list[str]:

@@ -107,6 +107,28 @@ def test_the_library_needs_no_torch_and_no_extra():
     assert printed == "ready\n"
 
 
+def test_folders_are_converted_without_an_extra(tmp_path):
+    write_huggingface(tmp_path / "folder")
+    printed = python(
+        f"""
+        import sys
+        for name in ("torch", "transformers", "gguf", "huggingface_hub", "sentencepiece", "accelerate"):
+            sys.modules[name] = None  # importing it fails
+        from convert import convert
+        from convert.export import export
+        ours = convert({str(tmp_path / "folder")!r}, {str(tmp_path / "ours")!r})
+        print(export(ours, {str(tmp_path / "theirs")!r}).name)
+        for source in ("organisation/name", "organisation/name/model.gguf"):
+            try:
+                convert(source, {str(tmp_path / "none")!r})
+            except ValueError as error:
+                print(error)
+        """
+    )
+    missing = "the package 'huggingface_hub' is missing; the extra 'convert' brings it (pip install '.[convert]')"
+    assert printed.splitlines() == ["theirs", missing, missing]
+
+
 def test_a_command_answers_before_jax_is_imported():
     """Help, wrong options and completion, which a shell waits for."""
     printed = python(
