@@ -9,7 +9,7 @@ from experiments import conversion
 
 def test_memory_is_bounded_by_the_largest_tensor(tmp_path):
     out = tmp_path / "result.json"
-    arguments = ["--gib", "1.2", "--vocab-size", "32000", "--model-dim", "1024", "--folder", str(tmp_path)]
+    arguments = ["--gib", "0.9", "--vocab-size", "8000", "--model-dim", "1024", "--folder", str(tmp_path)]
     done = CliRunner().invoke(conversion.app, [*arguments, "--out", str(out)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     result = json.loads(out.read_text())

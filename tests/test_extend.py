@@ -511,7 +511,7 @@ def test_the_tall_token_dwarfs_the_rest(x64):
     weights = oracle.as_numpy(tall_params("float64"))
     x = weights.embedding[np.unique(tall_tokens())]
     for layer in weights.layers:
-        queries, keys, _ = oracle.projections(layer, oracle.norm(FLOAT64, x, layer.attention_norm))
+        queries, keys, _ = oracle.projections(FLOAT64, layer, oracle.norm(FLOAT64, x, layer.attention_norm))
         logits = np.einsum("tkgh,skh->kgts", queries.reshape(len(x), 3, 2, 10), keys) / np.sqrt(10)
         assert np.abs(logits[..., :-1]).max() < 200
         assert np.median(np.abs(logits[..., -1])) > 2e4 and np.abs(logits).max() < 1e6

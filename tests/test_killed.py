@@ -10,7 +10,7 @@ import pytest
 from checkpoints import write_huggingface
 
 ROOT = pathlib.Path(__file__).parent.parent
-POINTS = 14
+POINTS = 9
 
 # Runs work in forks of a process that has imported everything and computed nothing. One that is to die does so at the
 # n-th time that Python touches the file system; an audit hook sees that.
