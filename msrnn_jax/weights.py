@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import itertools
 import logging
 import math
 import pathlib
@@ -56,6 +57,15 @@ def write_weights(folder: pathlib.Path, tree: Any) -> None:
                 held += value.nbytes
             return unfinished
 
+        async def _open_and_write(self, value: np.ndarray, spec: Any, context: Any) -> None:
+            """Orbax's own hands over all chunks at once, and TensorStore then holds a second copy of all, encoded."""
+            import tensorstore
+
+            store: Any = await tensorstore.open(tensorstore.Spec(spec), create=True, open=True, context=context)
+            sides = zip(value.shape, store.chunk_layout.write_chunk.shape, strict=True)
+            for chunk in itertools.product(*(_cut(length, size) for length, size in sides)):
+                await store[chunk].write(value[chunk], can_reference_source_data_indefinitely=True)
+
     def deferred(leaf: Any) -> Deferred:
         return leaf if isinstance(leaf, Deferred) else Deferred(leaf.shape, leaf.dtype, lambda: np.asarray(leaf))
 
@@ -64,6 +74,10 @@ def write_weights(folder: pathlib.Path, tree: Any) -> None:
     registry = orbax.type_handlers.create_type_handler_registry((Deferred, Handler()))
     with _quiet(), orbax.Checkpointer(orbax.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
         checkpointer.save(folder, orbax.args.PyTreeSave(tree, save_args=arguments))
+
+
+def _cut(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def stored_shapes(folder: pathlib.Path) -> Any:
