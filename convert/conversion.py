@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from msrnn_jax import checkpoint
-from msrnn_jax.making import check_destination, check_space, recover
+from msrnn_jax.making import check_space, prepare
 from msrnn_jax.params import abstract_params
 from msrnn_jax.sizes import spell_bytes, tree_bytes
 
@@ -13,7 +13,6 @@ from .apart import check_apart
 from .checkpoint_files import text_files
 from .finding import Found, find, read
 from .folder import digest
-from .parents import parents
 from .problems import refuse, shorten
 from .progress import Meter, unseen
 from .source import Source
@@ -63,8 +62,7 @@ def convert(
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
     path = Path(destination)
-    recover(path)
-    check_destination(path, checkpoint.CHECKPOINT, force)
+    prepare(path, checkpoint.CHECKPOINT, force)
     check_apart(Path(source), path)
     if verify:
         check_verifiable(gguf=source == NAME or str(source).lower().endswith(".gguf"))
@@ -103,7 +101,7 @@ def _write(
         if verify:
             compare(found.path, folder, report=report)
 
-    with parents(path), contextlib.ExitStack() as shown:
+    with contextlib.ExitStack() as shown:
         watch = shown.enter_context(meter("writing", tree_bytes(abstract_params(source.config))))
         params = deferred(source.config, source.names, source.stored, findings, watch)
         checkpoint.save(path, source.config, params, files=files, overwrite=force, inspect=inspect)

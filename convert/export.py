@@ -1,8 +1,7 @@
 """A checkpoint of ours as a Hugging Face folder: config, sharded safetensors, tokenizer."""
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,18 +10,18 @@ import numpy as np
 
 from msrnn_jax import checkpoint
 from msrnn_jax.config import Config
-from msrnn_jax.making import Kind, check_destination, check_space, making, recover
+from msrnn_jax.making import Kind, check_space, making, prepare
 from msrnn_jax.params import Params, axes, sizes
 from msrnn_jax.sizes import spell_bytes
 from msrnn_jax.weights import Deferred
 
 from .apart import check_apart
 from .export_files import small_files
-from .huggingface import INDEX, NAMES, SINGLE
-from .parents import parents
+from .huggingface import NAMES
 from .progress import Meter, Watch, unseen
-from .safetensors_file import Tensor, is_written_here, write_file
-from .tensors import BLOCK_BYTES, as_stored, name_tree, stored_shape
+from .safetensors_file import Tensor, is_written_here
+from .shards import write_shards
+from .tensors import as_stored, name_tree, row_blocks, stored_shape
 
 SHARD_BYTES = 5 * 10**9
 WRITTEN = re.compile(
@@ -40,10 +39,9 @@ class _Weight(NamedTuple):
 
     def blocks(self, watch: Watch) -> Iterator[np.ndarray]:
         rows = as_stored(self.leaf.read(), self.letters, self.tensor.shape)
-        step = max(1, BLOCK_BYTES * len(rows) // max(1, rows.nbytes))
-        for start in range(0, len(rows), step):
-            yield rows[start : start + step]
-            watch(rows[start : start + step].nbytes)
+        for block in row_blocks(rows.shape, rows.itemsize):
+            yield rows[block]
+            watch(rows[block].nbytes)
 
 
 def export(
@@ -73,23 +71,17 @@ def export(
         one of the paths is not usable.
     """
     path = Path(destination)
-    recover(path.absolute())
-    check_destination(path, EXPORT, force)
+    prepare(path, EXPORT, force)
     check_apart(Path(source), path)
     config, params = checkpoint.load_deferred(source)
     texts = small_files(config, Path(source))
     weights = _weights(config, params)
-    shards = _shards({name: weight.tensor.nbytes for name, weight in weights.items()}, shard_bytes)
     total = sum(weight.tensor.nbytes for weight in weights.values())
-    if len(shards) > 1:
-        places = {name: file for file, names in shards.items() for name in names}
-        texts[INDEX] = json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2) + "\n"
     check_space(path, total + sum(map(len, texts.values())))
     report(f"writing {path}: {len(weights)} tensors, {spell_bytes(total)} in {config.dtype}")
-    with parents(path), making(path.absolute(), EXPORT, force) as folder, meter("writing", total) as watch:
-        for file, names in shards.items():
-            tensors = {name: weights[name].tensor for name in names}
-            write_file(folder / file, tensors, (block for name in names for block in weights[name].blocks(watch)))
+    with making(path.absolute(), EXPORT, force) as folder, meter("writing", total) as watch:
+        tensors = {name: weight.tensor for name, weight in weights.items()}
+        write_shards(folder, tensors, shard_bytes, lambda name: weights[name].blocks(watch))
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
     return path
@@ -104,21 +96,6 @@ def _weights(config: Config, params: Params) -> dict[str, _Weight]:
         name: _Weight(leaf, letters, Tensor(leaf.dtype, stored_shape(letters, length)))
         for name, leaf, letters in leaves
     }
-
-
-def _shards(sizes: Mapping[str, int], most: int) -> dict[str, list[str]]:
-    """Which tensors go into which file, in order, as many as fit into each."""
-    groups: list[list[str]] = [[]]
-    room = most
-    for name, size in sizes.items():
-        if size > room and groups[-1]:
-            groups.append([])
-            room = most
-        groups[-1].append(name)
-        room -= size
-    if len(groups) == 1:
-        return {SINGLE: groups[0]}
-    return {f"model-{number:05}-of-{len(groups):05}.safetensors": names for number, names in enumerate(groups, 1)}
 
 
 def _is_export(folder: Path) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 from msrnn_jax.config import Config, Rope
 
 from .huggingface_config import read_config
+from .layer_kinds import FULL, SLIDING
 from .rope import SETTINGS
 
 
@@ -85,7 +86,7 @@ def _layer_types(config: Config) -> dict[str, Any]:
     return {
         "use_sliding_window": config.sliding_window is not None,
         "sliding_window": config.sliding_window,
-        "layer_types": ["full_attention" if window is None else "sliding_attention" for window in windows],
+        "layer_types": [FULL if window is None else SLIDING for window in windows],
     }
 
 

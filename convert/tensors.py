@@ -38,6 +38,14 @@ STORED_AXES = {
 BLOCK_BYTES = 2**25  # of a tensor in our dtype, read at once
 
 
+def row_blocks(shape: tuple[int, ...], itemsize: int, unit: int = 1) -> Iterator[slice]:
+    """All rows of a tensor, as many at a time as make a block, and whole units of them."""
+    row = math.prod(shape[1:]) * itemsize * unit
+    step = unit * max(1, BLOCK_BYTES // max(1, row))
+    for start in range(0, shape[0], step):
+        yield slice(start, min(start + step, shape[0]))
+
+
 class Stored(NamedTuple):
     """A tensor in a file; rows of it are read only when `read` is called."""
 
@@ -48,10 +56,7 @@ class Stored(NamedTuple):
 
     def blocks(self, itemsize: int) -> Iterator[tuple[slice, np.ndarray]]:
         """All rows, a few at a time: where they stand and what they are."""
-        row = math.prod(self.shape[1:]) * itemsize * self.unit
-        step = self.unit * max(1, BLOCK_BYTES // max(1, row))
-        for start in range(0, self.shape[0], step):
-            rows = slice(start, min(start + step, self.shape[0]))
+        for rows in row_blocks(self.shape, itemsize, self.unit):
             yield rows, self.read(rows.start, rows.stop)
 
 

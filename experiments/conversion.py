@@ -28,8 +28,9 @@ from rich.table import Table
 
 import msrnn_jax as ms
 from convert.export_config import write_config
-from convert.huggingface import INDEX, NAMES
-from convert.safetensors_file import Tensor, open_file, write_file
+from convert.huggingface import NAMES
+from convert.safetensors_file import Tensor, open_file
+from convert.shards import write_shards
 from convert.tensors import name_tree, stored_shape
 from experiments.results import check_out, write_result
 from msrnn_jax.command import plain_errors
@@ -81,32 +82,22 @@ def make_source(settings: Settings, folder: pathlib.Path) -> None:
     """A Hugging Face folder of random weights, in shards, written block by block."""
     config, dice = settings.config(), np.random.default_rng(settings.seed)
     length = sizes(config)
+    dtype = jnp.dtype(config.dtype)
     shapes = [stored_shape(letters, length) for letters in jax.tree.leaves(axes(config))]
     names = jax.tree.leaves(name_tree(config, NAMES))
-    shards: list[dict[str, Tensor]] = [{}]
-    for name, shape in zip(names, shapes, strict=True):
-        tensor = Tensor(jnp.dtype(config.dtype), shape)
-        if sum(held.nbytes for held in shards[-1].values()) + tensor.nbytes > SHARD and shards[-1]:
-            shards.append({})
-        shards[-1][name] = tensor
+    tensors = {name: Tensor(dtype, shape) for name, shape in zip(names, shapes, strict=True)}
     folder.mkdir()
-    places = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        write_file(folder / file, shard, _random_blocks(shard, dice))
-        places |= dict.fromkeys(shard, file)
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    write_shards(folder, tensors, SHARD, lambda name: _random_blocks(tensors[name], dice))
     (folder / "config.json").write_text(json.dumps(write_config(config)))
 
 
-def _random_blocks(shard: dict[str, Tensor], dice: np.random.Generator) -> Iterator[np.ndarray]:
+def _random_blocks(tensor: Tensor, dice: np.random.Generator) -> Iterator[np.ndarray]:
     """Numbers of either sign from 2^-7 to 2^-3, as the bits of bfloat16."""
-    for tensor in shard.values():
-        left = math.prod(tensor.shape)
-        while left:
-            count = min(left, BLOCK)
-            yield dice.integers(0, 2**16, count, np.uint16) & np.uint16(0x81FF) | np.uint16(0x3C00)
-            left -= count
+    left = math.prod(tensor.shape)
+    while left:
+        count = min(left, BLOCK)
+        yield dice.integers(0, 2**16, count, np.uint16) & np.uint16(0x81FF) | np.uint16(0x3C00)
+        left -= count
 
 
 def run(settings: Settings, folder: pathlib.Path, console: Console) -> dict[str, Any]:

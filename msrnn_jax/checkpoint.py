@@ -12,7 +12,7 @@ import numpy as np
 
 from msrnn_jax.checks import check_dtype, check_params
 from msrnn_jax.config import Config
-from msrnn_jax.making import Kind, check_destination, check_space, making, recover
+from msrnn_jax.making import Kind, check_space, making, prepare
 from msrnn_jax.params import Params, abstract_params
 from msrnn_jax.policies.text import first_line
 from msrnn_jax.sizes import tree_bytes
@@ -53,16 +53,13 @@ def save(
         the config, a file name with a folder in it, a disk without room for the weights.
     """
     path = pathlib.Path(path).absolute()
-    recover(path)
-    check_destination(path, CHECKPOINT, overwrite)
-    _check_for_orbax(path)
+    prepare(path, CHECKPOINT, overwrite)
     check_params(config, params, dtypes=True)
     for name in files or {}:
         if not name or pathlib.PurePath(name).name != name or name in (PARAMS_FOLDER, CONFIG_FILE):
             raise ValueError(f"file name {name!r} must be a plain name, and neither {PARAMS_FOLDER} nor {CONFIG_FILE}")
     texts = {CONFIG_FILE: config.to_json(), **(files or {})}
     check_space(path, tree_bytes(params) + sum(map(len, texts.values())))
-    path.parent.mkdir(parents=True, exist_ok=True)
     with making(path, CHECKPOINT, overwrite) as folder:
         write_weights(folder / PARAMS_FOLDER, _to_tree(params))
         for name, text in texts.items():
@@ -76,9 +73,6 @@ def is_checkpoint(folder: pathlib.Path) -> bool:
     return (folder / CONFIG_FILE).is_file() and (folder / PARAMS_FOLDER).is_dir()
 
 
-CHECKPOINT = Kind("checkpoint of msrnn_jax", is_checkpoint)
-
-
 def _check_for_orbax(path: pathlib.Path) -> None:
     """Refuses paths in which Orbax sees a pattern or another machine, and loses what it writes."""
     odd = [text for text in ("[", "]", "*", "?", "\\", "gs:", "s3:") if text in str(path)]
@@ -86,6 +80,9 @@ def _check_for_orbax(path: pathlib.Path) -> None:
         raise ValueError(
             f"{str(path)!r} has {odd[0]!r} in it, with which Orbax cannot write weights; choose another path"
         )
+
+
+CHECKPOINT = Kind("checkpoint of msrnn_jax", is_checkpoint, _check_for_orbax)
 
 
 def load(path: str | os.PathLike[str], *, dtype: str | None = None, sharding: Any = None) -> tuple[Config, Params]:

@@ -24,11 +24,14 @@ class Kind(NamedTuple):
 
     name: str  # for errors
     fits: Callable[[pathlib.Path], bool]  # whether a folder is one
+    check_path: Callable[[pathlib.Path], None] = lambda path: None  # refuses where it cannot be written
 
 
 @contextlib.contextmanager
 def making(path: pathlib.Path, kind: Kind, overwrite: bool) -> Iterator[pathlib.Path]:
     """A temporary folder beside `path` that becomes it at the end, replacing what is there, or leaves no trace.
+
+    Missing parents are made, and go again if it comes to nothing.
 
     Killed at any moment, the process leaves `path` absent or complete, and a hidden folder beside it that the next
     call of `recover` or `making` for the same path removes. The lock tells it from one whose maker is alive.
@@ -36,24 +39,43 @@ def making(path: pathlib.Path, kind: Kind, overwrite: bool) -> Iterator[pathlib.
     Raises:
       ValueError: as `check_destination`, before and, since others may write there meanwhile, after.
     """
-    recover(path)
-    check_destination(path, kind, overwrite)
+    prepare(path, kind, overwrite)
     work = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     lock = work.with_name(work.name + LOCK)
+    with _parents(path):
+        try:
+            with FileLock(lock):
+                try:
+                    (work / NEW).mkdir(parents=True)
+                    yield work / NEW
+                    check_destination(path, kind, overwrite)
+                    if os.path.lexists(path):
+                        path.rename(work / OLD)
+                    (work / NEW).rename(path)
+                finally:
+                    _clear(work, path)
+        finally:
+            if not work.exists():  # by it the next one finds what an interrupted clearing left
+                lock.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _parents(path: pathlib.Path) -> Iterator[None]:
+    missing = [parent for parent in path.absolute().parents if not parent.exists()]
     try:
-        with FileLock(lock):
-            try:
-                (work / NEW).mkdir(parents=True)
-                yield work / NEW
-                check_destination(path, kind, overwrite)
-                if os.path.lexists(path):
-                    path.rename(work / OLD)
-                (work / NEW).rename(path)
-            finally:
-                _clear(work, path)
-    finally:
-        if not work.exists():  # by it the next one finds what an interrupted clearing left
-            lock.unlink(missing_ok=True)
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for parent in missing:  # the innermost is first
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def prepare(path: pathlib.Path, kind: Kind, overwrite: bool) -> None:
+    """`recover`, then `check_destination`: what is there to be looked at before long work for `path` begins."""
+    recover(path)
+    check_destination(path, kind, overwrite)
 
 
 def recover(path: pathlib.Path) -> None:
@@ -102,6 +124,7 @@ def check_destination(path: pathlib.Path, kind: Kind, overwrite: bool) -> None:
         raise ValueError(f"{str(path)!r} cannot be made: the name is not UTF-8") from None
     if len(name) > LONGEST:
         raise ValueError(f"{str(path)!r} cannot be made: the name has {len(name)} bytes; it may have {LONGEST}")
+    kind.check_path(path.absolute())
     if not os.path.lexists(path):
         return
     if not overwrite:
