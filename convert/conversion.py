@@ -88,7 +88,7 @@ def _write(
     findings = Findings()
     files = text_files(
         source.facts,
-        kind=source.kind,
+        kind=found.kind,
         origin=found.origin,
         digests=_digests(source.files, found.digests, meter),
         tensor_types=(tensor.kind for tensor in source.stored.values()),

@@ -20,7 +20,7 @@ class Found(NamedTuple):
     """Where a source lies."""
 
     path: Path  # a folder or a .gguf file
-    kind: str  # which reader it goes through, or the name of the wheel
+    kind: str  # what `source.json` calls it: its format, or the name of the wheel
     origin: Mapping[str, str] = {}  # where it was fetched from
     digests: Mapping[str, str] = {}  # sha256 by file name, of the files of which it is known already
 
@@ -55,7 +55,7 @@ def read(found: Found, dtype: str | None, report: Callable[[str], None]) -> Sour
             return read_folder(found.path, dtype, report)
         from .gguf_file import read_gguf
 
-        return read_gguf(found.path, dtype, report, found.kind)
+        return read_gguf(found.path, dtype, report)
 
 
 @contextlib.contextmanager

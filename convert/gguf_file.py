@@ -43,7 +43,7 @@ NAMES = {
 }
 
 
-def read_gguf(path: Path, dtype: str | None, report: Callable[[str], None], kind: str) -> Source:
+def read_gguf(path: Path, dtype: str | None, report: Callable[[str], None]) -> Source:
     """What a file holds, or several that are parts of one model, in `dtype` or else in its own: float32 if quantised.
 
     Only headers are read, and the factors of the rotary frequencies. Where the file interleaves the two halves
@@ -51,7 +51,6 @@ def read_gguf(path: Path, dtype: str | None, report: Callable[[str], None], kind
 
     Args:
       path: of the file, the first one of several.
-      kind: what `source.json` calls the source.
 
     Raises:
       ValueError: a file is unreadable, or anything in it cannot be honoured; all of the latter is listed.
@@ -72,7 +71,7 @@ def read_gguf(path: Path, dtype: str | None, report: Callable[[str], None], kind
     config = config.replace(dtype=dtype or _own_dtype(stored))
     if ARCHITECTURES[metadata["general.architecture"]].interleaved:
         stored = _in_half_split_order(config, stored)
-    return Source(config, NAMES, stored, facts, kind, files)
+    return Source(config, NAMES, stored, facts, files)
 
 
 def _add_facts_of_tensors(

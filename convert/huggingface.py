@@ -83,7 +83,7 @@ def read_folder(path: Path, dtype: str | None, report: Callable[[str], None]) ->
     refuse(path, problems)
     if facts.tokenizer is None:
         report(f"note: {path} holds no tokenizer.json, so the result takes and gives token ids only, no text")
-    return Source(config, NAMES, stored, facts, "huggingface", folder.used)
+    return Source(config, NAMES, stored, facts, folder.used)
 
 
 def _open(folder: Folder, problems: list[str]) -> dict[str, Stored]:

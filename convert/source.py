@@ -17,5 +17,4 @@ class Source(NamedTuple):
     names: Mapping[str, str]  # of stored tensors, by field of `Params` and `LayerParams`
     stored: Mapping[str, Stored]  # all tensors, by stored name
     facts: TokenizerFacts
-    kind: str  # which reader it went through
     files: Mapping[str, Path]  # all that was read, by name relative to the source

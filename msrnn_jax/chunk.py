@@ -34,7 +34,7 @@ def remember_all(
     recurrence over masks and statistics that touches neither weights nor, in the mode "absolute", keys.
     In the other modes it also turns keys to their places (see `Frame`).
     """
-    window = window_in(config, moment, index)
+    window = window_in(config, moment.mode, index, forgetting=moment.forgetting)
     count, before = moment.token.shape[0], layer
     # What padding is worth has probability 0, and must be finite to count for nothing.
     value = jnp.where((moment.position != EMPTY)[:, None, None], value, jnp.zeros_like(value))

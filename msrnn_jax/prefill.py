@@ -17,7 +17,7 @@ from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.slots import cut, grow
 from msrnn_jax.state import MultiState
-from msrnn_jax.window import expire
+from msrnn_jax.window import expire, window_in
 
 PROMPT_MODES = ("stepwise", "oneshot")
 
@@ -78,7 +78,7 @@ def _prefill(
     if oneshot:
         layers = []
         for index, layer in enumerate(state.layers):
-            window = None if state.mode == "cache" else config.window_of(index)
+            window = window_in(config, state.mode, index, forgetting=True)
             layers.append(keep_best(policy, layer if window is None else expire(layer, window, state.t), state.t))
         state = state.replace(layers=tuple(map(cut, layers, slots)))
     return state, unembed(config, params, x)

@@ -36,7 +36,7 @@ def remember(
     matters. Sinks and recent tokens are protected from the policy, not from the window. In the position mode
     "cache" nothing expires: at most W - 1 tokens are held, which never stand W places apart.
     """
-    window = window_in(config, moment, index)
+    window = window_in(config, moment.mode, index, forgetting=moment.forgetting)
     layer, slot = write(policy, layer, key, value, moment.position)
     # The newest slot is visible even to padding, whose row is thrown away but must stay finite.
     newest = jnp.arange(layer.num_slots, dtype=jnp.int32)[None] == slot[:, None]  # [#K, S]

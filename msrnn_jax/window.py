@@ -7,16 +7,16 @@ from jax import Array
 from jaxtyping import Bool, Int
 
 from msrnn_jax.config import Config
-from msrnn_jax.state import EMPTY, LayerState, Moment
+from msrnn_jax.state import EMPTY, LayerState
 
 
-def window_in(config: Config, moment: Moment, index: int) -> int | None:
+def window_in(config: Config, mode: str, index: int, *, forgetting: bool) -> int | None:
     """The window of a layer where it has to be minded, in tokens; None where nothing can be out of sight.
 
     In the position mode "cache" windows are over places among what is held, of which there are at most W
     (see `check_windows`), so only a prompt read without forgetting outgrows them.
     """
-    return None if moment.mode == "cache" and moment.forgetting else config.window_of(index)
+    return None if mode == "cache" and forgetting else config.window_of(index)
 
 
 def expire(layer: LayerState, window: int, t: Int[Array, ""]) -> LayerState:

@@ -116,7 +116,7 @@ def write_model(path, model, architecture, metadata, more):
 
 
 def our_logits(path, tokens):
-    source = read_gguf(path, None, lambda line: None, "gguf")
+    source = read_gguf(path, None, lambda line: None)
     deferred_params = deferred(source.config, source.names, source.stored, Findings(), lambda count: None)
     params = jax.tree.map(lambda weight: jnp.asarray(weight.read()), deferred_params)
     state = ms.init_state(source.config, ms.Full(), budget=LENGTH)

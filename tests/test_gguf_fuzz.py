@@ -152,7 +152,7 @@ def mutate(raw, places, parts, end, dice):
 def test_damaged_files_are_read_or_refused_in_words(tmp_path, architecture):
     path = tmp_path / "model.gguf"
     raw = make(path, architecture)
-    read_gguf(path, None, lambda line: None, "gguf")  # the undamaged one is good
+    read_gguf(path, None, lambda line: None)  # the undamaged one is good
     places, parts, end = walk(raw)
     assert len(raw) - end > 5_000 and len(parts) > 25
     dice = random.Random(architecture)
@@ -164,7 +164,7 @@ def test_damaged_files_are_read_or_refused_in_words(tmp_path, architecture):
             tracemalloc.reset_peak()
             start = time.perf_counter()
             try:
-                source = read_gguf(path, None, lambda line: None, "gguf")
+                source = read_gguf(path, None, lambda line: None)
                 for tensor in source.stored.values():
                     for rows, block in tensor.blocks(4):
                         assert block.shape == (rows.stop - rows.start, *tensor.shape[1:])

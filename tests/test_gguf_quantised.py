@@ -46,7 +46,7 @@ def blocks(kind, shape, seed):
 
 def params_of(path):
     """What is written into a checkpoint, without the writing."""
-    source = read_gguf(path, None, lambda line: None, "gguf")
+    source = read_gguf(path, None, lambda line: None)
     params = deferred(source.config, source.names, source.stored, Findings(), lambda count: None)
     return jax.tree.map(lambda weight: weight.read(), params)
 

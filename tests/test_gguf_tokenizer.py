@@ -15,7 +15,7 @@ from convert.gguf_tokenizer import read_tokenizer
 
 
 def read_facts(tmp_path, settings):
-    return read_gguf(write_gguf(tmp_path / "model.gguf", tokenizer=settings), None, lambda line: None, "gguf").facts
+    return read_gguf(write_gguf(tmp_path / "model.gguf", tokenizer=settings), None, lambda line: None).facts
 
 
 def converted_tokenizer(tmp_path, settings):
