@@ -1,15 +1,18 @@
 """Long texts for experiments: segments spread evenly over books, or the beginning of each."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from rich.console import Console
 
+from experiments.names import last_part
 from experiments.shown import say
 from msrnn_jax.record import tokens_hash
 from msrnn_jax.texts import read_documents
 from msrnn_jax.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 
 class Passage(NamedTuple):
@@ -54,7 +57,7 @@ def read_books(tokenizer: Tokenizer, paths: Sequence[str], least: int, console: 
             break
         tokens = np.asarray(tokenizer.encode(document.text), np.int32)
         longest = max(longest, len(tokens))
-        name = document.name.replace("\\", "/").rsplit("/", 1)[-1]
+        name = last_part(document.name)
         if len(tokens) < least:
             note = f"note: {name} has {len(tokens):,} tokens, fewer than {least:,}, and is left out"
             say(console, note)
@@ -69,13 +72,13 @@ def read_books(tokenizer: Tokenizer, paths: Sequence[str], least: int, console: 
     return books
 
 
-def spread(book: Book, size: int, count: int) -> list[Passage]:
-    """Non-overlapping segments of a book, as many as asked for and evenly spread; 0 takes all.
+def spaced(items: Sequence[T], count: int) -> list[T]:
+    """As many as asked for, evenly spread, each in the middle of an equal share; 0 takes all."""
+    count = count or len(items)
+    return [items[(2 * index + 1) * len(items) // (2 * count)] for index in range(count)]
 
-    Segments lie on multiples of `size`, each in the middle of an equal share of the book, so that the one of
-    `count=1` is among those of any odd count.
-    """
-    whole = len(book.tokens) // size
-    count = count or whole
-    starts = [(2 * index + 1) * whole // (2 * count) * size for index in range(count)]
+
+def spread(book: Book, size: int, count: int) -> list[Passage]:
+    """Non-overlapping segments of a book, on multiples of `size`, as `spaced` takes them."""
+    starts = [start * size for start in spaced(range(len(book.tokens) // size), count)]
     return [Passage(book.name, start, book.tokens[start : start + size]) for start in starts]

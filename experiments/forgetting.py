@@ -1,19 +1,26 @@
 """The policies and budgets that an experiment compares with full attention."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from msrnn_jax.config import Config
+from msrnn_jax.plans import code_of
 from msrnn_jax.policies import Policy, parse_policy
 from msrnn_jax.sweep import check_settings
 
+FULL, BASELINE = "full", "baseline"  # as keys name the full model, and the one that reads a short context
 
-def policies_of(config: Config, texts: Sequence[str], budgets: Sequence[int], length: int) -> list[Policy]:
+
+def policies_of(
+    config: Config, texts: Sequence[str], budgets: Sequence[int], length: int, positions: Sequence[str] = ("absolute",)
+) -> list[Policy]:
     """Policies that forget, each once.
 
     Args:
       length: tokens of the shortest text that is read, which no budget may hold.
+      positions: all ways in which keys are rotated.
 
     Raises:
       ValueError: for a policy that forgets nothing, and for budgets out of range.
@@ -25,5 +32,18 @@ def policies_of(config: Config, texts: Sequence[str], budgets: Sequence[int], le
     for policy in policies:
         if not policy.forgets:
             raise ValueError(f"policy is {policy}, which forgets nothing; name those that forget")
-        check_settings(config, policy, np.asarray([length]), budgets)
+        for mode in positions:
+            check_settings(config, policy, np.asarray([length]), budgets, positions=mode)
     return policies
+
+
+def named(policy: Policy | str) -> dict[str, Any]:
+    """What a key says of a policy: its text, and a hash of the code of one that is not the library's.
+
+    The short context is no policy, and goes by its name.
+    """
+    if policy == BASELINE:
+        return {"policy": BASELINE}
+    policy = parse_policy(policy) if isinstance(policy, str) else policy
+    code = code_of(policy)
+    return {"policy": str(policy), **({} if code is None else {"policy_sha256": code})}

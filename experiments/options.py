@@ -14,6 +14,13 @@ Preset = Annotated[str, typer.Option(help="small: hours on a CPU, for a small mo
 Dtype = Annotated[str | None, typer.Option(help="Cast the weights: bfloat16, float16 or float32.")]
 Policies = Annotated[list[str] | None, typer.Option("--policy", help="As in msrnn perplexity; repeat it.")]
 Budgets = Annotated[list[int] | None, typer.Option("--budget", help="Multi-state size; repeat it.")]
+Books = Annotated[
+    list[str] | None, typer.Option("--data", help="Books: files or folders of .txt. Default: Python's help.")
+]
+NumBooks = Annotated[int | None, typer.Option("--books", help="The first ones only; 0 for all.")]
+Segment = Annotated[int | None, typer.Option(help="Tokens of a segment. Default: the context, at most 4,096.")]
+Mode = Annotated[str | None, typer.Option(help="How prompts are read: stepwise or oneshot.")]
+Chat = Annotated[bool | None, typer.Option("--chat/--no-chat", help="Use the chat template. Default: if there is one.")]
 Out = Annotated[pathlib.Path, typer.Option(help="JSON lines to write, or to go on with.")]
 
 

@@ -3,9 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-
-from msrnn_jax.evaluate import Mean, mean_over
+from experiments.estimates import Estimate, mean, minus, ratio
 
 Line = Mapping[str, Any]
 L = TypeVar("L", bound=Line)
@@ -19,32 +17,24 @@ def by(lines: Iterable[L], *names: str) -> dict[tuple[Any, ...], list[L]]:
     return groups
 
 
-def mean_of(lines: Sequence[Line], value: str, weight: str | None = None) -> Mean:
+def mean_of(lines: Sequence[Line], value: str, weight: str | None = None) -> Estimate:
     """The mean of a number over lines, with its standard error: each line is an independent draw.
 
     Args:
-      value: name of a number; None in a line (no number) makes the mean nan.
+      lines: none make the mean nan.
+      value: name of a number; a line without it (or None, no number) makes the mean nan.
       weight: name of a count, for numbers that are sums over it, such as losses over tokens.
     """
-    return mean_over(_column(lines, value), np.ones(len(lines)) if weight is None else _column(lines, weight))
+    values = [line.get(value) for line in lines]
+    return mean(values) if weight is None else ratio(values, [line.get(weight) or 0 for line in lines])
 
 
-def difference(first: Sequence[Line], second: Sequence[Line], value: str, weight: str | None = None) -> Mean:
-    """How much larger a number is in the first lines, on the documents that both have.
+def difference(first: Sequence[Line], second: Sequence[Line], value: str, weight: str | None = None) -> Estimate:
+    """How much larger the mean of a number is in the first lines, on the documents that both have; nan without any.
 
-    Lines are paired by document, so that what makes a document hard for both does not count; with a weight, each of
-    the two is first divided by its own.
-
-    Raises:
-      ValueError: where no document is in both.
+    Lines are paired by document, so that what makes a document hard for both does not count.
     """
-    pairs = pair(first, second)
-    if weight is None:
-        ours, theirs = _column(pairs.first, value), _column(pairs.second, value)
-        return mean_over(ours - theirs, np.ones(len(ours)))
-    counts, others = _column(pairs.first, weight), _column(pairs.second, weight)
-    sums = _column(pairs.first, value) - _column(pairs.second, value) * counts / others
-    return mean_over(sums, counts)
+    return minus(*(mean_of(lines, value, weight) for lines in pair(first, second)))
 
 
 class Pairs(NamedTuple):
@@ -59,10 +49,4 @@ def pair(first: Sequence[Line], second: Sequence[Line]) -> Pairs:
     theirs = {(line["document"], line["sha256"]): line for line in second}
     mine = {(line["document"], line["sha256"]): line for line in first}
     both = [place for place in mine if place in theirs]
-    if not both:
-        raise ValueError("no document is in both of the settings that are compared")
     return Pairs([mine[place] for place in both], [theirs[place] for place in both])
-
-
-def _column(lines: Sequence[Line], name: str) -> np.ndarray:
-    return np.asarray([np.nan if line[name] is None else line[name] for line in lines], np.float64)

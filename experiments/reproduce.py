@@ -25,8 +25,10 @@ from rich.table import Table
 
 from experiments.options import Checkpoint, Dtype, Preset
 from experiments.shown import say
+from experiments.study import read_record
 from msrnn_jax.checks import check_dtype
 from msrnn_jax.command import plain_errors
+from msrnn_jax.journal import Line
 from msrnn_jax.usage import Command
 
 PRESETS = ("small", "paper")
@@ -54,7 +56,8 @@ class Experiment:
 
 
 BOOKS = ("pg19_test",)
-FULL_STOPS_AT_8 = ("--full-batch", "8", "--dtype", "float32")  # rows of full attention, as in the paper's Table 1
+FULL_BATCH = 8  # rows of full attention, as in the paper's Table 1
+FULL_STOPS_THERE = ("--full-batch", str(FULL_BATCH), "--dtype", "float32")
 LARGEST = ("--section", "memory", "--largest")
 EXPERIMENTS = (
     Experiment("language_modeling", BOOKS),
@@ -63,7 +66,7 @@ EXPERIMENTS = (
     Experiment("retention", BOOKS),
     Experiment("needle", BOOKS),
     Experiment("extrapolation", BOOKS),
-    Experiment("throughput", (), False, {"small": (*LARGEST, *FULL_STOPS_AT_8), "paper": LARGEST}),
+    Experiment("throughput", (), False, {"small": (*LARGEST, *FULL_STOPS_THERE), "paper": LARGEST}),
 )
 NAMES = tuple(one.name for one in EXPERIMENTS)
 
@@ -106,7 +109,7 @@ def _run_one(settings: Settings, experiment: Experiment, console: Console) -> En
     missing = lacks(settings.data, experiment)
     if missing:
         return Ended(experiment.name, missing, 0.0, False)
-    if not experiment.has_presets and is_timed(experiment.result(settings.out)):
+    if not experiment.has_presets and is_timed(settings, experiment.result(settings.out)):
         return Ended(
             experiment.name, f"there already; remove {experiment.result(settings.out)} to time again", 0.0, True
         )
@@ -139,27 +142,27 @@ def arguments_of(settings: Settings, experiment: Experiment) -> list[str]:
     return [*given, *experiment.beside.get(settings.preset, ()), "--out", str(experiment.result(settings.out))]
 
 
-def is_timed(result: pathlib.Path) -> bool:
-    """Whether times are there already, of the model that the other results are of."""
+def is_timed(settings: Settings, result: pathlib.Path) -> bool:
+    """Whether the times are there already that would be taken: of this checkpoint and preset, and no other weights."""
     try:
         found = json.loads(result.read_text(encoding="utf-8"))
-        mine = set(found["model_sha256"].values())
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        asked, memory = found["settings"], found["settings"]["memory"]
+        weights = dict(found["model_sha256"])
+        is_whole = all(row["relative"]["each"] for row in found["memory"]["rows"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
-    others = {_model(path) for path in result.parent.glob("*.jsonl")} - {None}
-    return "memory" in found and bool(mine) and (not others or bool(others & mine))
+    fits = memory["full_batch"] == (FULL_BATCH if settings.preset == "small" else None)
+    others = [header for path in result.parent.glob("*.jsonl") if (header := _latest(path)) is not None]
+    same = all(weights.get(one["dtype"], one["model_sha256"]) == one["model_sha256"] for one in others)
+    return asked["checkpoint"] == settings.checkpoint and fits and is_whole and same
 
 
-def _model(results: pathlib.Path) -> str | None:
-    """The weights of the latest run in a file of results."""
-    found = None
-    with results.open(encoding="utf-8") as lines:
-        for line in lines:
-            with contextlib.suppress(ValueError):  # a torn one
-                value = json.loads(line)
-                if isinstance(value, dict) and str(value.get("kind", "")).endswith(" run"):
-                    found = value.get("model_sha256")
-    return found
+def _latest(results: pathlib.Path) -> Line | None:
+    """The latest run in a file of results, None where it is none."""
+    try:
+        return read_record(results, results.stem).header
+    except ValueError:
+        return None
 
 
 def module(name: str) -> list[str]:
@@ -191,17 +194,19 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def ending_when_told() -> Iterator[None]:
-    """Lets a SIGTERM end what is running, too."""
+    """Lets ctrl-C and a SIGTERM end what is running, too."""
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         del frame
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    handlers = {signal.SIGTERM: leave, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def spell_seconds(seconds: float) -> str:

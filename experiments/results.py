@@ -1,23 +1,24 @@
 """What every experiment writes: one JSON with its settings, where it ran, and the numbers."""
 
+import contextlib
 import dataclasses
 import datetime
 import os
 import pathlib
+import platform
 import subprocess
 from typing import Any
 
-from msrnn_jax.record import provenance, write_json
+from msrnn_jax.record import check_writable, provenance, write_json
+from msrnn_jax.sizes import memory_here, spell_bytes
 
 
 def check_out(path: pathlib.Path) -> None:
     """Refuses, before any work, a result path that could not be written after it."""
     if path.suffix != ".json":
         raise ValueError(f"out is {str(path)!r}; it must end in .json")
-    parent = next(parent for parent in path.absolute().parents if parent.exists())
-    picture = path.with_suffix(".png")
-    if path.is_dir() or picture.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(f"out is {str(path)!r}; it and its .png must be files in a folder that can be written to")
+    for file in (path, path.with_suffix(".png")):
+        check_writable("out", file)
 
 
 def write_result(path: str | pathlib.Path, name: str, settings: Any, numbers: dict[str, Any]) -> None:
@@ -26,11 +27,23 @@ def write_result(path: str | pathlib.Path, name: str, settings: Any, numbers: di
         "experiment": name,
         "settings": dataclasses.asdict(settings),
         **provenance(),
+        "hardware": hardware(),
         "commit": commit(),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **numbers,
     }
     write_json(path, result)
+
+
+def hardware() -> str:
+    """Processor, cores that this process may use, and memory, for reading; an accelerator is JAX's `device`."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):  # Linux alone
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    room, _ = memory_here()
+    return f"{name}, {cores} cores, {spell_bytes(room)}"
 
 
 def commit() -> str:

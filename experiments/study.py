@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from experiments.results import commit
+from experiments.fields import IDENTITY, check_lines
+from experiments.results import commit, hardware
 from experiments.shown import say
 from msrnn_jax.journal import Journal, Line, open_journal, read_journal
 from msrnn_jax.measure import environment
@@ -106,7 +107,7 @@ def open_study(
       path: a .jsonl file, which no other process may be writing.
       name: of the experiment.
       settings: its frozen dataclass.
-      model: what every number depends on: at least `model_sha256` and `dtype`.
+      model: what every number depends on, see `Model.about`.
       plan: what is to be found.
 
     Raises:
@@ -115,11 +116,13 @@ def open_study(
     machine = environment()
     identity = {"experiment": name, **model, "environment": json_hash(machine)}
     with open_journal(path, (f"{name} run", f"{name} result")) as journal:
+        check_lines(path, name, journal.lines)
         study = Study(journal, name, identity, plan)
         header = {
             "kind": f"{name} run",
             **identity,
             **machine,
+            "hardware": hardware(),
             "commit": commit(),
             "settings": json.loads(json.dumps(dataclasses.asdict(settings), default=str)),
             "planned": [spell(key) for key in plan],
@@ -152,6 +155,7 @@ class Record(NamedTuple):
 
     header: Line  # of the latest run
     lines: list[Line]  # what it asked for and is there, in its order
+    commits: list[str]  # of the code that found these, in the order of the file
 
     @property
     def is_complete(self) -> bool:
@@ -171,23 +175,25 @@ def read_record(path: pathlib.Path, name: str) -> Record:
     """
     if not path.is_file():
         raise ValueError(f"results {str(path)!r} do not exist; python -m experiments.{name} makes them")
-    return record_of(path, name, read_journal(path, (f"{name} run", f"{name} result")))
-
-
-def record_of(path: pathlib.Path, name: str, lines: Sequence[Line]) -> Record:
-    """What the latest run asked for, of all lines of its file.
-
-    Raises:
-      ValueError: where there was no run.
-    """
+    lines = read_journal(path, (f"{name} run", f"{name} result"))
+    check_lines(path, name, lines)
     headers = [line for line in lines if line["kind"] == f"{name} run"]
     if not headers:
-        raise ValueError(f"results {str(path)!r} are empty; python -m experiments.{name} makes them")
+        raise ValueError(f"results {str(path)!r} are of no run; python -m experiments.{name} makes them")
     found = find(lines, {key: headers[-1][key] for key in IDENTITY})
-    return Record(headers[-1], [found[key] for key in headers[-1]["planned"] if key in found])
+    mine = [found[key] for key in headers[-1]["planned"] if key in found]
+    return Record(headers[-1], mine, _commits(lines, mine))
 
 
-IDENTITY = ("experiment", "model_sha256", "dtype", "environment")
+def _commits(lines: Iterable[Line], mine: Sequence[Line]) -> list[str]:
+    """The code that some of these lines were found by: every run writes its own above its first."""
+    wanted, commit, found = set(map(id, mine)), "unknown", dict[str, None]()
+    for line in lines:
+        if line["kind"].endswith(" run"):
+            commit = str(line.get("commit", "unknown"))
+        elif id(line) in wanted:
+            found[commit] = None
+    return list(found)
 
 
 def find(lines: Iterable[Line], identity: Mapping[str, Any]) -> dict[str, Line]:

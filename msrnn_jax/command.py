@@ -133,7 +133,9 @@ def in_words(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    if isinstance(error, MemoryError | OverflowError) or _is_from_xla(error):
+    if isinstance(error, OverflowError):
+        return f"a number is too large: {_first_line(error)}"
+    if isinstance(error, MemoryError) or _is_from_xla(error):
         return f"this needs more memory than there is: {_first_line(error)}"
     return None
 

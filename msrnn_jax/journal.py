@@ -40,7 +40,7 @@ class Journal:
 
 
 @contextlib.contextmanager
-def open_journal(path: str | os.PathLike[str] | None, kinds: Sequence[str]) -> Iterator[Journal]:
+def open_journal(path: str | os.PathLike[str] | None, kinds: Sequence[str], name: str = "out") -> Iterator[Journal]:
     """Reads a file of results and keeps other processes from writing to it meanwhile.
 
     A last line without its end was torn when its process was killed, and is cut off.
@@ -48,6 +48,7 @@ def open_journal(path: str | os.PathLike[str] | None, kinds: Sequence[str]) -> I
     Args:
       path: a .jsonl file, made at the first line written; None keeps the lines in memory.
       kinds: what the key `kind`, the first of every line, may say.
+      name: what the path is called, for errors.
 
     Raises:
       ValueError: for a path that cannot be written, that another process writes now, or that holds anything else.
@@ -55,24 +56,24 @@ def open_journal(path: str | os.PathLike[str] | None, kinds: Sequence[str]) -> I
     if path is None:
         yield Journal(None)
         return
-    file = pathlib.Path(path)
-    _check(file)
+    _check(name, pathlib.Path(path))
+    file = pathlib.Path(os.path.realpath(path))  # whatever links lead to it, there is one lock
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(file.with_name(f".{file.name}.lock"), timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise ValueError(f"out is {str(file)!r}, which another process is writing") from None
+        raise ValueError(f"{name} is {str(path)!r}, which another process is writing") from None
     try:
-        yield Journal(file, _read(file, kinds) if file.exists() else ())
+        yield Journal(file, _read(name, file, kinds) if file.exists() else ())
     finally:
         lock.release()
 
 
-def _check(path: pathlib.Path) -> None:
+def _check(name: str, path: pathlib.Path) -> None:
     if path.suffix != ".jsonl":
-        raise ValueError(f"out is {str(path)!r}; it must end in .jsonl")
-    check_writable("out", path)
+        raise ValueError(f"{name} is {str(path)!r}; it must end in .jsonl")
+    check_writable(name, path)
 
 
 def read_journal(path: pathlib.Path, kinds: Sequence[str]) -> list[Line]:
@@ -81,17 +82,17 @@ def read_journal(path: pathlib.Path, kinds: Sequence[str]) -> list[Line]:
     Raises:
       ValueError: for a file that holds anything else.
     """
-    return _parse(path, kinds)[0]
+    return _parse("results", path, kinds)[0]
 
 
-def _read(path: pathlib.Path, kinds: Sequence[str]) -> list[Line]:
-    lines, whole = _parse(path, kinds)
+def _read(name: str, path: pathlib.Path, kinds: Sequence[str]) -> list[Line]:
+    lines, whole = _parse(name, path, kinds)
     if whole < path.stat().st_size:
         os.truncate(path, whole)
     return lines
 
 
-def _parse(path: pathlib.Path, kinds: Sequence[str]) -> tuple[list[Line], int]:
+def _parse(name: str, path: pathlib.Path, kinds: Sequence[str]) -> tuple[list[Line], int]:
     """The lines of a file, and their bytes, after which there may be a torn one."""
     content = path.read_bytes()
     *whole, torn = content.split(b"\n")
@@ -102,10 +103,10 @@ def _parse(path: pathlib.Path, kinds: Sequence[str]) -> tuple[list[Line], int]:
         except (ValueError, RecursionError):
             line = None
         if not isinstance(line, dict) or line.get("kind") not in kinds:
-            raise ValueError(f"out is {str(path)!r}, whose line {number} is no result of this command")
+            raise ValueError(f"{name} is {str(path)!r}, whose line {number} is no {' or '.join(kinds)}")
         lines.append(line)
     if torn:
         beginnings = [f'{{"kind": {json.dumps(kind)}'.encode() for kind in kinds]
         if not any(torn.startswith(beginning) or beginning.startswith(torn) for beginning in beginnings):
-            raise ValueError(f"out is {str(path)!r}, whose line {len(whole) + 1} is no result of this command")
+            raise ValueError(f"{name} is {str(path)!r}, whose line {len(whole) + 1} is no {' or '.join(kinds)}")
     return lines, len(content) - len(torn)

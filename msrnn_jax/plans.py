@@ -112,13 +112,13 @@ def make_plans(settings: Settings, inputs: Inputs) -> list[Plan]:
     lengths = inputs.segments.lengths
     everything = [room_for(inputs.config, settings.positions, int(lengths.max()) - 1)]
     budgets = list(dict.fromkeys(settings.budgets))
-    plans = [Plan(policy, budgets if policy.forgets else everything, _code_of(policy)) for policy in policies]
+    plans = [Plan(policy, budgets if policy.forgets else everything, code_of(policy)) for policy in policies]
     for plan in plans:
         check_settings(inputs.config, plan.policy, lengths, plan.budgets, positions=settings.positions)
     return plans
 
 
-def _code_of(policy: Policy) -> str | None:
+def code_of(policy: Policy) -> str | None:
     """Hash of the files that a user's own policy and the classes under it are written in."""
     if type(policy) in POLICIES.values():
         return None

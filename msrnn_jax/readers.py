@@ -30,11 +30,15 @@ def read_streams(config: Config, params: Params, x: Float[Array, "C D"], beside:
 
 
 def compare(logits: Float[Array, "C V"], full: Float[Array, "C V"], targets: Int[Array, " C"]) -> dict[str, Any]:
-    """Losses, KL(full || policy) in nats, and 1 where the likeliest token is the full model's; each [C]."""
+    """Losses, KL(full || policy) in nats, and 1 where the likeliest token is the full model's; each [C].
+
+    Where logits are no numbers there is no likeliest token, and all three are nan.
+    """
     ours, theirs = jax.nn.log_softmax(logits, axis=-1), jax.nn.log_softmax(full, axis=-1)
     same = jnp.argmax(logits, axis=-1) == jnp.argmax(full, axis=-1)
+    known = ~jnp.isnan(jnp.max(logits, axis=-1) + jnp.max(full, axis=-1))
     return {
         "nats": losses_of(logits, targets),
         "kl": jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1),
-        "agreement": same.astype(jnp.float32),
+        "agreement": jnp.where(known, same.astype(jnp.float32), jnp.nan),
     }

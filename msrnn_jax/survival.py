@@ -1,5 +1,8 @@
 """When every layer forgot which token: the recurrence, with that written down beside the state."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -49,15 +52,30 @@ def follow(
       longer held, t itself where it went in its own step, `STILL_HELD` where it is held or not yet read.
     """
 
-    def one(carry: tuple[MultiState, Array], item: tuple[Array, Array]) -> tuple[tuple[MultiState, Array], None]:
+    return follow_with(config, policy, params, state, freed, tokens, length, also=lambda state: None)[0]
+
+
+def follow_with(
+    config: Config,
+    policy: Policy,
+    params: Params,
+    state: MultiState,
+    freed: Int[Array, "L #K T"],
+    tokens: Int[Array, " C"],
+    length: Int[Array, ""] | None = None,
+    *,
+    also: Callable[[MultiState], Any],
+) -> tuple[tuple[MultiState, Int[Array, "L #K T"]], Any]:
+    """`follow`, and what `also` says of the state after every step, leaves [C, ...]; at padding the last real one's."""
+
+    def one(carry: tuple[MultiState, Array], item: tuple[Array, Array]) -> tuple[tuple[MultiState, Array], Any]:
         state, freed = carry
         token, index = item
         state, _ = advance(config, policy, params, state, token, real=None if length is None else index < length)
-        return (state, note(state, freed)), None
+        return (state, _note(state, freed)), also(state)
 
     indices = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-    carry, _ = lax.scan(one, (state, freed), (tokens, indices))
-    return carry
+    return lax.scan(one, (state, freed), (tokens, indices))
 
 
 def follow_oneshot(
@@ -71,10 +89,10 @@ def follow_oneshot(
 ) -> tuple[MultiState, Int[Array, "L #K T"]]:
     """`follow` for a prompt in the mode "oneshot" (see `prefill`): whatever goes, goes after its last token."""
     state, _ = prefill(config, policy, params, state, tokens, length, mode="oneshot")
-    return state, note(state, freed)
+    return state, _note(state, freed)
 
 
-def note(state: MultiState, freed: Int[Array, "L #K T"]) -> Int[Array, "L #K T"]:
+def _note(state: MultiState, freed: Int[Array, "L #K T"]) -> Int[Array, "L #K T"]:
     """The record after a step: tokens that were read, and held until now, and no longer are."""
     count = freed.shape[2]
     held = jnp.stack([_held(layer, count) for layer in state.layers])

@@ -12,12 +12,15 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
-def render(template: str, variables: Mapping[str, Any]) -> str:
+def render(template: str, variables: Mapping[str, Any], date: datetime.datetime | None = None) -> str:
     """The text that a template makes.
 
     As in transformers there are `{% break %}` and `{% continue %}`, `{% generation %}` blocks (which mark an
     assistant's words, and here are those words), a `tojson` that does not escape for HTML, `strftime_now(format)` and
     `raise_exception(message)`.
+
+    Args:
+      date: what `strftime_now` takes for now; None: the clock.
 
     Raises:
       ValueError: the template refuses, or fails in any way: it is somebody's program.
@@ -27,7 +30,7 @@ def render(template: str, variables: Mapping[str, Any]) -> str:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = _now
+    environment.globals["strftime_now"] = lambda text: (date or datetime.datetime.now()).strftime(text)
     try:
         return environment.from_string(template).render(**variables)
     except _Refusal as error:
@@ -54,7 +57,3 @@ def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
 
 def _refuse(message: Any) -> None:
     raise _Refusal(" ".join(str(message).split()))
-
-
-def _now(text: str) -> str:
-    return datetime.datetime.now().strftime(text)

@@ -1,10 +1,11 @@
 """Texts to measure perplexity on: files, folders, rows of JSON lines, standard input."""
 
-import json
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+
+from msrnn_jax.json_rows import field, parse, sound
 
 STDIN = "-"
 SUFFIXES = (".txt", ".jsonl")  # what is taken from a folder
@@ -54,6 +55,8 @@ def read_documents(paths: Sequence[str], field: str = "text") -> list[Document]:
     """
     if not paths:
         return [Document("pydoc_data.topics", default_text())]
+    if "" in paths:
+        raise ValueError("text '' is no path; it must be a file or a folder")
     if list(paths).count(STDIN) > 1:
         raise ValueError("text '-' is given twice; standard input can be read once")
     return [document for path in paths for document in _below(path, field)]
@@ -82,35 +85,12 @@ def _has_rows(path: pathlib.Path) -> bool:
     return path.suffix.lower() == ".jsonl"
 
 
-def _rows(path: pathlib.Path, field: str) -> Iterator[Document]:
+def _rows(path: pathlib.Path, name: str) -> Iterator[Document]:
     for number, line in enumerate(_bytes(path).split(b"\n"), 1):
         where = f"text file {str(path)!r}, line {number}"
-        if not line.strip():
-            continue
-        content = _decoded(where, line)
-        try:
-            row = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where} is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{where} is a JSON {type(row).__name__}; it must be an object with a field {field!r}")
-        if field not in row:
-            known = ", ".join(map(repr, list(row)[:8])) or "none"
-            raise ValueError(f"{where} has no field {field!r}; its fields are {known}")
-        text = row[field]
-        if not isinstance(text, str):
-            raise ValueError(f"{where}: field {field!r} is a {type(text).__name__}; it must be a string")
-        if not _is_text(text):
-            raise ValueError(f"{where}: field {field!r} holds half a surrogate pair, which is no character")
-        yield Document(f"{path}:{number}", text)
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+        if line.strip():
+            text = field(parse(_decoded(where, line), where), name, str, where)
+            yield Document(f"{path}:{number}", sound(text, f"{where}: field {name!r}"))
 
 
 def _read(path: pathlib.Path) -> str:

@@ -1,5 +1,6 @@
 """Text to tokens and back, and chats to tokens, from the files of a checkpoint."""
 
+import datetime
 import json
 import os
 import pathlib
@@ -27,6 +28,7 @@ class Tokenizer:
       template: the chat template, in jinja2, or None.
       names: what the template writes for `bos_token` and `eos_token`; it may lack either. By default the texts of
         `bos` and of the first that stops.
+      date: what a template that writes the date takes for now; None: the clock.
     """
 
     def __init__(
@@ -37,11 +39,13 @@ class Tokenizer:
         stop: Sequence[int],
         template: str | None,
         names: Mapping[str, str] | None = None,
+        date: datetime.datetime | None = None,
     ):
         self.backend = backend
         self.bos = bos
         self.stop = tuple(stop)
         self.template = template
+        self.date = date
         ids = {"bos_token_id": bos, "eos_token_ids": self.stop}
         self.names = template_tokens(backend, ids) if names is None else dict(names)
 
@@ -72,7 +76,7 @@ class Tokenizer:
         Raises:
           ValueError: where the checkpoint has no template, or the template refuses the messages.
         """
-        return self._encode_rendered(self._render(messages, add_generation_prompt))
+        return self._encode_rendered(self.render(messages, add_generation_prompt=add_generation_prompt))
 
     def reply(self, message: str, *, closed: bool) -> list[int]:
         """Token numbers that take a conversation from an answer to the next one: what `chat` puts between them.
@@ -90,7 +94,7 @@ class Tokenizer:
         while mark in message:
             mark += "-"
         turns = [("user", "."), ("assistant", mark), ("user", message)]
-        text = self._render([{"role": role, "content": content} for role, content in turns], True)
+        text = self.render([{"role": role, "content": content} for role, content in turns])
         if text.count(mark) != 1:
             raise ValueError("chat template: it changes earlier answers, so a conversation cannot go on from its state")
         text = text[text.index(mark) + len(mark) :]
@@ -106,13 +110,14 @@ class Tokenizer:
             raise ValueError("chat template: it makes no text of these messages")
         return tokens
 
-    def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
+    def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
+        """The text whose tokens `chat` returns."""
         from msrnn_jax.templates import render
 
         if self.template is None:
             raise ValueError(f"the checkpoint has no {TEMPLATE_FILE}; encode the text yourself")
         variables = {"messages": list(messages), "add_generation_prompt": add_generation_prompt, **self.names}
-        return render(self.template, variables)
+        return render(self.template, variables, self.date)
 
     def _spell(self, token: int) -> str:
         return self.backend.id_to_token(token) or ""

@@ -14,7 +14,7 @@ import numpy as np
 from experiments import published
 from experiments.study import Key, open_study
 
-MODEL = {"model_sha256": "0123456789abcdef", "dtype": "float32"}
+MODEL = {"model_sha256": "0123456789abcdef", "config_sha256": "fedcba9876543210", "dtype": "float32"}
 SECRET = "the-words-of-an-answer"  # in every field that holds a text
 CONTEXT = 4096
 Made = tuple[Mapping[str, Any], str, Mapping[str, Any]]  # a setting, a document, its numbers
@@ -90,7 +90,7 @@ def understanding(
     lead: float = 3.0, *, noise: float = 0.5, tasks: tuple[str, ...] = ("squality", "qasper")
 ) -> list[Made]:
     """Answers: TOVA leads its rivals by so many points, and loses half a point to the full model at every halving."""
-    made, count = [], 8
+    made, count = [], 24
     for task in tasks:
         settings: list[tuple[str, int, str | None]] = [("full", CONTEXT, None)]
         for budget in (256, 512, 1024, 2048):
@@ -116,7 +116,7 @@ def generation(shorter: float = 100.0) -> list[Made]:
         for index, own in enumerate(draws(10, 2.0, number)):
             tokens = round(900 + 5 * index - less + own)
             setting = {"policy": policy, "budget": budget, "max_new_tokens": 1024, "mode": "stepwise", "chat": True}
-            numbers = {"tokens": tokens, "ended": index % 2 == 0, "text": SECRET, "prompt": SECRET}
+            numbers = {"tokens": tokens, "ended": True, "text": SECRET, "prompt": SECRET}
             numbers |= {f"distinct_{size}": 0.2 * size for size in (1, 2, 3, 4)}
             numbers |= {"nats": 2.0 * tokens, "agreement": 0.7 * tokens, "same_until": 50}
             made.append((setting, f"story{index}", numbers))
@@ -143,14 +143,15 @@ def retention(recent: float = 0.745, *, tags: Mapping[str, tuple[float, ...]] | 
     lives: Mapping[str, tuple[float, ...]] = published.LIVES if tags is None else tags
     made = []
     for place, budget in enumerate(published.LIFE_BUDGETS):
-        for index, own in enumerate(draws(5, 1.0, budget)):
+        for index, own in enumerate(draws(5, 0.1, budget)):
             found = {tag: [10 + index, (10 + index) * (steps[place] + own)] for tag, steps in lives.items()}
             numbers = {
                 "recent": recent + own / 1000,
+                "recent_end": recent,
                 "first": [4095.0, *[300.0 + own] * 24],
                 "first_held": [1.0] + [0.0] * 24,
             }
-            numbers |= {"life": published.LIFE[place] + own, "lost": 0.01, "tags": found}
+            numbers |= {"life": published.LIFE[place] + own, "lost": 0.01, "tags": found, "joined": {}}
             made.append(({"policy": "tova", "budget": budget, "segment": CONTEXT}, f"book{index}.txt@0", numbers))
     setting = {"policy": "tova", "budget": 512, "segment": CONTEXT, "record": "map"}
     return [*made, (setting, "book0.txt@0", packed(np.minimum(np.arange(CONTEXT) + 512, CONTEXT)))]
@@ -172,7 +173,7 @@ def needle(lost: float = 0.8) -> list[Made]:
                     missed = policy == "tova" and order == "after" and draw < 10 * lost
                     about = {"order": order, "length": 512, "depth": depth, "mode": "stepwise", "chat": False}
                     numbers = {"correct": int(not missed), "answer_nats": 3.0, "answer_tokens": 2, "answer": SECRET}
-                    numbers |= {"held_all": 0.5, "value": SECRET}
+                    numbers |= {"held_all": 0.5, "held_any": 0.5, "held_question": None, "choice": 1, "value": SECRET}
                     size = 512 if budget is None else budget
                     made.append(({"policy": policy, "budget": size, **about}, f"512/{depth}/{draw}", numbers))
     return made
@@ -188,7 +189,7 @@ def extrapolation(drift: float = 0.02, *, lead: float = 0.05) -> list[Made]:
             level = math.log(7.2) + 0.1 * index + own + lead * (policy != "tova") + 0.01 * (positions == "absolute")
             tokens = [1000] * 69 + [999]
             nats = [count * (level + drift * block / 69) for block, count in enumerate(tokens)]
-            setting = {"policy": policy, "budget": 512, "positions": positions, "tokens": 70_000}
+            setting = {"policy": policy, "budget": 512, "positions": positions, "tokens": 70_000, "context": CONTEXT}
             made.append((setting, f"book{index}.txt", {"nats": nats, "tokens": tokens}))
     return made
 

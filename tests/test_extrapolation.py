@@ -85,7 +85,7 @@ def test_the_running_average_is_over_all_tokens_so_far(folder: pathlib.Path, tmp
         ({"tokens": 1}, "tokens is 1; it must be a whole number of at least 2"),
         ({"batch": 0}, "batch is 0"),
         ({"budget": 0}, "budget"),
-        ({"policies": ("full",)}, "full forgets nothing and must hold 44"),
+        ({"policies": ("full",)}, "policy is full, which forgets nothing"),
         ({"positions": ("relative",)}, "relative"),
     ],
     ids=str,

@@ -177,6 +177,7 @@ def test_a_context_is_filled(toy, tmp_path):
         "mode": "stepwise",
         "batch": 3,
         "width": 128,
+        "new": 48,
     }
 
 
@@ -194,13 +195,13 @@ def test_without_data_and_template_the_instruction_has_a_form(toy, tmp_path, mon
     ("rows", "arguments", "message"),
     [
         ('{"prompt": "a"}\n\n{"prompt": ', [], "line 3 is not JSON"),
-        ('{"prompt": "a"}\n["b"]', [], "line 2 is a JSON list; it must be an object with a prompt"),
+        ('{"prompt": "a"}\n["b"]', [], "line 2 is an array of 1; it must be an object"),
         ('{"text": "a"}', [], "line 1 has neither 'prompt' nor 'turns'; give the field of its prompt, one of 'text'"),
         ('{"text": "a"}\n{"prompt": "a"}', ["--field", "text"], "line 2 has no field 'text'; its fields are 'prompt'"),
         ('{"prompt": "a"}\n{"turns": ["a"]}', [], "line 2 has no field 'prompt'; its fields are 'turns'"),
-        ('{"prompt": "a"}\n{"prompt": 3}', [], "line 2: field 'prompt' holds 3; it must be a text or a list of texts"),
+        ('{"prompt": "a"}\n{"prompt": 3}', [], "line 2: field 'prompt' is 3; it must be text or an array"),
         ('{"turns": []}', [], "line 1: field 'turns' is an empty list; it must have a text"),
-        ('{"prompt": " \\n"}', [], "line 1: field 'prompt' is empty; it must be a text"),
+        ('{"prompt": " \\n"}', [], "line 1: field 'prompt' is empty; it must be text"),
         ('{"prompt": "\\ud800"}', [], "line 1: field 'prompt' holds half a surrogate pair, which is no character"),
         ('{"prompt": "x"}', [], "line 1: chat template: "),
         ('{"prompt": "%s"}' % ("a" * 209), [], "line 1 has 209 tokens; a prompt must have from 1 to 208"),
@@ -268,6 +269,7 @@ def story(policy: str, document: str, text: str, tokens: int = 100, **numbers) -
         "document": document,
         "sha256": document,
         "model_sha256": "m",
+        "config_sha256": "c",
         "dtype": "float32",
         "prompt": "Tell {me}.",
         "prompt_tokens": 10,
@@ -366,23 +368,24 @@ STORIES = [
 def test_a_win_counts_only_in_both_orders(tmp_path):
     lines = [*STORIES, story("full", "same", "one"), story("tova", "same", "one")]
     lines += [story("full", "short", "one", tokens=56), story("tova", "short", "two", tokens=56)]  # a rounding error
+    lines += [story("full", "longer", "gold"), story("tova", "longer", "lead", tokens=57)]  # something was forgotten
     with stub(by_text) as server:
         found = judge_stories(server.judge, tmp_path / "judged.jsonl", lines, Console(quiet=True))
-    assert len(found) == 14 and len(server.seen) == 10
+    assert len(found) == 16 and len(server.seen) == 12
     (row,) = summarise_judge(found)
     assert row | {"lead_stderr": None} == {
         "policy": "tova",
         "budget": 64,
         "dropped": 2,
-        "pairs": 5,
+        "pairs": 6,
         "wins": 1,
         "ties": 3,
-        "losses": 1,
+        "losses": 2,
         "unreadable": 2,
-        "lead": 0,
+        "lead": pytest.approx(-1 / 6),
         "lead_stderr": None,
     }
-    assert row["lead_stderr"] == pytest.approx(math.sqrt(2 / 4 / 5))
+    assert row["lead_stderr"] == pytest.approx(math.sqrt((3 - 1 / 6) / 5 / 6))
     path, body, key = server.seen[0]
     assert (path, body["model"], body["temperature"], key) == ("/v1/chat/completions", "stub", 0, None)
     assert body["messages"] == [{"role": "user", "content": question_of("Tell {me}.", "gold", "full 0")}]
@@ -426,6 +429,7 @@ def test_busy_endpoints_are_asked_again():
         ((404, {"error": {"message": "no such\nmodel"}}), "answers 404 Not Found: no such model"),
         ((301, b""), "answers 301 Moved Permanently: nothing"),
         ((200, {"choices": []}), 'answers with what is no chat completion: {"choices": []}'),
+        ((200, b"[" * 100_000), "answers with what is no chat completion"),
         ((200, b"<html>"), "answers with what is no chat completion: <html>"),
         ((200, [{"a": 1}]), "answers with what is no chat completion"),
         ((200, {"choices": [{"message": {"content": 3}}]}), "answers with what is no chat completion"),
@@ -439,6 +443,45 @@ def test_answers_that_are_none_are_one_line(said, message, monkeypatch):
             ask(judge, "which?")
         assert str(error.value).startswith(f"judge {judge.url!r} ") and message in str(error.value)
         assert "\n" not in str(error.value) and KEY[:-2] not in str(error.value) and len(server.seen) == 1
+
+
+class Halting(Handler):
+    """Sends the beginning of an answer, and then what a test says: nothing for a while, an end, or ever more."""
+
+    def do_POST(self):
+        super_seen = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.seen.append(super_seen)
+        with contextlib.suppress(OSError):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b'{"choices"')
+            self.wfile.flush()
+            self.server.answer(self.wfile)
+
+
+@pytest.mark.parametrize("how", ["cut", "stalled", "dripping"])
+def test_an_answer_that_does_not_end_is_asked_for_again(how):
+    def go_on(file):
+        for _ in range(0 if how == "cut" else 30):
+            if how == "dripping":
+                file.write(b" ")
+                file.flush()
+            time.sleep(0.02)
+
+    with stub(go_on) as server:
+        server.RequestHandlerClass = Halting
+        with pytest.raises(ValueError, match=r"cannot be asked: .*, tries: 2$"):
+            ask(Judge(server.judge.url, "stub", timeout=0.1, tries=2), "which?")
+        assert len(server.seen) == 2
+
+
+def test_an_endpoint_says_how_long_to_wait_but_for_a_minute_at_most(monkeypatch):
+    waited = []
+    monkeypatch.setattr(endpoint.time, "sleep", waited.append)
+    for told in (None, "7", "86400", "soon"):
+        endpoint._wait(1, told)
+    assert waited == [0.02, 7, 60, 0.02]
 
 
 def test_silence_and_absence_are_one_line(monkeypatch):

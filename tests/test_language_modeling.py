@@ -12,11 +12,12 @@ from rich.console import Console
 from toy import make_toy
 
 import msrnn_jax as ms
-from experiments.books import Book, read_books, spread
+from experiments.books import Book, read_books, spaced, spread
 from experiments.language_modeling.__main__ import Settings, run
 from experiments.language_modeling.reading import together
 from experiments.language_modeling.tables import summarise
 from experiments.paired import by
+from msrnn_jax.readers import compare
 from msrnn_jax.tokenizer import load_tokenizer
 
 QUIET = Console(quiet=True)
@@ -137,6 +138,20 @@ def test_segments_are_spread_evenly_and_nested() -> None:
     every = spread(book, 30, 0)
     assert [passage.start for passage in every] == [0, 30, 60]
     np.testing.assert_array_equal(every[1].tokens, np.arange(30, 60))
+
+
+@pytest.mark.parametrize(("many", "few"), [(2, 1), (4, 1), (4, 3), (5, 2), (3, 0)])
+def test_the_fewer_segments_are_some_of_the_many(many: int, few: int) -> None:
+    own = spread(Book("a", np.arange(300, dtype=np.int32)), 10, many)
+    chosen = spaced(own, few)
+    assert len({passage.start for passage in chosen} & {passage.start for passage in own}) == (few or many)
+
+
+def test_nothing_agrees_with_what_is_no_number() -> None:
+    logits = jnp.asarray([[0.0, 1.0], [jnp.nan, 1.0], [0.0, 1.0]])
+    full = jnp.asarray([[0.0, 1.0], [0.0, 1.0], [jnp.nan, 0.0]])
+    found = compare(logits, full, jnp.zeros(3, jnp.int32))
+    np.testing.assert_array_equal(found["agreement"], [1.0, np.nan, np.nan])
 
 
 def test_budgets_that_cost_alike_share_a_program() -> None:

@@ -19,7 +19,7 @@ from experiments.books import Book
 from experiments.needle import __main__ as needle
 from experiments.needle.asking import is_right
 from experiments.needle.haystack import CITIES, Case, draw_case, put
-from experiments.needle.prompts import room_for, write_prompt
+from experiments.needle.prompts import rooms_for, write_prompt
 from experiments.needle.tables import depth_table, summarise, summarise_depths, table
 from msrnn_jax.tokenizer import load_tokenizer
 
@@ -295,7 +295,7 @@ def test_an_answer_is_right_where_its_first_word_is_the_value(answer, right):
 def test_rooms_hold_every_prompt(inputs):
     tokenizer = load_tokenizer(inputs[0])
     for chat in (False, True):
-        room = room_for(tokenizer, LENGTH, chat)
+        room = rooms_for(tokenizer, [LENGTH], chat)[LENGTH]
         for draw in range(20):
             for order in ("after", "before"):
                 prompt = write_prompt(tokenizer, case_of(inputs, 0.3, draw), order, chat)
@@ -350,7 +350,8 @@ def test_tables_pair_policies_with_the_full_model_and_orders_with_each_other():
         ({"policies": ("full",)}, "policy is full, which forgets nothing"),
         ({"policies": ("tova:sinks=20",)}, "20"),
         ({"policies": ("tova", "tova:scope=layer")}, "is asked for twice"),
-        ({"lengths": (4000,)}, "data has no text of 8,000 tokens"),
+        ({"lengths": (1500,)}, "data has no text of 3,000 tokens"),
+        ({"lengths": (4000,)}, "length is 4000; it must be at most"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_any_work(inputs, tmp_path, changes, message):
@@ -364,10 +365,10 @@ def test_a_tokenizer_without_a_chat_template_is_refused(inputs):
     tokenizer = load_tokenizer(inputs[0])
     tokenizer.template = None
     with pytest.raises(ValueError, match="chat is on, but the checkpoint has no chat template"):
-        room_for(tokenizer, LENGTH, True)
+        rooms_for(tokenizer, [LENGTH], True)
     tokenizer.template = "{{ messages[0]['content'] | upper }}"
     with pytest.raises(ValueError, match="it changes what is said"):
-        room_for(tokenizer, LENGTH, True)
+        rooms_for(tokenizer, [LENGTH], True)
 
 
 def test_the_command_prints_tables_and_names_a_bad_row(tmp_path):

@@ -1,5 +1,6 @@
 """One command for every experiment: what it calls, what it says of what failed, and how it stops."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -127,17 +128,28 @@ def test_wrong_options_are_refused_before_any_work(data, stand_in, arguments, me
 
 
 def test_times_of_the_same_weights_are_not_taken_again(tmp_path):
-    path = tmp_path / "throughput.json"
-    assert not is_timed(path)
+    path, asked = tmp_path / "throughput.json", Settings("ckpt", tmp_path, "small", tmp_path)
+    assert not is_timed(asked, path)
     path.write_text("{")
-    assert not is_timed(path)
-    path.write_text(json.dumps({"model_sha256": {"float32": "a" * 16}, "memory": {}}))
-    assert is_timed(path), "no other result says otherwise"
+    assert not is_timed(asked, path)
+    row = {"relative": {"each": [1.0]}}
+    found = {"settings": {"checkpoint": "ckpt", "memory": {"full_batch": 8}}, "memory": {"rows": [row]}}
+    path.write_text(json.dumps({**found, "model_sha256": {"float32": "a" * 16}}))
+    assert is_timed(asked, path), "no other result says otherwise"
     others = tmp_path / "needle.jsonl"
-    others.write_text(json.dumps({"kind": "needle run", "model_sha256": "a" * 16}) + '\n{"kind": "nee')
-    assert is_timed(path)
-    others.write_text(json.dumps({"kind": "needle run", "model_sha256": "b" * 16}) + "\n")
-    assert not is_timed(path), "another model"
+    header = {"kind": "needle run", "experiment": "needle", "dtype": "float32", "environment": "e", "planned": []}
+    header |= {"config_sha256": "c", "settings": {}}
+    others.write_text(json.dumps({**header, "model_sha256": "a" * 16}) + '\n{"kind": "nee')
+    assert is_timed(asked, path)
+    others.write_text(json.dumps({**header, "model_sha256": "b" * 16}) + "\n")
+    assert not is_timed(asked, path), "other weights"
+    others.write_text(json.dumps({**header, "model_sha256": "b" * 16, "dtype": "bfloat16"}) + "\n")
+    assert is_timed(asked, path), "weights of another dtype have another hash"
+    assert not is_timed(dataclasses.replace(asked, preset="paper"), path)
+    assert not is_timed(dataclasses.replace(asked, checkpoint="other"), path)
+    row["relative"] = None
+    path.write_text(json.dumps({**found, "model_sha256": {"float32": "a" * 16}}))
+    assert not is_timed(asked, path), "it was not run at the largest batch"
 
 
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

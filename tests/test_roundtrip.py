@@ -251,7 +251,7 @@ def test_templates_write_the_tokenizers_own_tokens(tmp_path, files, config, stop
     text = f"[{bos or ''}{bos is not None}]hi{eos or ''}hh{eos or ''}{eos is not None}"
     assert render(source) == render(back)
     assert render(source)[0] == text
-    assert tokenizer._render(TURNS, False) == text
+    assert tokenizer.render(TURNS, add_generation_prompt=False) == text
     assert tokenizer.stop == stop
     if not {bos, eos} & {"<|endoftext|>"}:  # which these tokenizers lack
         assert tokenizer.chat(TURNS, add_generation_prompt=False) == render(source)[1]
@@ -266,7 +266,7 @@ def test_templates_of_gguf_files(tmp_path, ids):
     ours = convert(write_gguf(tmp_path / "model.gguf", tokenizer=metadata), tmp_path / "ours")
     tokenizer = ms.load_tokenizer(ours)
     bos = "<start>" if "tokenizer.ggml.bos_token_id" in metadata else ""
-    assert tokenizer._render(TURNS, False) == f"[{bos}{bool(bos)}]hi<end>hh<end>True"
+    assert tokenizer.render(TURNS, add_generation_prompt=False) == f"[{bos}{bool(bos)}]hi<end>hh<end>True"
     written = json.loads(small_files(ms.load(ours)[0], ours)["tokenizer_config.json"])
     assert (written["bos_token"], written["eos_token"]) == (bos or None, "<end>")
 
@@ -277,7 +277,7 @@ def test_checkpoints_of_an_earlier_version_write_what_they_did(ours):
     for ids, bos, eos in (((1, [2, 7]), "<s>", "</s>"), ((None, []), "", "")):
         text = json.dumps(dict(zip(("bos_token_id", "eos_token_ids"), ids, strict=True)))
         (ours / "tokenizer_config.json").write_text(text)
-        assert ms.load_tokenizer(ours)._render(TURNS, False) == f"[{bos}True]hi{eos}hh{eos}True"
+        assert ms.load_tokenizer(ours).render(TURNS, add_generation_prompt=False) == f"[{bos}True]hi{eos}hh{eos}True"
         written = json.loads(small_files(BASE, ours)["tokenizer_config.json"])
         assert (written["bos_token"], written["eos_token"]) == (bos, eos)
     (ours / "tokenizer_config.json").write_text('{"bos_token": 3}')

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 
 import pytest
 from rich.console import Console
+from toy import make_toy
 
+from experiments.forgetting import named
+from experiments.model import open_model
 from experiments.study import Key, Unit, open_study, read_record
+from msrnn_jax.measure import environment
 
 QUIET = Console(quiet=True)
-MODEL = {"model_sha256": "1" * 16, "dtype": "float32"}
+MODEL = {"model_sha256": "1" * 16, "config_sha256": "3" * 16, "dtype": "float32"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +102,52 @@ def test_another_model_starts_anew_and_leaves_the_others_results(tmp_path: pathl
     assert complete(path, KEYS)[1] == [] and complete(path, KEYS, other)[1] == []
 
 
+def test_another_config_or_library_starts_anew(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "trial.jsonl"
+    complete(path, KEYS)
+    assert len(complete(path, KEYS, {**MODEL, "config_sha256": "4" * 16})[1]) == 3
+    assert complete(path, KEYS)[1] == []
+    machine = environment()
+    monkeypatch.setattr("experiments.study.environment", lambda: {**machine, "python": "4.0"})
+    assert len(complete(path, KEYS)[1]) == 3
+
+
+def test_a_record_says_which_code_its_lines_are_of(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "trial.jsonl"
+    for commit, keys in (("one", KEYS[:2]), ("two", KEYS), ("three", KEYS)):
+        monkeypatch.setattr("experiments.study.commit", lambda commit=commit: commit)
+        complete(path, keys)
+    assert read_record(path, "trial").commits == ["one", "two"], "the third found nothing"
+
+
+def test_a_checkpoint_is_known_by_all_that_it_reads_and_writes_with(tmp_path: pathlib.Path) -> None:
+    made = pathlib.Path(make_toy(tmp_path / "toy"))
+    known = open_model(str(made)).about
+    assert open_model(str(made)).about == known
+    for name, old, new in (
+        ("config.json", '"norm_eps": 1e-05', '"norm_eps": 1e-04'),
+        ("tokenizer_config.json", "[3]", "[4]"),
+        ("chat_template.jinja", "{{ message['content'] }}", "{{ message['content'] }}."),
+        ("tokenizer.json", '"?"', '"!"'),
+    ):
+        text = (made / name).read_text()
+        assert old in text, name
+        (made / name).write_text(text.replace(old, new))
+        other = open_model(str(made)).about
+        (made / name).write_text(text)
+        assert other["config_sha256"] != known["config_sha256"] and other["model_sha256"] == known["model_sha256"], name
+
+
+def test_a_users_policy_is_known_by_its_code(tmp_path: pathlib.Path) -> None:
+    assert named("tova:sinks=1") == {"policy": "tova:sinks=1"}
+    code = "import msrnn_jax as ms\n\n\nclass Mine(ms.TOVA):\n    pass\n"
+    hashes = []
+    for number, text in enumerate((code, code + "# another\n")):
+        (tmp_path / f"mine{number}.py").write_text(text)
+        hashes.append(named(f"{tmp_path}/mine{number}.py:Mine")["policy_sha256"])
+    assert hashes[0] != hashes[1]
+
+
 def test_a_record_is_what_the_latest_run_asked_for(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "trial.jsonl"
     complete(path, KEYS)
@@ -129,7 +179,7 @@ def test_refusals(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match="'one' under .* is asked for twice"):
         complete(path, [KEYS[0], KEYS[0]])
     complete(path, KEYS)
-    with pytest.raises(ValueError, match="line 1 is no result"):
+    with pytest.raises(ValueError, match="line 1 is no other run or other result"):
         with open_study(path, "other", Settings(), MODEL, KEYS):
             pass
     with pytest.raises(ValueError, match="another process"):

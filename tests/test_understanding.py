@@ -19,7 +19,7 @@ from experiments.understanding.data import read_data
 from experiments.understanding.documents import Document, Question
 from experiments.understanding.prompts import Asked, Asker
 from experiments.understanding.reading import PIECE, SHORT, begin, reference_nats
-from experiments.understanding.scores import answer_f1, rouge
+from experiments.understanding.scores import ROUGE, answer_f1, rouge
 from experiments.understanding.tables import summarise, table
 from experiments.understanding.tasks import TASKS
 from msrnn_jax.tokenizer import Tokenizer
@@ -293,8 +293,9 @@ def test_rows_are_means_over_questions_and_paired_differences(lines):
     theirs = sum(line["reference_nats"] for line in full) / sum(line["reference_tokens"] for line in full)
     assert (row["nats"], row["nats_above_full"]) == pytest.approx((nats, nats - theirs))
     assert row["score"] == pytest.approx(np.mean([line["score"] for line in mine]))
-    assert row["questions"] == 3 and "zeroscrolls" not in row
-    assert "zeroscrolls" in rows[0]
+    assert row["questions"] == 3 and "rouge1" not in row
+    summary = rows[0]  # ROUGE of many answers is the geometric mean of means, not the mean of geometric means
+    assert summary["score"] == pytest.approx(np.prod([summary[name] for name in ROUGE]) ** (1 / 3))
     assert table(rows).row_count == 12
 
 
@@ -475,6 +476,11 @@ def test_files_that_cannot_be_data_are_refused(tmp_path):
     }.items():
         with pytest.raises(ValueError, match=message):
             read_data([path], [], CONSOLE)
+    broken = story(2)
+    del broken["questions"]
+    write_stories(tmp_path / "first.jsonl", broken, story(1))
+    with pytest.raises(ValueError, match="first.jsonl', line 1 has no field 'questions'"):
+        read_data([str(tmp_path / "first.jsonl")], [], CONSOLE)
     with pytest.raises(ValueError, match="data is missing"):
         read_data([], [], CONSOLE)
     stories = write_stories(tmp_path / "dev.jsonl", story(1))

@@ -9,22 +9,21 @@ import dataclasses
 import pathlib
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
 
 from experiments.books import Passage, read_books
 from experiments.extrapolation.reading import read_streams
 from experiments.extrapolation.tables import summarise, table
+from experiments.forgetting import named, policies_of
 from experiments.model import Model, open_model
-from experiments.options import Checkpoint, Dtype, Out, Policies, Preset, settings_of
+from experiments.options import Books, Checkpoint, Dtype, Out, Policies, Preset, settings_of
 from experiments.shown import show
 from experiments.study import Key, Unit, complete
 from msrnn_jax.checks import whole
 from msrnn_jax.command import plain_errors
 from msrnn_jax.journal import Line
-from msrnn_jax.policies import Policy, parse_policy
-from msrnn_jax.sweep import check_settings
+from msrnn_jax.policies import Policy
 from msrnn_jax.usage import Command
 
 NAME = "extrapolation"
@@ -60,11 +59,7 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
     whole("tokens", settings.tokens, 2)
     whole("books", settings.books, 0)
     whole("batch", settings.batch, 1)
-    policies = [parse_policy(text) for text in settings.policies]
-    for policy in policies:
-        for positions in settings.positions:
-            size = np.asarray([settings.tokens])
-            check_settings(model.config, policy, size, [settings.budget], positions=positions)
+    policies = policies_of(model.config, settings.policies, [settings.budget], settings.tokens, settings.positions)
     books = read_books(model.tokenizer, settings.data, settings.tokens, console, settings.books)
     passages = [Passage(book.name, 0, book.tokens[: settings.tokens]) for book in books]
     units = [
@@ -78,10 +73,11 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
 
 def _unit(settings: Settings, model: Model, policy: Policy, positions: str, passages: list[Passage]) -> Unit:
     setting = {
-        "policy": str(policy),
+        **named(policy),
         "budget": settings.budget,
         "positions": positions,
         "tokens": settings.tokens,
+        "context": model.config.max_length,
         "batch": len(passages),
     }
 
@@ -99,9 +95,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @plain_errors()
 def main(
     checkpoint: Checkpoint,
-    data: Annotated[
-        list[str] | None, typer.Option(help="Books: files or folders of .txt. Default: Python's help.")
-    ] = None,
+    data: Books = None,
     preset: Preset = "small",
     policy: Policies = None,
     budget: Annotated[int | None, typer.Option(help="Multi-state size.")] = None,

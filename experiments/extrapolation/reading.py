@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 import msrnn_jax as ms
 from experiments.model import Model
+from experiments.rows import spread
 from msrnn_jax.extend import read
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
@@ -42,10 +43,7 @@ def read_streams(
     rows, count = tokens.shape[0], tokens.shape[1] - 1
     whole = -(-count // BLOCK) * BLOCK
     padded = np.pad(tokens, ((0, 0), (0, whole + 1 - tokens.shape[1])))
-    state = jax.tree.map(
-        lambda leaf: jnp.broadcast_to(leaf, (rows, *jnp.shape(leaf))),
-        init_state(model.config, policy, budget, positions=positions),
-    )
+    state = spread(init_state(model.config, policy, budget, positions=positions), rows)
     sums, counts = [], []
     for start in range(0, count, BLOCK):
         length = min(BLOCK, count - start)

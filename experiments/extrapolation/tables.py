@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from experiments.estimates import ratio
 from experiments.paired import by
-from msrnn_jax.evaluate import mean_over, perplexity_from
+from msrnn_jax.evaluate import perplexity_from
 from msrnn_jax.journal import Line
 from msrnn_jax.measure import decimals
 
@@ -34,7 +35,7 @@ def running(line: Line) -> tuple[np.ndarray, np.ndarray]:
 
 def _row(policy: str, positions: str, lines: Sequence[Line]) -> dict[str, Any]:
     sums, counts = zip(*map(running, lines), strict=True)
-    means = [mean_over(*column) for column in zip(np.stack(sums, axis=1), np.stack(counts, axis=1), strict=True)]
+    means = [ratio(*column) for column in zip(np.stack(sums, axis=1), np.stack(counts, axis=1), strict=True)]
     return {
         "policy": policy,
         "positions": positions,

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from experiments.forgetting import policies_of
+from experiments.forgetting import named, policies_of
 from experiments.generation.endpoint import Judge
 from experiments.generation.instruction import STORY, without_template
 from experiments.generation.judging import check_judge, judge_stories
@@ -25,19 +25,19 @@ from experiments.generation.scoring import distinct, foreseen, same_until
 from experiments.generation.tables import judge_table, summarise, summarise_judge, table
 from experiments.generation.writing import Manner, Story, shape_of, write_stories
 from experiments.model import Model, open_model
-from experiments.options import Budgets, Checkpoint, Dtype, Out, Policies, Preset, settings_of
+from experiments.options import Budgets, Chat, Checkpoint, Dtype, Mode, Out, Policies, Preset, settings_of
 from experiments.shown import show
 from experiments.study import Key, Unit, complete
 from msrnn_jax.checks import whole
 from msrnn_jax.command import plain_errors
 from msrnn_jax.journal import Line
-from msrnn_jax.policies import Full, parse_policy
+from msrnn_jax.policies import Full, Policy, parse_policy
 from msrnn_jax.prefill import check_mode
 from msrnn_jax.sampling import make_sampler
 from msrnn_jax.usage import Command
 
 NAME = "generation"
-FULL = "full"
+MOST = 100_000  # stories
 NGRAMS = (1, 2, 3, 4)
 
 
@@ -98,8 +98,8 @@ def _prepare(settings: Settings, model: Model, context: int) -> tuple[Manner, li
     """Checks everything before any work."""
     whole("context", context, 2, model.config.max_length)
     whole("max_new_tokens", settings.max_new_tokens, 0, context - 1)
-    for name in ("stories", "batch"):
-        whole(name, getattr(settings, name), 1)
+    whole("stories", settings.stories, 1, MOST)
+    whole("batch", settings.batch, 1)
     whole("seed", settings.seed, 0, 2**32 - 1)
     check_mode(settings.mode)
     sampler = make_sampler(settings.temperature, top_p=None if settings.top_p == 1 else settings.top_p)
@@ -134,7 +134,7 @@ def _units(settings: Settings, model: Model, manner: Manner, prompts: Sequence[P
     def full() -> list[Story]:
         return write_stories(model, Full(), None, prompts, manner)
 
-    def unit(policy: str, budget: int, write: Callable[[], list[Story]]) -> Unit:
+    def unit(policy: Policy, budget: int, write: Callable[[], list[Story]]) -> Unit:
         setting = _setting(settings, manner, policy, budget)
         keys = [Key(setting, prompt.document, prompt.sha256) for prompt in prompts]
 
@@ -144,17 +144,17 @@ def _units(settings: Settings, model: Model, manner: Manner, prompts: Sequence[P
 
         return Unit(keys, work)
 
-    yield unit(FULL, manner.context, full)
+    yield unit(Full(), manner.context, full)
     for text in settings.policies:
         policy = parse_policy(text)
         for budget in settings.budgets:
-            yield unit(str(policy), budget, functools.partial(write_stories, model, policy, budget, prompts, manner))
+            yield unit(policy, budget, functools.partial(write_stories, model, policy, budget, prompts, manner))
 
 
-def _setting(settings: Settings, manner: Manner, policy: str, budget: int) -> dict[str, Any]:
+def _setting(settings: Settings, manner: Manner, policy: Policy, budget: int) -> dict[str, Any]:
     same = ("max_new_tokens", "context", "temperature", "top_p", "seed", "chat", "mode")
-    shape = {"batch": manner.shape.rows, "width": manner.shape.width}  # of the program, so of the rounding
-    return {"policy": policy, "budget": budget, **{name: getattr(settings, name) for name in same}, **shape}
+    shape = {"batch": manner.shape.rows, "width": manner.shape.width, "new": manner.shape.new}  # so of the rounding
+    return {**named(policy), "budget": budget, **{name: getattr(settings, name) for name in same}, **shape}
 
 
 def _numbers(model: Model, manner: Manner, prompt: Prompt, story: Story, full: Story) -> dict[str, Any]:
@@ -195,10 +195,8 @@ def main(
     temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token always.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens that have this together.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of all draws.")] = None,
-    chat: Annotated[
-        bool | None, typer.Option("--chat/--no-chat", help="Use the chat template. Default: if there is one.")
-    ] = None,
-    mode: Annotated[str | None, typer.Option(help="How prompts are read: stepwise or oneshot.")] = None,
+    chat: Chat = None,
+    mode: Mode = None,
     batch: Annotated[int | None, typer.Option(help="Stories that are written at once.")] = None,
     dtype: Dtype = None,
     judge: Annotated[str | None, typer.Option(help="An endpoint, such as https://api.openai.com/v1.")] = None,

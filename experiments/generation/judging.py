@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from experiments.fields import MODEL
 from experiments.generation.endpoint import Judge, ask, key_of
 from experiments.generation.verdict import (
     DROPPED,
@@ -33,9 +34,9 @@ def check_judge(judge: Judge, out: pathlib.Path, stories: pathlib.Path) -> None:
       ValueError: for either.
     """
     key_of(judge)
-    if out.absolute() == stories.absolute():
+    if out.resolve() == stories.resolve():
         raise ValueError(f"judge_out is {str(out)!r}, where the stories go; it must be another file")
-    with open_journal(out, (f"{NAME} run", f"{NAME} result")):
+    with open_journal(out, (f"{NAME} run", f"{NAME} result"), "judge_out"):
         pass
 
 
@@ -52,7 +53,7 @@ def judge_stories(judge: Judge, out: pathlib.Path, lines: Sequence[Line], consol
     full = {line["document"]: line for line in lines if line["setting"]["policy"] == FULL}
     others = [line for line in lines if line["setting"]["policy"] != FULL]
     units = [unit for line in others for unit in _units(judge, line, full[line["document"]])]
-    about = {name: lines[0][name] for name in ("model_sha256", "dtype")}
+    about = {name: lines[0][name] for name in MODEL}
     return complete(out, NAME, judge, about, units, console)
 
 
@@ -60,6 +61,7 @@ def _units(judge: Judge, line: Line, full: Line) -> Iterator[Unit]:
     texts = {POLICY: line["text"], FULL: full["text"]}
     for first, second in ((POLICY, FULL), (FULL, POLICY)):
         setting = {
+            "endpoint": judge.url.rstrip("/"),  # others may have a model of the same name
             "judge": judge.model,
             "question_sha256": question_hash(),
             "policy": line["setting"]["policy"],

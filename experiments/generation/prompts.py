@@ -1,13 +1,14 @@
 """What stories are asked for: rows of a file or one instruction, each with how often it was asked for before."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.names import last_part
+from msrnn_jax.json_rows import check, field, filled, names_of, parse
 from msrnn_jax.texts import read_text
 
 FIELDS = ("prompt", "turns")  # that are recognised, in this order
@@ -49,18 +50,14 @@ def read_rows(path: str, field: str | None = None) -> list[Row]:
     Raises:
       ValueError: for a file that cannot be read, and for a row that is no JSON object with text in that field.
     """
-    name = path.replace("\\", "/").rsplit("/", 1)[-1]
+    name = last_part(path)
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         where = f"prompts {path!r}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where} is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{where} is a JSON {type(row).__name__}; it must be an object with a prompt")
+        row = parse(line, where)
+        check(row, dict, where)
         field = _recognise(where, row) if field is None else field
         rows.append(Row(f"{name}:{number}", where, _prompt(where, row, field)))
     return rows
@@ -70,29 +67,18 @@ def _recognise(where: str, row: dict[str, Any]) -> str:
     found = [field for field in FIELDS if field in row]
     if not found:
         wanted = " nor ".join(map(repr, FIELDS))
-        raise ValueError(f"{where} has neither {wanted}; give the field of its prompt, one of {_fields(row)}")
+        raise ValueError(f"{where} has neither {wanted}; give the field of its prompt, one of {names_of(row)}")
     return found[0]
 
 
-def _prompt(where: str, row: dict[str, Any], field: str) -> str:
-    if field not in row:
-        raise ValueError(f"{where} has no field {field!r}; its fields are {_fields(row)}")
-    text = row[field]
+def _prompt(where: str, row: dict[str, Any], name: str) -> str:
+    text = field(row, name, (str, list), where)
     if isinstance(text, list):
         if not text:
-            raise ValueError(f"{where}: field {field!r} is an empty list; it must have a text")
+            raise ValueError(f"{where}: field {name!r} is an empty list; it must have a text")
         text = text[0]
-    if not isinstance(text, str):
-        raise ValueError(f"{where}: field {field!r} holds {text!r}; it must be a text or a list of texts")
-    if not text.strip():
-        raise ValueError(f"{where}: field {field!r} is empty; it must be a text")
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ValueError(f"{where}: field {field!r} holds half a surrogate pair, which is no character")
-    return text
-
-
-def _fields(row: dict[str, Any]) -> str:
-    return ", ".join(map(repr, list(row)[:8])) or "none"
+    check(text, str, f"{where}: field {name!r}")
+    return filled(text, f"{where}: field {name!r}")
 
 
 def make_prompts(rows: Sequence[Row], count: int, encode: Callable[[str], list[int]], most: int) -> list[Prompt]:

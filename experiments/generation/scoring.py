@@ -44,7 +44,8 @@ def _read(config: ms.Config, params: Params, text: Int[Array, " T"], length: Int
 def _read_both(config: ms.Config, params: Params, x: Float[Array, "C D"], beside: dict[str, Any]) -> dict[str, Array]:
     logits, targets = unembed(config, params, x), beside["targets"]
     likeliest = jnp.argmax(logits, axis=-1) == targets
-    return {"nats": losses_of(logits, targets), "agreement": likeliest.astype(jnp.float32)}
+    known = ~jnp.isnan(jnp.max(logits, axis=-1))
+    return {"nats": losses_of(logits, targets), "agreement": jnp.where(known, likeliest.astype(jnp.float32), jnp.nan)}
 
 
 def distinct(story: Int[np.ndarray, " M"], size: int) -> float | None:

@@ -5,10 +5,10 @@ from typing import Any
 
 from rich.table import Table
 
+from experiments.estimates import columns, mean
 from experiments.generation.verdict import DROPPED, FULL, UNREADABLE, outcomes
 from experiments.paired import by, difference, mean_of
 from experiments.shown import with_error
-from msrnn_jax.evaluate import Mean, mean_over
 from msrnn_jax.journal import Line
 
 # What is averaged: over stories, or over their tokens where there is a weight.
@@ -38,17 +38,11 @@ def summarise(lines: Sequence[Line]) -> list[dict[str, Any]]:
 def _row(policy: str, budget: int, lines: Sequence[Line], full: Sequence[Line]) -> dict[str, Any]:
     row: dict[str, Any] = {"policy": policy, "budget": budget, "stories": len(lines)}
     for name, (value, weight) in MEASURES.items():
-        ours, theirs = ([line for line in some if line[value] is not None] for some in (lines, full))
-        row[name], row[f"{name}_stderr"] = mean_of(ours, value, weight) if ours else NONE
+        ours, theirs = ([line for line in some if line.get(value) is not None] for some in (lines, full))
+        row |= columns(name, mean_of(ours, value, weight))
         if policy != FULL:
-            both = {line["document"] for line in ours} & {line["document"] for line in theirs}
-            above = difference(ours, theirs, value, weight) if both else NONE
-            row[f"{name}_above_full"], row[f"{name}_above_full_stderr"] = above
-    row[ALIKE], row[f"{ALIKE}_stderr"] = mean_of(lines, ALIKE)
-    return row
-
-
-NONE = Mean(float("nan"), float("nan"))
+            row |= columns(f"{name}_above_full", difference(ours, theirs, value, weight))
+    return row | columns(ALIKE, mean_of(lines, ALIKE))
 
 
 def summarise_judge(lines: Sequence[Line]) -> list[dict[str, Any]]:
@@ -68,21 +62,20 @@ def _judged(policy: str, budget: int, lines: Sequence[Line]) -> dict[str, Any]:
     values = [{"win": 1.0, "tie": 0.0, "loss": -1.0}[one] for one in found if one != DROPPED]
     row: dict[str, Any] = {"policy": policy, "budget": budget, "dropped": found.count(DROPPED), "pairs": len(values)}
     row |= counts | {"unreadable": sum(line["choice"] == UNREADABLE for line in lines)}
-    row["lead"], row["lead_stderr"] = mean_over(values, [1] * len(values)) if values else NONE
-    return row
+    return row | columns("lead", mean(values))
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """Means, and under them how far above the full model's they are, for reading."""
-    columns = {"tokens": 0, "distinct_4": 3, "nll": 3, "agreement": 3}
+    shown = {"tokens": 0, "distinct_4": 3, "nll": 3, "agreement": 3}
     made = Table("policy", caption=f"{rows[0]['stories']} stories each")
-    for title in ("budget", *columns, ALIKE):
+    for title in ("budget", *shown, ALIKE):
         made.add_column(title.replace("_", "-"), justify="right", no_wrap=True)
     for row in rows:
-        cells = [with_error(row, name, places) for name, places in columns.items()]
+        cells = [with_error(row, name, places) for name, places in shown.items()]
         made.add_row(row["policy"], str(row["budget"]), *cells, with_error(row, ALIKE, 0))
         if row["policy"] != FULL:
-            cells = [with_error(row, f"{name}_above_full", places) for name, places in columns.items()]
+            cells = [with_error(row, f"{name}_above_full", places) for name, places in shown.items()]
             made.add_row("  above full", "", *cells)
     return made
 

@@ -15,12 +15,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from experiments.books import Passage, read_books, spread
-from experiments.forgetting import policies_of
+from experiments.books import Passage, read_books, spaced, spread
+from experiments.forgetting import BASELINE, FULL, named, policies_of
 from experiments.language_modeling.reading import Full, read_budgets, read_full, read_short, together
 from experiments.language_modeling.tables import summarise, table
 from experiments.model import Model, open_model
-from experiments.options import Budgets, Checkpoint, Dtype, Out, Policies, Preset, settings_of
+from experiments.options import Books, Budgets, Checkpoint, Dtype, NumBooks, Out, Policies, Preset, Segment, settings_of
 from experiments.shown import show
 from experiments.study import Key, Unit, complete
 from msrnn_jax.checks import whole
@@ -30,7 +30,6 @@ from msrnn_jax.policies import parse_policy
 from msrnn_jax.usage import Command
 
 NAME = "language_modeling"
-FULL, BASELINE = "full", "baseline"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +66,9 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
     settings = dataclasses.replace(settings, segment=size)
     _check(settings, model, size)
     books = read_books(model.tokenizer, settings.data, size * max(1, settings.segments), console, settings.books)
-    passages = [passage for book in books for passage in spread(book, size, settings.segments)]
-    fewer = {passage.name for book in books for passage in spread(book, size, settings.other_segments)}
+    cut = [spread(book, size, settings.segments) for book in books]
+    passages = [passage for own in cut for passage in own]
+    fewer = {passage.name for own in cut for passage in spaced(own, settings.other_segments)}
 
     @functools.lru_cache(maxsize=1)
     def full(index: int) -> Full:
@@ -97,7 +97,7 @@ def _units(
     size = len(passage.tokens)
 
     def key(policy: str, budget: int) -> Key:
-        return Key({"policy": policy, "budget": budget, "segment": size}, passage.name, passage.sha256)
+        return Key({**named(policy), "budget": budget, "segment": size}, passage.name, passage.sha256)
 
     def read_whole() -> list[dict[str, Any]]:
         nats = float(full().nats.sum(dtype="float64"))
@@ -123,19 +123,15 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @plain_errors()
 def main(
     checkpoint: Checkpoint,
-    data: Annotated[
-        list[str] | None, typer.Option(help="Books: files or folders of .txt. Default: Python's help.")
-    ] = None,
+    data: Books = None,
     preset: Preset = "small",
     policy: Policies = None,
     other: Annotated[list[str] | None, typer.Option(help="Policies for the fewer segments; repeat it.")] = None,
     budget: Budgets = None,
-    segment: Annotated[
-        int | None, typer.Option(help="Tokens of a segment. Default: the context, at most 4,096.")
-    ] = None,
+    segment: Segment = None,
     segments: Annotated[int | None, typer.Option(help="Of every book, evenly spread; 0 for all.")] = None,
     other_segments: Annotated[int | None, typer.Option(help="Of every book, for --other.")] = None,
-    books: Annotated[int | None, typer.Option(help="The first ones only; 0 for all.")] = None,
+    books: NumBooks = None,
     dtype: Dtype = None,
     out: Out = pathlib.Path("results/language_modeling.jsonl"),
 ) -> None:

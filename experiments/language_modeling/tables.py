@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
+from experiments.estimates import columns, ratio
 from experiments.paired import by, mean_of
 from experiments.shown import with_error
-from msrnn_jax.evaluate import mean_over, perplexity_from
+from msrnn_jax.evaluate import perplexity_from
 from msrnn_jax.journal import Line
 from msrnn_jax.measure import decimals
 
@@ -29,29 +29,29 @@ def _row(policy: str, budget: int, lines: Sequence[Line]) -> dict[str, Any]:
     row["tokens"] = sum(line["tokens"] for line in lines)
     found = {
         "nll": mean_of(lines, "nats", "tokens"),
-        "above_full": mean_over(_above(lines), [line["tokens"] for line in lines]),
+        "above_full": ratio([_above(line) for line in lines], [line["tokens"] for line in lines]),
         "kl": mean_of(lines, "kl", "tokens"),
         "agreement": mean_of(lines, "agreement", "tokens"),
     }
     row["perplexity"] = perplexity_from(found["nll"].value)
     for name, mean in found.items():
-        row[name], row[f"{name}_stderr"] = mean
+        row |= columns(name, mean)
     return row
 
 
-def _above(lines: Sequence[Line]) -> list[float]:
-    return [np.nan if line["nats"] is None else line["nats"] - line["full_nats"] for line in lines]
+def _above(line: Line) -> float | None:
+    return None if None in (line["nats"], line["full_nats"]) else line["nats"] - line["full_nats"]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """Perplexities and nearness to the full model, for reading."""
-    columns = {"nats above full": ("above_full", 4), "KL from full": ("kl", 4), "top-1 agreement": ("agreement", 4)}
+    shown = {"nats above full": ("above_full", 4), "KL from full": ("kl", 4), "top-1 agreement": ("agreement", 4)}
     made = Table("policy")
-    for title in ("budget", "segments", "perplexity", *columns):
+    for title in ("budget", "segments", "perplexity", *shown):
         made.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         cells = [str(row["budget"]), str(row["segments"]), decimals(row["perplexity"], 2)]
-        for name, places in columns.values():
+        for name, places in shown.values():
             cells.append(with_error(row, name, places))
         made.add_row(row["policy"], *cells)
     return made

@@ -20,13 +20,13 @@ import typer
 from rich.console import Console
 
 from experiments.books import read_books
-from experiments.forgetting import policies_of
+from experiments.forgetting import named, policies_of
 from experiments.model import Model, open_model
 from experiments.needle.asking import Asked, ask
 from experiments.needle.haystack import Case, draw_case, needle_tokens
-from experiments.needle.prompts import ORDERS, Room, room_for, write_prompt
+from experiments.needle.prompts import ORDERS, Room, rooms_for, write_prompt
 from experiments.needle.tables import depth_table, summarise, summarise_depths, table
-from experiments.options import Budgets, Checkpoint, Dtype, Out, Policies, Preset, settings_of
+from experiments.options import Books, Budgets, Checkpoint, Dtype, Mode, Out, Policies, Preset, settings_of
 from experiments.shown import show
 from experiments.study import Key, Unit, complete
 from msrnn_jax.checks import whole
@@ -88,9 +88,13 @@ PRESETS = {
 def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
     """Asks what is missing, and returns all lines."""
     model = open_model(settings.checkpoint, settings.dtype)
-    settings = dataclasses.replace(settings, depths=tuple(round(depth, 6) for depth in settings.depths))
+    settings = dataclasses.replace(settings, depths=tuple(round(depth, 6) + 0.0 for depth in settings.depths))
     _check(settings, model)
-    rooms = {length: room_for(model.tokenizer, length, settings.chat) for length in settings.lengths}
+    rooms = rooms_for(model.tokenizer, settings.lengths, settings.chat)
+    for length, room in rooms.items():
+        if room.lead + room.tail > model.config.max_length:
+            most = model.config.max_length - room.lead - room.tail + length
+            raise ValueError(f"length is {length}; it must be at most {most}, so that the question fits the context")
     books = read_books(model.tokenizer, settings.data, max(settings.lengths) * settings.draws, console)
     cases = {
         (length, depth): [
@@ -137,7 +141,7 @@ def _units(settings: Settings, model: Model, order: str, cases: Sequence[Case], 
     def unit(policy: Policy, budgets: Sequence[int]) -> Unit:
         about = {"order": order, "length": length, "depth": depth, "mode": settings.mode, "chat": settings.chat}
         keys = [
-            Key({"policy": str(policy), "budget": budget, **about}, case.name, case.sha256)
+            Key({**named(policy), "budget": budget, **about}, case.name, case.sha256)
             for budget in budgets
             for case in cases
         ]
@@ -159,9 +163,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @plain_errors()
 def main(
     checkpoint: Checkpoint,
-    data: Annotated[
-        list[str] | None, typer.Option(help="Books: files or folders of .txt. Default: Python's help.")
-    ] = None,
+    data: Books = None,
     preset: Preset = "small",
     policy: Policies = None,
     budget: Budgets = None,
@@ -173,7 +175,7 @@ def main(
     order: Annotated[
         list[str] | None, typer.Option(help="The question: after, or before (as well); repeat it.")
     ] = None,
-    mode: Annotated[str | None, typer.Option(help="How prompts are read: stepwise or oneshot.")] = None,
+    mode: Mode = None,
     chat: Annotated[bool | None, typer.Option("--chat/--no-chat", help="Use the model's chat template.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
     dtype: Dtype = None,

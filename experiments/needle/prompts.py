@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from experiments.needle.haystack import CHOICES, CITIES, DIGITS, SENTENCE, Case
-from msrnn_jax.templates import render
 from msrnn_jax.tokenizer import Tokenizer
 
 ORDERS = ("after", "before")  # of the question, which is asked after the text in both
@@ -60,8 +59,8 @@ def write_prompt(tokenizer: Tokenizer, case: Case, order: str, chat: bool) -> Pr
     )
 
 
-def room_for(tokenizer: Tokenizer, length: int, chat: bool) -> Room:
-    """Sizes that hold every case of a length in any order, whatever is drawn.
+def rooms_for(tokenizer: Tokenizer, lengths: Sequence[int], chat: bool) -> dict[int, Room]:
+    """For each length sizes that hold every case of it in any order, whatever is drawn.
 
     Raises:
       ValueError: as `write_prompt`.
@@ -71,10 +70,10 @@ def room_for(tokenizer: Tokenizer, length: int, chat: bool) -> Room:
         values = ("0" * DIGITS,) * CHOICES
         text = SENTENCE.format(city=city, value=values[0])
         for order in ORDERS:
-            prompt = write_prompt(tokenizer, Case(length, 0.0, 0, text, city, values, ""), order, chat)
+            prompt = write_prompt(tokenizer, Case(0, 0.0, 0, text, city, values, ""), order, chat)
             around = max(around, len(prompt.lead) - len(tokenizer.encode(text)))
             tail = max(tail, len(prompt.tail))
-    return Room(_rounded(length + around + SLACK), _rounded(tail))
+    return {length: Room(_rounded(length + around + SLACK), _rounded(tail)) for length in lengths}
 
 
 def _rounded(count: int) -> int:
@@ -91,8 +90,7 @@ def _opened(tokenizer: Tokenizer, message: str) -> str:
     """A chat's first message and the beginning of the answer to it."""
     if tokenizer.template is None:
         raise ValueError("chat is on, but the checkpoint has no chat template; it must be off")
-    messages = [{"role": "user", "content": message}]
-    return render(tokenizer.template, {"messages": messages, "add_generation_prompt": True, **tokenizer.names})
+    return tokenizer.render([{"role": "user", "content": message}])
 
 
 def _span(ends: Sequence[int], start: int, text: str) -> Span:

@@ -1,11 +1,12 @@
 """What the cases say together: how many answers are right, and how much of the needle was still held."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
+from experiments.estimates import columns
 from experiments.paired import by, difference, mean_of
 from experiments.shown import with_error
 from msrnn_jax.journal import Line
@@ -58,21 +59,20 @@ def summarise_depths(lines: Sequence[Line]) -> list[dict[str, Any]]:
 def _row(setting: Mapping[str, Any], lines: Sequence[Line]) -> dict[str, Any]:
     row: dict[str, Any] = {**setting, "cases": len(lines)}
     for name, number in MEANS.items():
-        row[name], row[f"{name}_stderr"] = mean_of(lines, number)
+        row |= columns(name, mean_of(lines, number))
     return row
 
 
 def _above(other: str, first: Sequence[Line], second: Sequence[Line]) -> dict[str, float]:
     row = {}
     for name in COMPARED:
-        mean = difference(first, second, MEANS[name]) if second else (np.nan, np.nan)
-        row[f"{name}_above_{other}"], row[f"{name}_above_{other}_stderr"] = mean
+        row |= columns(f"{name}_above_{other}", difference(first, second, MEANS[name]))
     return row
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """What `summarise` says, for reading."""
-    columns = {
+    shown = {
         "right": ("correct", 2),
         "right of 10": ("choice", 2),
         "nats": ("nats", 1),
@@ -81,10 +81,10 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         "above after": ("correct_above_after", 2),
     }
     made = Table("policy", "budget", "question", "length", "cases")
-    for title in columns:
+    for title in shown:
         made.add_column(title, justify="right", no_wrap=True)
     for row in rows:
-        cells = [_mean(row, name, places) for name, places in columns.values()]
+        cells = [_mean(row, name, places) for name, places in shown.values()]
         made.add_row(row["policy"], *(str(row[name]) for name in ("budget", "order", "length", "cases")), *cells)
     return made
 
@@ -105,6 +105,6 @@ def depth_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _mean(row: Mapping[str, Any], name: str, places: int) -> str:
-    if np.isnan(row[name]):
+    if math.isnan(row[name]):
         return "-"
     return with_error(row, name, places)

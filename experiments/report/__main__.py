@@ -24,6 +24,8 @@ from msrnn_jax.plot import check_plot
 from msrnn_jax.record import check_writable, write_bytes, write_json, write_text
 from msrnn_jax.usage import Command
 
+WRITTEN = ("report.html", "report.md", "report.json")
+
 
 def run(results: pathlib.Path, out: pathlib.Path, model: str | None = None) -> Report:
     """Makes a report of the results in a folder and writes it into another.
@@ -31,15 +33,19 @@ def run(results: pathlib.Path, out: pathlib.Path, model: str | None = None) -> R
     Args:
       model: what it is called; None: as its checkpoint.
     """
-    check_writable("out", out / "report.html")
-    check_plot(out / "figure_3.png")
+    check_plot(out / "report.png")  # whether any can be drawn
+    for name in WRITTEN:
+        check_writable("out", out / name)
     report = make_report(read_records(results), model)
-    for section in report.sections:
-        for picture in section.pictures:
-            write_bytes(out / f"{picture.name}.png", picture.png)
-    write_text(out / "report.md", markdown_of(report))
+    pictures = {f"{one.name}.png": one.png for section in report.sections for one in section.pictures}
+    texts = {"report.md": markdown_of(report), "report.html": page_of(report)}
+    for name in pictures:
+        check_writable("out", out / name)
+    for name, content in pictures.items():
+        write_bytes(out / name, content)
     write_json(out / "report.json", values_of(report))
-    write_text(out / "report.html", page_of(report))
+    for name, text in texts.items():
+        write_text(out / name, text)
     return report
 
 

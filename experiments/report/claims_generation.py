@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from experiments import published
+from experiments.estimates import Estimate, mean, minus, over
 from experiments.generation.verdict import DROPPED, outcomes
-from experiments.report.draws import common, full, select, share
-from experiments.report.estimates import Estimate, mean, minus, over
+from experiments.paired import mean_of
+from experiments.report.draws import common, full, select
 from experiments.report.records import JUDGE, Records
 from experiments.report.verdicts import Claim, Part, Verdict, above, below, every, inside, not_measured
 
@@ -53,7 +54,7 @@ def mostly_ties(budget: int, records: Records) -> Verdict:
 
 def ties_grow(records: Records) -> Verdict:
     """Whether ties become more frequent with the budget."""
-    parts = []
+    parts, missing = [], []
     for small, large in ((256, 512), (512, 1024)):
         first, second = judged(records, small), judged(records, large)
         both = [document for document in first if document in second]
@@ -61,7 +62,9 @@ def ties_grow(records: Records) -> Verdict:
             paper = (published.STORIES[large][1] - published.STORIES[small][1]) / 100
             more = minus(said([second[one] for one in both], "tie"), said([first[one] for one in both], "tie"))
             parts.append(above(f"k = {large} against {small}", more, 0.0, paper))
-    return every(parts, "share of pairs") if parts else not_measured(_why(records, 512))
+        else:
+            missing.append(f"k = {large} against {small}")
+    return every(parts, "share of pairs", missing=missing) if parts else not_measured(_why(records, 512))
 
 
 def _why(records: Records, budget: int) -> str:
@@ -79,9 +82,12 @@ def lengths(budget: int, test: Test, unit: str, records: Records) -> Verdict:
     ours, theirs = common(select(lines, ("mode",), policy="tova", budget=budget), full(lines))
     if not ours:
         return not_measured(f"{NAME}.jsonl has no result of k = {budget}")
-    most = max(line["setting"]["max_new_tokens"] for line in ours)
-    cut = f"stories are cut at {most:,} tokens; the paper's are not" if most < published.FULL_STORY else ""
-    return every([test(f"k = {budget}", share(ours, "tokens"), share(theirs, "tokens"))], unit, cut)
+    cut = [sum(not line.get("ended") for line in lines) for lines in (ours, theirs)]
+    if any(cut):
+        most = max(line["setting"]["max_new_tokens"] for line in ours)
+        counted = f"{cut[0]} of TOVA's and {cut[1]} of the full model's {len(ours)} stories"
+        return not_measured(f"{counted} were cut at {most:,} tokens: how long they are is not known")
+    return every([test(f"k = {budget}", mean_of(ours, "tokens"), mean_of(theirs, "tokens"))], unit)
 
 
 def _shorter(what: str, ours: Estimate, whole: Estimate) -> Part:

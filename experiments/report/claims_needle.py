@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from experiments.report.draws import Draws, common, full, select, share, sizes, values_of
-from experiments.report.estimates import minus
+from experiments.estimates import minus
+from experiments.paired import mean_of
+from experiments.report.draws import Draws, common, full, select, sizes, values_of
 from experiments.report.records import Records
 from experiments.report.verdicts import Claim, Verdict, above, every, not_measured
 from msrnn_jax.journal import Line
@@ -52,7 +53,7 @@ def _at_all(
             first, second = common(*pair(far, ours, order)) if ours else ([], [])
             if first:
                 what = f"k = {budget}, {mode}" if mode else f"k = {budget}"
-                parts.append(above(what, minus(share(first, "correct"), share(second, "correct")), 0.0))
+                parts.append(above(what, minus(mean_of(first, "correct"), mean_of(second, "correct")), 0.0))
     return every(parts, unit) if parts else not_measured(records.why(NAME))
 
 

@@ -7,14 +7,14 @@ from functools import partial
 from typing import Any
 
 from experiments import published
-from experiments.report.estimates import Estimate, exact, mean
+from experiments.estimates import Estimate, exact, mean
 from experiments.report.records import THROUGHPUT, Records
 from experiments.report.verdicts import Claim, Part, Verdict, above, every, inside, not_measured
 from experiments.throughput.table1 import batch_of
 
 GB = 1e9
 Row = Mapping[str, Any]
-LIMIT = 0.04  # GB; the paper's numbers are 0.02 to 0.04 above the bytes of keys and values alone
+LIMIT = 0.12  # as a share; the paper's numbers are 1.5 to 11 % above the bytes of keys and values alone
 
 
 def memory_rows(records: Records) -> dict[int, Row]:
@@ -47,8 +47,8 @@ def at(sizes: tuple[int, ...], compare: Compare, unit: str, records: Records, no
         else:
             parts.append(part)
     if not parts:
-        return not_measured(note or f"not measured at {', '.join(missing)}")
-    return every(parts, unit, f"not measured at {', '.join(missing)}" if missing else "")
+        return not_measured(note or f"not measured: {', '.join(missing)}")
+    return every(parts, unit, missing=missing)
 
 
 def saved(row: Row, full: Row, size: int) -> Part:
@@ -60,7 +60,7 @@ def saved(row: Row, full: Row, size: int) -> Part:
 
 def batches(row: Row, full: Row, size: int) -> Part | None:
     """Whether so many times as many rows fit as in the paper, but for 10 %."""
-    if not full["largest_batch"]:
+    if not batch_of(full):
         return None
     paper = published.BATCH[size] / published.BATCH[4096]
     return inside(_name(row), exact(batch_of(row) / batch_of(full)), 0.9 * paper, 1.1 * paper, paper)
@@ -95,7 +95,7 @@ def paper_memory(records: Records) -> Verdict:
     for size, paper in published.MEMORY.items():
         policy = ms.Full() if size == published.CONTEXT else ms.TOVA()
         gigabytes = exact(state_bytes(SHAPES["llama-2-7b"], policy, size) / GB)
-        parts.append(inside(f"k = {size}", gigabytes, paper - LIMIT, paper + LIMIT, paper))
+        parts.append(inside(f"k = {size}", gigabytes, (1 - LIMIT) * paper, (1 + LIMIT) * paper, paper))
     return every(parts, "GB, from the shape of LLaMA-2-7B in bfloat16")
 
 
@@ -105,7 +105,8 @@ _RELATIVE = "throughput over full attention's, each at its largest batch"
 
 
 def _claims() -> Iterator[Claim]:
-    yield Claim("3.4", "Keys and values of LLaMA-2-7B take the memory of Table 1 (within 0.04 GB)", paper_memory)
+    text = "Keys and values of LLaMA-2-7B take the memory of Table 1 (within 12 %; arithmetic, no run)"
+    yield Claim("3.4", text, paper_memory)
     yield Claim(
         "3.4", "At 1/8 of the context 88 % of the cache is saved (7/8)", partial(at, (512,), saved, "share saved")
     )

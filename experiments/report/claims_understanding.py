@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
-from experiments.report.draws import Draws, common, full, select, share, sizes
-from experiments.report.estimates import Estimate, minus
+from experiments.estimates import Estimate, minus
+from experiments.report.draws import Draws, common, full, select, sizes
 from experiments.report.records import Records
 from experiments.report.verdicts import Claim, Part, Verdict, above, below, every, not_measured, some
+from experiments.understanding.tables import nats_of, score_of
 from msrnn_jax.journal import Line
 
 NAME = "understanding"
 RIVALS = {"window:sinks=4": "Window+4", "baseline": "short context"}
+SHARES = (16, 8, 4, 2)  # of the context, one by the paper's budgets
 MODES = {"stepwise": "the prompt read step by step", "oneshot": "the prompt read at once, then compressed"}
 
 
@@ -45,16 +47,6 @@ class Answers(NamedTuple):
         return full(self.lines, task=self.task)
 
 
-def score(lines: list[Line]) -> Estimate:
-    """Points out of 100."""
-    return share(lines, "score")
-
-
-def nats(lines: list[Line]) -> Estimate:
-    """Of the reference answers, per token."""
-    return share(lines, "reference_nats", "reference_tokens")
-
-
 Decide = Callable[[Answers], Verdict]
 
 
@@ -71,27 +63,27 @@ def decide(task: str, mode: str, how: Decide, records: Records) -> Verdict:
 
 def beats_all(found: Answers) -> Verdict:
     """Whether TOVA scores higher than each of its rivals at all budgets."""
-    parts, missing = _against(found, score, partial(above, bound=0.0))
-    return every(parts, "points more than the rival", missing)
+    return every(*_against(found, score_of, partial(above, bound=0.0), "points more than the rival"))
 
 
 def predicts_better(found: Answers) -> Verdict:
     """Whether TOVA gives the reference answers a higher probability than its rivals do."""
-    parts, missing = _against(found, nats, partial(below, bound=0.0))
-    return every(parts, "nats per token of the reference less than the rival", missing)
+    return every(
+        *_against(found, nats_of, partial(below, bound=0.0), "nats per token of the reference above the rival's")
+    )
 
 
 def by_points(bound: float, found: Answers) -> Verdict:
     """Whether TOVA is so many points above a rival anywhere."""
-    parts, missing = _against(found, score, partial(above, bound=bound))
-    return some(parts, "points more than the rival", missing)
+    return some(*_against(found, score_of, partial(above, bound=bound), "points more than the rival"))
 
 
 def _against(
-    found: Answers, number: Callable[[list[Line]], Estimate], test: Callable[..., Part]
-) -> tuple[list[Part], str]:
+    found: Answers, number: Callable[[list[Line]], Estimate], test: Callable[..., Part], unit: str
+) -> tuple[list[Part], str, str, list[str]]:
+    """What `every` and `some` are given: the parts, their unit, no note, and those that are missing."""
     parts, missing = [], []
-    for budget in found.budgets:
+    for budget in (found.context // share for share in SHARES):
         for policy, name in RIVALS.items():
             ours, theirs = common(found.of("tova", budget), found.of(policy, budget))
             what = f"k = {budget}, {name}"
@@ -99,7 +91,7 @@ def _against(
                 parts.append(test(what, minus(number(ours), number(theirs))))
             else:
                 missing.append(what)
-    return parts, f"not measured: {'; '.join(missing)}" if missing else ""
+    return parts, unit, "", missing
 
 
 def within(points: float, share_of: int, found: Answers) -> Verdict:
@@ -109,7 +101,7 @@ def within(points: float, share_of: int, found: Answers) -> Verdict:
 
 def not_within(points: float, share_of: int, found: Answers) -> Verdict:
     """Whether TOVA is farther than so many points from the full model at all budgets up to a share of the context."""
-    return _below_full(points, [one for one in found.budgets if one <= found.context // share_of], found, above)
+    return _below_full(points, [found.context // share for share in SHARES if share >= share_of], found, above)
 
 
 def _below_full(points: float, budgets: list[int], found: Answers, test: Callable[..., Part]) -> Verdict:
@@ -117,10 +109,10 @@ def _below_full(points: float, budgets: list[int], found: Answers, test: Callabl
     for budget in budgets:
         whole, ours = common(found.full(), found.of("tova", budget))
         if ours:
-            parts.append(test(f"k = {budget}", minus(score(whole), score(ours)), points))
+            parts.append(test(f"k = {budget}", minus(score_of(whole), score_of(ours)), points))
         else:
             missing.append(f"k = {budget}")
-    return every(parts, "points less than the topline", f"not measured at {', '.join(missing)}" if missing else "")
+    return every(parts, "points less than the topline", missing=missing)
 
 
 def _claims() -> Iterator[Claim]:

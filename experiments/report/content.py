@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.report.estimates import Estimate
 from msrnn_jax.journal import Line
 
 Row = Mapping[str, Any]  # numbers and words by the name of their column
@@ -64,13 +63,6 @@ class Section(NamedTuple):
     about: str
     grids: Sequence[Grid]
     pictures: Sequence[Picture]
-
-
-def with_error(name: str, one: Estimate | None) -> dict[str, float | None]:
-    """An estimate as two values of a row."""
-    if one is None:
-        return {name: None, f"{name}_stderr": None}
-    return {name: one.value, f"{name}_stderr": one.stderr}
 
 
 Lines = Sequence[Line]

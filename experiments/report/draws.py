@@ -1,10 +1,9 @@
 """Lines of several settings on the same draws: documents, with what else of a setting is alike."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from experiments.report.estimates import Estimate, mean, ratio
 from msrnn_jax.journal import Line
 
 Draws = dict[str, Line]  # by document and what else of its setting there is
@@ -27,24 +26,10 @@ def common(*groups: Draws) -> list[list[Line]]:
     return [[group[key] for key in both] for group in groups]
 
 
-def share(lines: Sequence[Line], value: str, weight: str | None = None) -> Estimate:
-    """The mean of a number of these lines, or of sums over a count; a line without it makes it nan."""
-    values = [line.get(value) for line in lines]
-    return mean(values) if weight is None else ratio(values, [line.get(weight) or 0 for line in lines])
-
-
 def values_of(lines: Sequence[Line], name: str) -> list[Any]:
     """The values of a setting, each once, numbers in order."""
     found = list(dict.fromkeys(line["setting"][name] for line in lines))
     return sorted(found) if all(isinstance(value, int | float) for value in found) else found
-
-
-def by(lines: Sequence[Line], key: Callable[[Mapping[str, Any]], Any]) -> dict[Any, list[Line]]:
-    """Lines in groups of one setting, in the order in which they come."""
-    groups: dict[Any, list[Line]] = {}
-    for line in lines:
-        groups.setdefault(key(line["setting"]), []).append(line)
-    return groups
 
 
 def full(lines: Sequence[Line], **wanted: Any) -> Draws:

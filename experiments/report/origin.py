@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from experiments.names import last_part
 from experiments.report.records import NAMES, OPTIONAL, THROUGHPUT, Records
 from experiments.study import Record
 
@@ -25,6 +26,7 @@ class Origin(NamedTuple):
     facts: Mapping[str, str]  # such as model and hardware, for reading
     settings: Mapping[str, Any]
     documents: Mapping[str, str]  # hashes of what was read, by name
+    weights: Mapping[str, str]  # their hash, by the dtype that they were cast to
 
     @property
     def is_complete(self) -> bool:
@@ -56,12 +58,15 @@ def _of(name: str, record: Record) -> Origin:
         hashes.setdefault(line["document"], set()).add(line["sha256"])
     documents = {document: " ".join(sorted(found)) for document, found in hashes.items()}
     counts = len(record.lines), len(header["planned"])
-    return Origin(name, *counts, record.seconds, _facts(header), shown(header["settings"]), documents)
+    facts = {**_facts(header), "commit": ", ".join(record.commits)}
+    weights = {header["dtype"]: header["model_sha256"]}
+    return Origin(name, *counts, record.seconds, facts, shown(header["settings"]), documents, weights)
 
 
 def _of_throughput(result: Mapping[str, Any]) -> Origin:
     documents = {"text": str(result["text_sha256"])} if "text_sha256" in result else {}
-    return Origin(THROUGHPUT, 1, 1, None, _facts(result), shown(result.get("settings", {})), documents)
+    weights = {str(dtype): str(found) for dtype, found in result.get("model_sha256", {}).items()}
+    return Origin(THROUGHPUT, 1, 1, None, _facts(result), shown(result["settings"]), documents, weights)
 
 
 def _facts(header: Mapping[str, Any]) -> dict[str, str]:
@@ -70,7 +75,11 @@ def _facts(header: Mapping[str, Any]) -> dict[str, str]:
     if not isinstance(models, str):  # of throughput: one for every dtype
         models = ", ".join(f"{name} {value}" for name, value in models.items())
     facts = {"model": models}
-    facts |= {name: str(header[name]) for name in ("dtype", "device", "threads", "python", "commit") if name in header}
+    facts |= {
+        name: str(header[name])
+        for name in ("dtype", "device", "hardware", "threads", "python", "commit")
+        if name in header
+    }
     facts["versions"] = ", ".join(f"{name} {value}" for name, value in header.get("versions", {}).items())
     for name in ("jax_enable_x64", "jax_default_matmul_precision"):
         if header.get(name):
@@ -85,10 +94,12 @@ def model_name(found: list[Origin]) -> str:
 
 
 def different_models(found: list[Origin]) -> bool:
-    """Whether results that this report puts together are of different weights."""
-    named = [set(re.findall(r"\b[0-9a-f]{16}\b", one.facts["model"])) for one in found]
-    known = [hashes for hashes in named if hashes]
-    return bool(known) and not set.intersection(*known)
+    """Whether results that this report puts together are of different weights, as far as they were of one dtype."""
+    hashes: dict[str, set[str]] = {}
+    for one in found:
+        for dtype, weights in one.weights.items():
+            hashes.setdefault(dtype, set()).add(weights)
+    return any(len(some) > 1 for some in hashes.values())
 
 
 def shown(settings: Any, name: str = "") -> Any:
@@ -100,11 +111,6 @@ def shown(settings: Any, name: str = "") -> Any:
     if isinstance(settings, str) and (name in _PLACES or _PLACE.search(settings)):
         return last_part(settings)
     return settings
-
-
-def last_part(path: str) -> str:
-    """The name of a file or folder, whichever system's path it is."""
-    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
 def together(documents: Mapping[str, str]) -> str:

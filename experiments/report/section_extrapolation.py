@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments import published
+from experiments.estimates import columns, exp
+from experiments.paired import by
 from experiments.report.claims_extrapolation import Stream, stream
-from experiments.report.content import Column, Grid, Lines, Picture, Row, Section, with_error
+from experiments.report.content import Column, Grid, Lines, Picture, Row, Section
 from experiments.report.drawing import COLORS, GREY, canvas, label, legend, png
-from experiments.report.draws import by
-from experiments.report.estimates import exp
+from experiments.report.records import Records
 
 NAME = "extrapolation"
 PLACES = (4_096, 10_000, 20_000, 40_000, 70_000)
@@ -24,11 +25,12 @@ COLUMNS = (
     *(Column(f"at_{place}", f"{place:,} tokens", 3) for place in PLACES),
 )
 
-Setting = tuple[str, int, str]
 
-
-def make(lines: Lines) -> Section:
-    """The section of these results."""
+def make(records: Records) -> Section | None:
+    """The section of these results, None where there are none."""
+    lines = records.lines(NAME)
+    if not lines:
+        return None
     streams = {setting: stream(some) for setting, some in _groups(lines).items()}
     about = (
         "The perplexity of all tokens so far, of whole books read as one stream with a state of fixed size. With few "
@@ -38,8 +40,8 @@ def make(lines: Lines) -> Section:
     return Section(NAME, "Extrapolation to 70,000 tokens (Figure 7)", about, [grid], [_picture(streams)])
 
 
-def _groups(lines: Lines) -> dict[Setting, list]:
-    return by(lines, lambda setting: (setting["policy"], setting["budget"], setting["positions"]))
+def _groups(lines: Lines) -> dict[tuple[Any, ...], list]:
+    return by(lines, "policy", "budget", "positions")
 
 
 def rows_of(lines: Lines) -> list[Row]:
@@ -49,13 +51,13 @@ def rows_of(lines: Lines) -> list[Row]:
         found = stream(some)
         row = {"policy": policy, "budget": budget, "positions": positions, "books": len(some)}
         for place in PLACES:
-            if place <= found.length + 1_000:
-                row |= with_error(f"at_{place}", exp(found.until(place + 1)))
+            if place <= found.length + 1:
+                row |= columns(f"at_{place}", exp(found.until(place + 1)))
         rows.append(row)
     return rows
 
 
-def _picture(streams: dict[Setting, Stream]) -> Picture:
+def _picture(streams: dict[tuple[Any, ...], Stream]) -> Picture:
     figure, (left, right) = canvas(2, width=5.2, height=4.0)
     for (policy, budget, positions), found in streams.items():
         places: Sequence[float] = found.tokens.mean(axis=0).tolist()

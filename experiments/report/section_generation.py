@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments import published
+from experiments.generation.tables import summarise
 from experiments.report.claims_generation import judged
-from experiments.report.content import Column, Grid, Lines, Picture, Row, Section, with_error
+from experiments.report.content import Column, Grid, Lines, Picture, Row, Section
 from experiments.report.drawing import GREY, canvas, legend, png
-from experiments.report.draws import by, common, full, select, share
-from experiments.report.estimates import minus
 from experiments.report.records import Records
 
 NAME = "generation"
@@ -20,7 +19,7 @@ COLUMNS = (
     Column("budget", "k"),
     Column("stories", "stories"),
     Column("tokens", "tokens", 0),
-    Column("longer", "more than full's", 0),
+    Column("tokens_above_full", "more than full's", 0),
     Column("paper", "paper, LLaMA-2-13B", 0),
     Column("ended", "ended by itself, %", 0, 100.0),
     Column("distinct_1", "distinct-1", 3),
@@ -38,51 +37,31 @@ JUDGED = (
     Column("loss", "full wins, %", 0),
     Column("paper", "paper: wins, tie, full wins, %"),
 )
-MEANS = ("tokens", "ended", "distinct_1", "distinct_2", "distinct_3", "distinct_4", "same_until")
 
 
-def make(records: Records) -> Section:
-    """The section of these results; a judge's verdicts are in it if there are any."""
+def make(records: Records) -> Section | None:
+    """The section of these results, None where there are none; a judge's verdicts are in it if there are any."""
+    lines = records.lines(NAME)
+    if not lines:
+        return None
     about = (
         "Stories are drawn with the same random numbers under every state, so that texts differ only by what was "
         "forgotten. Each is then read by the full model. The paper's judge compares two stories in both orders."
     )
-    rows, verdicts = rows_of(records.lines(NAME)), verdicts_of(records)
+    rows, verdicts = rows_of(lines), verdicts_of(records)
     grids = [Grid("Stories by multi-state size (Figure 6)", COLUMNS, rows)]
     grids += [Grid("The judge's verdicts", JUDGED, verdicts)] if verdicts else []
     return Section(NAME, "Story generation (Figure 6)", about, grids, [_picture(rows, verdicts)])
 
 
 def rows_of(lines: Lines) -> list[Row]:
-    """One row for every policy and budget."""
-    whole, rows = full(lines), []
-    for (policy, budget), some in by(lines, lambda setting: (setting["policy"], setting["budget"])).items():
-        ours, theirs = common(select(lines, ("mode",), policy=policy, budget=budget), whole)
-        longer = minus(share(ours, "tokens"), share(theirs, "tokens")) if ours and policy != "full" else None
-        paper = published.STORIES.get(budget) if policy == "tova" else None
-        rows.append(
-            {
-                **{"policy": policy, "budget": budget, "stories": len(some)},
-                **{key: value for name in MEANS for key, value in _mean(some, name).items()},
-                **with_error("nll", share(some, "nats", "tokens") if "nats" in some[0] else None),
-                **_agreement(some),
-                **with_error("longer", longer),
-                "paper": published.FULL_STORY if policy == "full" else paper and paper[3],
-            }
-        )
+    """One row for every policy and budget, with the paper's lengths."""
+    rows = []
+    for row in summarise(lines):
+        theirs = published.STORIES.get(row["budget"]) if row["policy"] == "tova" else None
+        paper = published.FULL_STORY if row["policy"] == "full" else theirs and theirs[3]
+        rows.append({**row, "paper": paper})
     return rows
-
-
-def _mean(lines: Lines, name: str) -> dict[str, float | None]:
-    """Over the stories that have the number."""
-    known = [line for line in lines if line.get(name) is not None]
-    return with_error(name, share(known, name) if known else None)
-
-
-def _agreement(lines: Lines) -> dict[str, float | None]:
-    """The share of tokens that the full model would have taken."""
-    known = [line for line in lines if line.get("agreement") is not None]
-    return with_error("agreement", share(known, "agreement", "tokens") if known else None)
 
 
 def verdicts_of(records: Records) -> list[Row]:

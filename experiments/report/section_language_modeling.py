@@ -9,6 +9,7 @@ from experiments import published
 from experiments.language_modeling.tables import summarise
 from experiments.report.content import Column, Grid, Lines, Picture, Row, Section
 from experiments.report.drawing import budget_axis, canvas, key_to_papers, label, legend, ours, papers, plain_log, png
+from experiments.report.records import Records
 
 NAME = "language_modeling"
 FIGURE_3 = ("baseline", "window", "window:sinks=4", "h2o", "tova")
@@ -27,8 +28,11 @@ COLUMNS = (
 )
 
 
-def make(lines: Lines) -> Section:
-    """The section of these results."""
+def make(records: Records) -> Section | None:
+    """The section of these results, None where there are none."""
+    lines = records.lines(NAME)
+    if not lines:
+        return None
     rows = rows_of(lines)
     about = (
         "Books in segments of the context length, each read from an empty state. Standard errors are over segments, "

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.report.content import Column, Grid, Lines, Picture, Row, Section, with_error
+from experiments.needle.tables import summarise, summarise_depths
+from experiments.paired import by
+from experiments.report.content import Column, Grid, Lines, Picture, Row, Section
 from experiments.report.drawing import canvas, legend, png
-from experiments.report.draws import by, share
+from experiments.report.records import Records
 
 NAME = "needle"
 
@@ -17,15 +19,19 @@ COLUMNS = (
     Column("order", "question"),
     Column("length", "text, tokens"),
     Column("budget", "k"),
-    Column("draws", "draws"),
+    Column("cases", "cases"),
     Column("correct", "found, %", 0, 100.0),
-    Column("nats", "nats per token of the answer", 3),
-    Column("held", "still held, %", 0, 100.0),
+    Column("choice", "likelier than nine others, %", 0, 100.0),
+    Column("nats", "nats of the answer", 2),
+    Column("held_all", "held whole, % of layers", 0, 100.0),
 )
 
 
-def make(lines: Lines) -> Section:
-    """The section of these results."""
+def make(records: Records) -> Section | None:
+    """The section of these results, None where there are none."""
+    lines = records.lines(NAME)
+    if not lines:
+        return None
     about = (
         "A fact is put at some depth of a text and asked for before or after it. What a bounded state has let go "
         "before the question comes is lost. The paper has no such test; later work found that eviction fails it."
@@ -40,28 +46,7 @@ def make(lines: Lines) -> Section:
 
 def rows_of(lines: Lines) -> list[Row]:
     """One row for every setting, over all depths."""
-    groups = by(lines, lambda one: (one["policy"], one["mode"], one["order"], one["length"], one["budget"]))
-    rows = []
-    for (policy, mode, order, length, budget), some in groups.items():
-        row = {
-            "policy": policy,
-            "mode": mode or "",
-            "order": order,
-            "length": length,
-            "budget": budget,
-            "draws": len(some),
-        }
-        scored = [line for line in some if line.get("answer_nats") is not None and line.get("answer_tokens")]
-        held = [line for line in some if line.get("held_all") is not None]
-        rows.append(
-            {
-                **row,
-                **with_error("correct", share(some, "correct")),
-                **with_error("nats", share(scored, "answer_nats", "answer_tokens") if scored else None),
-                **with_error("held", share(held, "held_all") if held else None),
-            }
-        )
-    return rows
+    return [{**row, "mode": mode or ""} for (mode,), some in by(lines, "mode").items() for row in summarise(some)]
 
 
 def _picture(lines: Lines, mode: str | None) -> Picture:
@@ -89,11 +74,12 @@ def _picture(lines: Lines, mode: str | None) -> Picture:
 
 
 def _panel(axes, lines: Lines) -> None:
-    groups = by(lines, lambda setting: (setting["policy"], None if setting["policy"] == "full" else setting["budget"]))
+    groups = {}
+    for row in summarise_depths(lines):
+        groups.setdefault((row["policy"], row["budget"]), []).append((row["depth"], row["correct"]))
     order: Sequence = sorted(groups, key=lambda key: (key[0] != "full", key[1] or 0))
     for number, (policy, budget) in enumerate(order):
-        depths = by(groups[policy, budget], lambda setting: setting["depth"])
-        points = sorted((depth, share(some, "correct").value) for depth, some in depths.items())
+        points = sorted(groups[policy, budget])
         look: dict[str, Any] = (
             {"color": "black"} if policy == "full" else {"color": f"C{number}", "marker": "o", "markersize": 3}
         )

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments import published
-from experiments.report.claims_retention import life_of
-from experiments.report.content import Column, Grid, Lines, Picture, Row, Section, with_error
+from experiments.estimates import columns, mean
+from experiments.paired import by, mean_of
+from experiments.report.content import Column, Grid, Lines, Picture, Row, Section
 from experiments.report.drawing import GREY, canvas, key_to_papers, legend, png
-from experiments.report.draws import by, share
-from experiments.report.estimates import mean
+from experiments.report.records import Records
 from experiments.retention.maps import unpack
+from experiments.retention.tables import summarise
 
 NAME = "retention"
 FIRST = 25  # tokens of a text that Figure 9 follows
@@ -21,11 +22,11 @@ PIXELS = 220  # of a map, a side
 COLUMNS = (
     Column("policy", "policy"),
     Column("budget", "k"),
-    Column("texts", "texts"),
+    Column("books", "texts"),
     Column("recent", "recent, %", 1, 100.0),
     Column("paper_recent", "paper, %"),
     Column("first_held", "first token held at the end, % of layers", 1, 100.0),
-    Column("first_life", "steps of the first token", 0),
+    Column("first", "steps of the first token", 0),
     Column("others_life", "of tokens 1 to 24", 0),
     Column("life", "of all tokens", 0),
     Column("paper_life", "paper", 0),
@@ -33,19 +34,22 @@ COLUMNS = (
 )
 
 
-def make(lines: Lines, maps: Lines) -> Section:
-    """The section of these results, and of the records that were written whole."""
-    rows, lives = rows_of(lines), lives_of(lines)
-    budgets = sorted({row["budget"] for row in lives})
-    columns = [Column("tag", "tag"), Column("count", "tokens")]
-    for budget in budgets:
-        columns += [Column(f"life_{budget}", f"k = {budget}", 0), Column(f"paper_{budget}", "paper", 0)]
+def make(records: Records) -> Section | None:
+    """The section of these results, and of the records that were written whole; None where there are none."""
+    lines = records.lines(NAME)
+    if not lines:
+        return None
+    rows = rows_of(lines)
+    lives = lives_of(rows)
+    shown = [Column("tag", "tag"), Column("count", "tokens")]
+    for budget in sorted({row["budget"] for row in lives}):
+        shown += [Column(f"life_{budget}", f"k = {budget}", 0), Column(f"paper_{budget}", "paper", 0)]
     grids = [
         Grid("What is kept (Figure 9)", COLUMNS, rows),
-        Grid("Mean steps that tokens are kept under TOVA, by part of speech (Table 5)", columns, _by_tag(lives)),
+        Grid("Mean steps that tokens are kept under TOVA, by part of speech (Table 5)", shown, _by_tag(lives)),
     ]
     pictures = [_figure_9(lines), _table_5(lives)]
-    mapped = _figure_8(maps)
+    mapped = _figure_8(records.maps())
     about = (
         "One segment of each text is read from an empty state. Recent are tokens among the last k; a token's steps are "
         "those from its own to when it is freed or the text ends, a mean over layers."
@@ -56,27 +60,20 @@ def make(lines: Lines, maps: Lines) -> Section:
 def rows_of(lines: Lines) -> list[Row]:
     """One row for every policy and budget."""
     low, high = published.RECENT
-    rows = []
-    for (policy, budget, segment), some in by(lines, _setting).items():
-        size = budget * published.CONTEXT // segment
+    groups, rows = by(lines, "policy", "budget"), []
+    for row in summarise(lines):
+        some, is_tova = groups[row["policy"], row["budget"]], row["policy"] == "tova"
+        size = row["budget"] * published.CONTEXT // some[0]["setting"]["segment"]
         rows.append(
             {
-                **{"policy": policy, "budget": budget, "segment": segment, "texts": len(some)},
-                **with_error("recent", share(some, "recent")),
-                **with_error("first_held", mean([line["first_held"][0] for line in some])),
-                **with_error("first_life", mean([line["first"][0] for line in some])),
-                **with_error("others_life", mean([_mean(line["first"][1:FIRST]) for line in some])),
-                **with_error("life", life_of(some, None)),
-                **with_error("lost", share(some, "lost") if "lost" in some[0] else None),
-                "paper_recent": f"{100 * low:.0f} to {100 * high:.0f}" if policy == "tova" else None,
-                "paper_life": published.life(None, size) if policy == "tova" else None,
+                **row,
+                **columns("others_life", mean([_mean(line["first"][1:FIRST]) for line in some])),
+                "size": size,  # of the paper's context
+                "paper_recent": f"{100 * low:.0f} to {100 * high:.0f}" if is_tova else None,
+                "paper_life": published.life(None, size) if is_tova else None,
             }
         )
     return rows
-
-
-def _setting(setting) -> tuple[str, int, int]:
-    return setting["policy"], setting["budget"], setting["segment"]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -84,17 +81,18 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def lives_of(lines: Lines) -> list[Row]:
+def lives_of(rows: Sequence[Row]) -> list[Row]:
     """One row for every tag and budget under TOVA."""
-    rows = []
-    for (policy, budget, segment), some in by(lines, _setting).items():
-        tags = sorted({tag for line in some for tag in line["tags"]}) if policy == "tova" else []
-        for tag in tags:
-            count = sum(int(line["tags"].get(tag, (0, 0))[0]) for line in some)
-            paper = published.life(tag, budget * published.CONTEXT // segment)
-            row = {"tag": tag, "budget": budget, "count": count, "paper": paper}
-            rows.append({**row, **with_error("life", life_of(some, tag))})
-    return rows
+    return [
+        {
+            **{"tag": tag, "budget": row["budget"], "count": found["tokens"]},
+            **{"life": found["life"], "life_stderr": found["life_stderr"]},
+            "paper": published.life(tag, row["size"]),
+        }
+        for row in rows
+        if row["policy"] == "tova"
+        for tag, found in row["tags"].items()
+    ]
 
 
 def _by_tag(lives: Sequence[Row]) -> list[Row]:
@@ -143,7 +141,7 @@ def _figure_8(maps: Lines) -> list[Picture]:
 
 
 def _figure_9(lines: Lines) -> Picture:
-    groups = [(budget, some) for (policy, budget, _), some in by(lines, _setting).items() if policy == "tova"]
+    groups = [(budget, some) for (policy, budget), some in by(lines, "policy", "budget").items() if policy == "tova"]
     figure, (left, right) = canvas(2, width=5.2, height=3.8)
     for number, (budget, some) in enumerate(sorted(groups, key=lambda pair: pair[0])):
         count = min(FIRST, *(len(line["first"]) for line in some), FIRST)
@@ -162,7 +160,7 @@ def _figure_9(lines: Lines) -> Picture:
             color=f"C{number}",
             label=f"k = {budget}",
         )
-        recent = share(some, "recent")
+        recent = mean_of(some, "recent")
         right.bar(
             number,
             100 * recent.value,

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments import published
+from experiments.estimates import columns
 from experiments.report.claims_throughput import speed
-from experiments.report.content import Column, Grid, Picture, Row, Section, with_error
+from experiments.report.content import Column, Grid, Picture, Row, Section
 from experiments.report.drawing import budget_axis, canvas, key_to_papers, legend, ours, papers, png
+from experiments.report.records import Records
 from experiments.throughput.table1 import batch_of
 
 NAME = "throughput"
@@ -28,9 +30,9 @@ COLUMNS = (
 )
 
 
-def make(result: Mapping[str, Any]) -> Section | None:
-    """The section of a result, None where it has no memory section."""
-    rows = rows_of(result)
+def make(records: Records) -> Section | None:
+    """The section of a result, None where there is none or it has no memory section."""
+    rows = rows_of(records.throughput or {})
     if not rows:
         return None
     about = (
@@ -62,7 +64,7 @@ def _row(row: Row, full: Row) -> Row:
         "batch": batch_of(row),
         "batches": batch_of(row) / batch_of(full) if batch_of(full) else None,
         "paper_batches": published.BATCH[size] / published.BATCH[whole] if known else None,
-        **with_error("relative", speed(row) if row.get("relative") else None),
+        **(columns("relative", speed(row)) if row.get("relative") else {"relative": None}),
         "paper_relative": published.THROUGHPUT[size] if known else None,
     }
 

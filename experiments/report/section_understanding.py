@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments import published
-from experiments.report.claims_understanding import nats, score
-from experiments.report.content import Column, Grid, Lines, Picture, Row, Section, with_error
+from experiments.report.content import Column, Grid, Picture, Row, Section
 from experiments.report.drawing import budget_axis, canvas, legend, ours, png
-from experiments.report.draws import by, share
+from experiments.report.records import Records
+from experiments.understanding.tables import summarise
 
 NAME = "understanding"
 TASKS = {
@@ -27,33 +27,22 @@ COLUMNS = (
 )
 
 
-def make(lines: Lines) -> Section:
-    """The section of these results."""
+def make(records: Records) -> Section | None:
+    """The section of these results, None where there are none."""
+    lines = records.lines(NAME)
+    if not lines:
+        return None
     about = (
         "Documents are cut at their end to fit the context. The score of an answer is near its floor for a small "
         "model, so the loss of the reference answers under the same state stands beside it."
     )
-    grids, pictures = [], []
+    grids, pictures, found = [], [], summarise(lines)
     for task, (name, measure, picture) in TASKS.items():
-        rows = rows_of([line for line in lines if line["setting"]["task"] == task])
+        rows = [{**row, "mode": row["mode"] or ""} for row in found if row["task"] == task]
         if rows:
             grids.append(Grid(f"{name}: {measure}", COLUMNS, rows))
             pictures.append(_picture(rows, name, measure, picture, published.SCORES[task]))
     return Section(NAME, "Long-range understanding (Figures 4 and 5)", about, grids, pictures)
-
-
-def rows_of(lines: Lines) -> list[Row]:
-    """One row for every policy, way of reading a prompt, and budget."""
-    groups = by(lines, lambda setting: (setting["policy"], setting["mode"], setting["budget"]))
-    return [
-        {
-            **{"policy": policy, "mode": mode or "", "budget": budget, "questions": len(some)},
-            **with_error("score", score(some)),
-            **with_error("nats", nats(some)),
-            **with_error("generated_tokens", share(some, "generated_tokens")),
-        }
-        for (policy, mode, budget), some in groups.items()
-    ]
 
 
 def _picture(rows: Sequence[Row], name: str, measure: str, file: str, axis: tuple[int, int]) -> Picture:

@@ -12,18 +12,18 @@ from experiments.report import (
 from experiments.report.content import Section
 from experiments.report.records import Records
 
+SECTIONS = (
+    section_language_modeling,
+    section_understanding,
+    section_generation,
+    section_throughput,
+    section_extrapolation,
+    section_retention,
+    section_needle,
+)
+
 
 def make_sections(records: Records) -> list[Section]:
     """The sections of what is there."""
-    found: list[Section | None] = []
-    for one in (section_language_modeling, section_understanding):
-        found.append(one.make(records.lines(one.NAME)) if records.lines(one.NAME) else None)
-    found.append(section_generation.make(records) if records.lines(section_generation.NAME) else None)
-    found.append(section_throughput.make(records.throughput) if records.throughput else None)
-    lines = records.lines(section_extrapolation.NAME)
-    found.append(section_extrapolation.make(lines) if lines else None)
-    lines = records.lines(section_retention.NAME)
-    found.append(section_retention.make(lines, records.maps()) if lines else None)
-    lines = records.lines(section_needle.NAME)
-    found.append(section_needle.make(lines) if lines else None)
-    return [section for section in found if section is not None]
+    made = [section.make(records) for section in SECTIONS]
+    return [section for section in made if section is not None]

@@ -15,9 +15,9 @@ import typer
 from rich.console import Console
 
 from experiments.books import Passage, read_books, spread
-from experiments.forgetting import policies_of
+from experiments.forgetting import named, policies_of
 from experiments.model import Model, open_model
-from experiments.options import Budgets, Checkpoint, Dtype, Out, Policies, Preset, settings_of
+from experiments.options import Books, Budgets, Checkpoint, Dtype, NumBooks, Out, Policies, Preset, Segment, settings_of
 from experiments.retention.lives import numbers_of
 from experiments.retention.maps import pack
 from experiments.retention.recording import BATCH, record
@@ -70,7 +70,7 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
     mapped = {passage.name for passage in passages[: settings.maps]}
     pictured = PICTURED if PICTURED in settings.budgets else max(settings.budgets)
     every = [
-        {"policy": str(parse_policy(text)), "budget": budget, "segment": size, "tagger": tagger}
+        {**named(text), "budget": budget, "segment": size, "tagger": tagger}
         for text in settings.policies
         for budget in settings.budgets
     ]
@@ -113,16 +113,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @plain_errors()
 def main(
     checkpoint: Checkpoint,
-    data: Annotated[
-        list[str] | None, typer.Option(help="Books: files or folders of .txt. Default: Python's help.")
-    ] = None,
+    data: Books = None,
     preset: Preset = "small",
     policy: Policies = None,
     budget: Budgets = None,
-    segment: Annotated[
-        int | None, typer.Option(help="Tokens of a segment. Default: the context, at most 4,096.")
-    ] = None,
-    books: Annotated[int | None, typer.Option(help="The first ones only; 0 for all.")] = None,
+    segment: Segment = None,
+    books: NumBooks = None,
     maps: Annotated[int | None, typer.Option(help="Books whose whole record is written, too.")] = None,
     dtype: Dtype = None,
     out: Out = pathlib.Path("results/retention.jsonl"),

@@ -15,8 +15,8 @@ FIRST = 25  # tokens, as in Figure 9
 def numbers_of(recorded: Recorded, budget: int, tags: Sequence[tuple[str, ...]]) -> dict[str, Any]:
     """The numbers of one line, all means over layers (and KV heads, where each forgets for itself) unless said.
 
-    A token that came at step p and was freed after step t was *kept* for t - p steps: 0 if it went in its own. One
-    that is held at the end was kept until then, T - p steps.
+    A token that came at step p and was freed after step t was *kept* for t - p + 1 steps: 1 if it went in its own.
+    One that is held at the end was kept until then, T - p steps. So the mean is the one that the paper has.
 
     Args:
       tags: of every token, see `tags.tag_tokens`.
@@ -26,8 +26,9 @@ def numbers_of(recorded: Recorded, budget: int, tags: Sequence[tuple[str, ...]])
       first that forgets; `recent_layers`, of every layer; `recent_end`, after the last step. `first`: steps that each
       of the first 25 tokens was kept; `first_held`: the share of layers that hold it at the end. `life`: steps kept,
       mean over all tokens. `lost`: the share of a query's attention that lay on what was forgotten right after, mean
-      over the same steps as `recent`; `lost_layers`. `tags`: for every tag how many tokens have it and the sum of the
-      steps they were kept.
+      over the same steps as `recent`; `lost_layers`. `tags`: for every tag how many tokens have it, alone or with
+      others, and the sum of the steps they were kept; `joined`, of tokens that have several, the same for these
+      together.
     """
     freed = recorded.freed
     count = freed.shape[2]
@@ -44,21 +45,24 @@ def numbers_of(recorded: Recorded, budget: int, tags: Sequence[tuple[str, ...]])
         "life": float(kept.mean()),
         "lost": float(lost.mean()),
         "lost_layers": lost.tolist(),
-        "tags": _by_kind([found[0] for found in tags], kept),
-        "joined": _by_kind([" ".join(found) if len(found) > 1 else "" for found in tags], kept),
+        "tags": _by_kind(tags, kept),
+        "joined": _by_kind([(" ".join(found),) if len(found) > 1 else () for found in tags], kept),
     }
 
 
-def _by_kind(kinds: Sequence[str], kept: Float[np.ndarray, " T"]) -> dict[str, list[float]]:
-    """How many tokens are of each kind, and the sum of the steps they were kept; those of no kind ("") not at all."""
-    found = np.asarray(kinds)
-    return {kind: [int((found == kind).sum()), float(kept[found == kind].sum())] for kind in sorted({*kinds} - {""})}
+def _by_kind(kinds: Sequence[Sequence[str]], kept: Float[np.ndarray, " T"]) -> dict[str, list[float]]:
+    """How many tokens are of each kind, and the sum of the steps they were kept; a token may be of any number."""
+    found = {}
+    for kind in sorted({kind for some in kinds for kind in some}):
+        mine = np.asarray([kind in some for some in kinds])
+        found[kind] = [int(mine.sum()), float(kept[mine].sum())]
+    return found
 
 
 def steps_kept(freed: Int[np.ndarray, "L #K T"]) -> Int[np.ndarray, "L #K T"]:
-    """For how many steps each token was in the multi-state, those held at the end up to then."""
+    """In how many steps each token was there, its own the first, those held at the end up to the last."""
     count = freed.shape[2]
-    return np.minimum(freed, count) - np.arange(count)
+    return np.minimum(freed, count - 1) + 1 - np.arange(count)
 
 
 def recent_share(freed: Int[np.ndarray, "L #K T"], budget: int) -> Float[np.ndarray, "L #K T"]:

@@ -23,6 +23,14 @@ def unpack(line: Line) -> Int[np.ndarray, "L #K T"]:
     return np.frombuffer(content, "<i4").reshape(line["shape"])
 
 
+def fits(line: Line) -> bool:
+    """Whether the record is one, of its shape."""
+    try:
+        return unpack(line).ndim == 3
+    except (ValueError, TypeError, zlib.error):
+        return False
+
+
 def is_map(line: Line) -> bool:
     """Whether a line holds a record and not numbers."""
     return line["setting"].get("record") == "map"

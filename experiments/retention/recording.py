@@ -7,18 +7,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float, Int
 
 import msrnn_jax as ms
 from experiments.model import Model
 from experiments.retention.watched import Watched, forgotten_mass, watch
-from msrnn_jax.llama import advance
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.slots import init_state
 from msrnn_jax.state import MultiState
-from msrnn_jax.survival import begin, note
+from msrnn_jax.survival import begin, follow_with
 
 BATCH = 8  # passages; always so many, the last one repeated: a passage is read alike whatever others there are
 BLOCK = 64  # tokens between two chances for ctrl-C
@@ -92,12 +91,4 @@ def follow_watched(
     length: Int[Array, ""],
 ) -> tuple[tuple[MultiState, Int[Array, "L #K T"]], Float[Array, "C L"]]:
     """`survival.follow`, and the attention that every step lost; at padding it says that of the last real one."""
-
-    def one(carry: tuple[MultiState, Array], item: tuple[Array, Array]) -> tuple[tuple[MultiState, Array], Array]:
-        state, freed = carry
-        token, index = item
-        state, _ = advance(config, policy, params, state, token, real=index < length)
-        return (state, note(state, freed)), forgotten_mass(state)
-
-    indices = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-    return lax.scan(one, (state, freed), (tokens, indices))
+    return follow_with(config, policy, params, state, freed, tokens, length, also=forgotten_mass)

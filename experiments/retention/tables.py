@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
+from experiments.estimates import Estimate, columns, mean, ratio
 from experiments.paired import by, mean_of
 from experiments.published import LIFE_BUDGETS, LIVES, RECENT, life
 from experiments.retention.maps import is_map
 from experiments.shown import with_error
-from msrnn_jax.evaluate import Mean, mean_over
 from msrnn_jax.journal import Line
 
 FEWEST = 30  # tokens of a kind that is shown, unless the paper names it
@@ -24,7 +23,7 @@ def summarise(lines: Sequence[Line]) -> list[dict[str, Any]]:
       position 0 `first`, the steps it was kept, and `first_held`, the share of layers that hold it at the end.
       `first_steps` and `first_held_each` are lists of [mean, standard error] over the first positions. `tags` and
       `joined`: for every kind of token `tokens`, how many there are, and the mean of the steps they were kept,
-      `life`, with the standard error over the books that have them.
+      `life`, with the standard error over books.
     """
     lines = [line for line in lines if not is_map(line)]
     return [_row(policy, budget, mine) for (policy, budget), mine in by(lines, "policy", "budget").items()]
@@ -34,41 +33,46 @@ def _row(policy: str, budget: int, lines: Sequence[Line]) -> dict[str, Any]:
     row: dict[str, Any] = {"policy": policy, "budget": budget, "books": len(lines)}
     steps, held = _each(lines, "first"), _each(lines, "first_held")
     found = {name: mean_of(lines, name) for name in ("recent", "recent_end", "life", "lost")}
-    for name, mean in {**found, "first": steps[0], "first_held": held[0]}.items():
-        row[name], row[f"{name}_stderr"] = mean
-    row["first_steps"], row["first_held_each"] = [list(mean) for mean in steps], [list(mean) for mean in held]
+    for name, one in {**found, "first": steps[0], "first_held": held[0]}.items():
+        row |= columns(name, one)
+    for name, each in {"first_steps": steps, "first_held_each": held}.items():
+        row[name] = [[one.value, one.stderr] for one in each]
     return {**row, "tags": _by_kind(lines, "tags"), "joined": _by_kind(lines, "joined")}
 
 
-def _each(lines: Sequence[Line], name: str) -> list[Mean]:
+def _each(lines: Sequence[Line], name: str) -> list[Estimate]:
     """The mean of every number of a list over lines."""
-    return [mean_over(column, np.ones(len(lines))) for column in np.asarray([line[name] for line in lines]).T]
+    return [mean(column) for column in zip(*(line[name] for line in lines), strict=True)]
 
 
 def _by_kind(lines: Sequence[Line], name: str) -> dict[str, dict[str, Any]]:
-    kinds = sorted({kind for line in lines for kind in line[name]})
     found = {}
-    for kind in kinds:
-        counts, sums = zip(*[line[name][kind] for line in lines if kind in line[name]], strict=True)
-        mean = mean_over(sums, counts)
-        found[kind] = {"tokens": sum(counts), "life": mean.value, "life_stderr": mean.stderr}
+    for kind in sorted({kind for line in lines for kind in line[name]}):
+        count = sum(line[name][kind][0] for line in lines if kind in line[name])
+        found[kind] = {"tokens": count, **columns("life", life_of(lines, kind, name))}
     return found
+
+
+def life_of(lines: Sequence[Line], kind: str, name: str = "tags") -> Estimate:
+    """Mean steps that tokens of a kind are kept, by its name in `tags` or `joined`; nan where no text has the kind."""
+    counts, sums = zip(*(line[name].get(kind, (0, 0)) for line in lines), strict=True)
+    return ratio(sums, counts)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """Recency, the first token, and attention lost, for reading."""
     title = f"Kept tokens, means over books (paper: {RECENT[0]:.0%} to {RECENT[1]:.0%} recent, first token always held)"
-    columns = {
+    shown = {
         "recent": ("recent", 3),
         "at the end": ("recent_end", 3),
         "token 0: steps": ("first", 0),
         "held by layers": ("first_held", 3),
     }
     made = Table("policy", title=title)
-    for name in ("budget", "books", *columns, "attention lost"):
+    for name in ("budget", "books", *shown, "attention lost"):
         made.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        cells = [str(row["budget"]), str(row["books"]), *[with_error(row, *at) for at in columns.values()]]
+        cells = [str(row["budget"]), str(row["books"]), *[with_error(row, *at) for at in shown.values()]]
         made.add_row(row["policy"], *cells, f"{row['lost']:.1e} +- {row['lost_stderr']:.0e}")
     return made
 

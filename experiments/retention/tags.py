@@ -16,12 +16,21 @@ _CLITIC = r"['’](?:s|S|d|m|ll|re|ve|D|M|LL|RE|VE)(?!\w)"
 _NOT = r"[nN]['’][tT](?!\w)"
 _SHORT = rf"(?:Mr|Mrs|Messrs|Dr|St|Rev|Hon|Gen|Col|Capt|Lieut|Prof|Jr|Sr|Esq|vol|etc|{_LETTER}(?:\.{_LETTER})+)\."
 
+# Words in which an apostrophe stands for letters, in full. Of others that end in in' the g is missing.
+_FULL = {"'em": "them", "'tis": "it", "'twas": "it", "'twill": "it", "'twould": "it", "'fore": "before"}
+_FULL |= {"'bout": "about", "'cause": "because", "'til": "until", "'till": "until", "'round": "around"}
+_FULL |= {"'un": "one", "'uns": "ones"}
+_FULL |= {"an'": "and", "th'": "the", "o'": "of", "wi'": "with", "t'": "to", "ol'": "old", "mo'": "more"}
+_ELIDED = "|".join(sorted((word[1:] for word in _FULL if word[0] == "'"), key=len, reverse=True))
+
 # At every place the first that fits. Those that MARKS does not name are words for the tagger.
 _WORDS = re.compile(
     rf"""
       (?P<short> \b{_SHORT} )
     | (?P<initial> \b[A-Z]\.(?=\s*[A-Z]) )
-    | (?P<number> \d+(?:[.,:/]\d+)* )
+    | (?P<ordinal> \d+(?:st|nd|rd|th)\b )
+    | (?P<number> \d+(?:[.,:/]\d+)*(?:s\b)? )
+    | (?P<elided> (?<![\w'’])['’](?:{_ELIDED})(?=\b|[nN]['’][tT]) )
     | (?P<before_not> {_LETTER}+?(?={_NOT}) )
     | (?P<clitic> (?<=\w){_CLITIC} | (?<={_LETTER}){_NOT} )
     | (?P<word> {_LETTER}+(?:(?!{_CLITIC})['’-]{_LETTER}+)* )
@@ -42,6 +51,7 @@ _WORDS = re.compile(
     re.VERBOSE,
 )
 MARKS = {
+    "ordinal": "JJ",
     "number": "CD",
     "possessive": "POS",
     "opening": "``",
@@ -117,15 +127,49 @@ def tag_words(text: str) -> list[Word]:
     of the word they stand on, an apostrophe after a plural s is a possessive if a word follows. Words have that of
     textblob's PatternTagger, which goes by the word alone: its lexicon, else its capital letter, else its suffix.
     """
-    found = list(_WORDS.finditer(text))
+    found = list(_split(text))
     sentences: list[list[str]] = [[]]  # the tagger looks past the capital letter of a first word
-    for match in found:
-        if match.lastgroup not in MARKS:
-            sentences[-1].append(match[0].replace("’", "'"))
-        elif match.lastgroup == "stop":
+    for start, end, kind in found:
+        if kind not in MARKS:
+            sentences[-1].append(_spell(text[start:end]))
+        elif kind == "stop":
             sentences.append([])
     tags = iter(_tagger()([sentence for sentence in sentences if sentence]))
-    return [Word(match.start(), match.end(), MARKS.get(match.lastgroup or "") or next(tags)) for match in found]
+    return [Word(start, end, MARKS.get(kind) or next(tags)) for start, end, kind in found]
+
+
+def _split(text: str) -> list[tuple[int, int, str]]:
+    """Where every word and mark begins and ends, and what it is by the names of the pattern.
+
+    An apostrophe after a letter closes a single quote if one is open; else it stands for letters that are missing, and
+    belongs to the word.
+    """
+    found: list[tuple[int, int, str]] = []
+    is_open = False
+    for match in _WORDS.finditer(text):
+        start, end, kind = match.start(), match.end(), match.lastgroup or ""
+        if kind == "opening":
+            is_open = is_open or text[end - 1] in "'‘`"
+        elif kind == "closing" and text[start] in "'’":
+            follows = bool(found) and found[-1][1] == start and text[start - 1].isalpha() and found[-1][2] not in MARKS
+            if follows and not is_open:
+                first, _, before = found.pop()
+                found.append((first, start + 1, before))
+                start += 1
+            is_open = False
+        if start < end:
+            found.append((start, end, kind))
+    return found
+
+
+def _spell(word: str) -> str:
+    """A word as the tagger may know it."""
+    word = word.replace("’", "'")
+    if word.lower() == "n't":
+        return word.lower()
+    if word.lower() in _FULL:
+        return _FULL[word.lower()]
+    return word[:-1] + "g" if word.lower().endswith("in'") else word
 
 
 @functools.cache

@@ -110,11 +110,6 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def spread(state: ms.MultiState, batch: int) -> ms.MultiState:
-    """As many equal rows: what a state holds does not change what a step costs."""
-    return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], batch, axis=0), state)
-
-
 def move(state: ms.MultiState, t: int) -> ms.MultiState:
     """The same state at another time: its clock and all held positions shifted alike."""
     by = t - state.t

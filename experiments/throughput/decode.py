@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 import msrnn_jax as ms
-from experiments.throughput.bench import Bench, Model, move, spread
+from experiments.rows import spread
+from experiments.throughput.bench import Bench, Model, move
 from experiments.throughput.programs import continue_greedily, multiply_greedily
 from experiments.throughput.settings import Settings, seen
 from experiments.throughput.timing import Row, Series, compiled, program_bytes, ratio, take_turns

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 
 import msrnn_jax as ms
-from experiments.throughput.bench import Bench, Model, spread
+from experiments.rows import spread
+from experiments.throughput.bench import Bench, Model
 from experiments.throughput.programs import continue_greedily
 from experiments.throughput.settings import Settings
 from experiments.throughput.timing import Row, Series, compiled, program_bytes, ratio, row_of, take_turns

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 import msrnn_jax as ms
-from experiments.throughput.bench import Bench, spread
+from experiments.rows import spread
+from experiments.throughput.bench import Bench
 from experiments.throughput.largest import decode_at_largest
 from experiments.throughput.programs import continue_greedily
 from experiments.throughput.settings import Settings

@@ -1,5 +1,6 @@
 """The figure of a result file."""
 
+import io
 import json
 import pathlib
 import statistics
@@ -7,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from experiments.throughput.tables import model_name
+from msrnn_jax.record import write_bytes
 
 Panel = Callable[[Any, dict[str, Any]], None]
 
@@ -36,9 +38,10 @@ def plot(path: pathlib.Path) -> pathlib.Path | None:
         if place.get_legend_handles_labels()[0]:
             place.legend(fontsize="x-small")
     figure.suptitle(f"{model_name(result)}, {result['settings']['policy']}, {result['device']}")
-    picture = path.with_suffix(".png")
-    figure.savefig(picture, dpi=130)
+    picture, drawn = path.with_suffix(".png"), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=130)
     plt.close(figure)
+    write_bytes(picture, drawn.getvalue())
     return picture
 
 

@@ -1,13 +1,13 @@
 """What is timed, section by section."""
 
 import dataclasses
-import math
 
 from experiments.shapes import SHAPES
 from msrnn_jax.checks import MAX_BUDGET, check_dtype, check_protection, whole
 from msrnn_jax.policies import parse_policy
 
 SECTIONS = ("roofline", "decode", "prompt", "extend", "memory")
+MOST_GIB = 1_000_000
 OVERFILL = 8  # tokens read beyond the budget, so that a state is full and forgets
 
 
@@ -98,8 +98,8 @@ def check(settings: Settings, random: bool) -> None:
         for field in dataclasses.fields(owner):
             _check_counts(field.name, getattr(owner, field.name))
     _check_policies(settings)
-    if settings.memory.gib is not None and not 0 < settings.memory.gib < math.inf:
-        raise ValueError(f"memory_gib is {settings.memory.gib}; it must be a number above 0")
+    if settings.memory.gib is not None and not 0 < settings.memory.gib <= MOST_GIB:
+        raise ValueError(f"memory_gib is {settings.memory.gib}; it must be a number above 0, {MOST_GIB:,} at most")
     if settings.memory.gib is not None and settings.memory.full_batch is not None:
         given = f"memory_gib {settings.memory.gib} and full_batch {settings.memory.full_batch}"
         raise ValueError(f"both {given} are given, and each says how much memory there is; give one of them")

@@ -34,8 +34,10 @@ def _column(row: Row) -> Row:
 
 
 def batch_of(row: Mapping[str, Any]) -> int:
-    """The largest that fits: that which was run, by XLA's count, else by ours."""
-    return row["timed"]["batch"] if row.get("timed") else row["largest_batch"]
+    """The largest that fits: by XLA's count where that was asked for, 0 if it says that no row does, else by ours."""
+    if "timed" not in row:
+        return row["largest_batch"]
+    return row["timed"]["batch"] if row["timed"] else 0
 
 
 def _published(budget: int) -> dict[str, float] | None:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from experiments.forgetting import policies_of
 from experiments.model import Model, open_model
-from experiments.options import Budgets, Checkpoint, Dtype, Out, Policies, Preset, settings_of
+from experiments.options import Budgets, Chat, Checkpoint, Dtype, Out, Policies, Preset, settings_of
 from experiments.shown import show
 from experiments.study import complete
 from experiments.understanding.data import read_data
@@ -73,7 +73,9 @@ PRESETS = {"small": Settings(), "paper": Settings(questions=0)}
 def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
     """Measures what is missing, and returns all lines."""
     model = open_model(settings.checkpoint, settings.dtype)
-    context = whole("context", model.context if settings.context is None else settings.context, 2)
+    context = whole(
+        "context", model.context if settings.context is None else settings.context, 2, model.config.max_length
+    )
     chat = model.tokenizer.template is not None if settings.chat is None else settings.chat
     settings = dataclasses.replace(settings, context=context, chat=chat)
     _check(settings, model, context)
@@ -96,7 +98,8 @@ def _check(settings: Settings, model: Model, context: int) -> None:
         check_mode(mode)
     whole("documents", settings.documents, 0)
     whole("questions", settings.questions or 0, 0)
-    whole("max_new_tokens", 1 if settings.max_new_tokens is None else settings.max_new_tokens, 1)
+    most = model.config.max_length
+    whole("max_new_tokens", 1 if settings.max_new_tokens is None else settings.max_new_tokens, 1, most)
     policies_of(model.config, settings.policies, settings.budgets, context)
 
 
@@ -157,9 +160,7 @@ def main(
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Of an answer. Default: 256 for squality, 48 for qasper.")
     ] = None,
-    chat: Annotated[
-        bool | None, typer.Option("--chat/--no-chat", help="Use the chat template. Default: if there is one.")
-    ] = None,
+    chat: Chat = None,
     documents: Annotated[int | None, typer.Option(help="Of each task, the first ones; 0 for all.")] = None,
     questions: Annotated[int | None, typer.Option(help="Of each document; 0 for all.")] = None,
     dtype: Dtype = None,

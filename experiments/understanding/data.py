@@ -3,22 +3,21 @@
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from rich.console import Console
 
 from experiments.shown import say
 from experiments.understanding.documents import Document, Row
-from experiments.understanding.fields import check
 from experiments.understanding.qasper import read_paper
 from experiments.understanding.squality import read_story
+from msrnn_jax.json_rows import check, parse
 
 SUFFIXES = (".json", ".jsonl")  # what is taken from a folder
 READERS = {"questions": read_story, "qas": read_paper}  # by a field that only their rows have
 
 
 def read_data(paths: Sequence[str], tasks: Sequence[str], console: Console) -> list[Document]:
-    """Reads SQuALITY and QASPER; which of them a file holds is seen from its first row.
+    """Reads SQuALITY and QASPER; which of them a file holds is seen from its rows.
 
     Args:
       paths: files, or folders, of which every .json and .jsonl below is taken that holds either; of others a note is
@@ -49,7 +48,7 @@ def read_data(paths: Sequence[str], tasks: Sequence[str], console: Console) -> l
 
 def _below(path: str, console: Console) -> Iterator[Document]:
     place = pathlib.Path(path)
-    if not place.exists():
+    if not path or not place.exists():
         raise ValueError(f"data {path!r} does not exist")
     files = [place]
     if place.is_dir():
@@ -58,8 +57,8 @@ def _below(path: str, console: Console) -> Iterator[Document]:
             raise ValueError(f"data folder {path!r} has no .json or .jsonl file in it")
     for file in files:
         rows = _rows(file)
-        first = rows[0].content if rows else None
-        reader = next((READERS[name] for name in READERS if isinstance(first, dict) and name in first), None)
+        fields = {name for row in rows if isinstance(row.content, dict) for name in row.content}
+        reader = next((READERS[name] for name in READERS if name in fields), None)
         if reader is None:
             what = f"{str(file)!r} holds neither SQuALITY (rows with 'questions') nor QASPER (rows with 'qas')"
             if file is place:
@@ -82,21 +81,14 @@ def _rows(path: pathlib.Path) -> list[Row]:
     if path.suffix.lower() == ".jsonl" or _is_json(text.split("\n", 1)[0]):
         lines = [(f"{name}, line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         if len(lines) != 1:
-            return [Row(where, _parse(where, line)) for where, line in lines]
-    whole = _parse(name, text)
+            return [Row(where, parse(line, where)) for where, line in lines]
+    whole = parse(text, name)
     if isinstance(whole, list):
         return [Row(f"{name}, row {number}", row) for number, row in enumerate(whole, 1)]
     check(whole, dict, name)
     if any(name in whole for name in READERS):
         return [Row(f"{name}, line 1", whole)]
     return [Row(f"{name}, paper {key!r}", row, key) for key, row in whole.items()]
-
-
-def _parse(where: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not JSON: {error}") from None
 
 
 def _is_json(text: str) -> bool:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from experiments.understanding.documents import Document, Question, Row
-from experiments.understanding.fields import check, field, filled, sound, text
+from msrnn_jax.json_rows import check, field, filled, sound, text
 
 TASK = "qasper"
 

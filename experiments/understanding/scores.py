@@ -24,6 +24,8 @@ def answer_f1(answer: str, references: Sequence[str]) -> dict[str, float]:
 def rouge(answer: str, references: Sequence[str]) -> dict[str, float]:
     """ROUGE-1, 2 and L F-measures, for each the best over the references, and as `score` their geometric mean.
 
+    That of many answers is the geometric mean of the three means, see `tables.score_of`.
+
     Google's `rouge-score` without stemming, as ZeroSCROLLS has it (Shaham et al., 2023).
     """
     best = _scorer().score_multi(references, answer)

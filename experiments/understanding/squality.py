@@ -1,7 +1,7 @@
 """SQuALITY: stories with questions that take a paragraph to answer (Wang et al., 2022, arXiv:2205.11465)."""
 
 from experiments.understanding.documents import Document, Question, Row
-from experiments.understanding.fields import field, filled, sound, text
+from msrnn_jax.json_rows import field, filled, sound, text
 
 TASK = "squality"
 

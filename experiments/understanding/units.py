@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from experiments.forgetting import BASELINE, FULL, named
 from experiments.model import Model
 from experiments.study import Key, Unit
 from experiments.understanding.answering import examine
@@ -15,7 +16,6 @@ from experiments.understanding.prompts import Asked, Asker, shared
 from experiments.understanding.reading import PIECE, Reading, Stop, read_on, read_trunk, with_budget
 from msrnn_jax.policies import Full, Policy
 
-FULL, BASELINE = "full", "baseline"
 ROOM = 512  # what is kept free for answers is a multiple of it: few compilations
 
 Trunk = Mapping[Stop, Reading]
@@ -49,7 +49,7 @@ class Exam(NamedTuple):
         """What one line is about."""
         setting = {
             "task": asked.document.task,
-            "policy": policy,
+            **named(policy),
             "budget": budget,
             "mode": mode,
             "context": self.context,

@@ -1,8 +1,21 @@
-"""What rows of data must hold, and how a bad one is refused: where it is, what it has, what it must have."""
+"""Rows of JSON that hold data: how a bad one is refused, by where it is, what it has and what it must have."""
 
+import json
 from typing import Any
 
 KINDS = {dict: "an object", list: "an array", str: "text", bool: "true or false", int: "a whole number"}
+
+
+def parse(text: str, where: str) -> Any:
+    """The value that a piece of JSON says.
+
+    Raises:
+      ValueError: for what is none.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON: {error}") from None
 
 
 def field(row: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
@@ -13,10 +26,14 @@ def field(row: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any
     """
     check(row, dict, where)
     if name not in row:
-        known = ", ".join(map(repr, list(row)[:8])) or "none"
-        raise ValueError(f"{where} has no field {name!r}; its fields are {known}")
+        raise ValueError(f"{where} has no field {name!r}; its fields are {names_of(row)}")
     check(row[name], kind, f"{where}: field {name!r}")
     return row[name]
+
+
+def names_of(row: dict[str, Any]) -> str:
+    """The first fields of a row, for messages."""
+    return ", ".join(map(repr, list(row)[:8])) or "none"
 
 
 def check(value: Any, kind: type | tuple[type, ...], where: str) -> None:

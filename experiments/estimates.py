@@ -19,18 +19,14 @@ class Estimate(NamedTuple):
 
     value: float
     pulls: Float[np.ndarray, " D"]  # how far each document moves the value
-
-    @property
-    def documents(self) -> int:
-        return len(self.pulls)
+    documents: int  # those that have what is counted, at most D; 0 for what is no measurement
 
     @property
     def stderr(self) -> float:
-        """Over documents; nan for a single one, 0 for what is no measurement."""
-        count = len(self.pulls)
-        if count < 2:
-            return math.nan if count else 0.0
-        return float(np.sqrt(np.square(self.pulls).sum() * count / (count - 1)))
+        """Over documents; nan for a single one and for no number, 0 for what is no measurement."""
+        if self.documents < 2:
+            return math.nan if self.documents or math.isnan(self.value) else 0.0
+        return float(np.sqrt(np.square(self.pulls).sum() * self.documents / (self.documents - 1)))
 
 
 def ratio(sums: Sequence[float | None], counts: Sequence[float]) -> Estimate:
@@ -38,7 +34,7 @@ def ratio(sums: Sequence[float | None], counts: Sequence[float]) -> Estimate:
     totals, weights = _floats(sums), _floats(counts)
     with np.errstate(invalid="ignore", divide="ignore"):
         value = totals.sum() / weights.sum()
-        return Estimate(float(value), (totals - value * weights) / weights.sum())
+        return Estimate(float(value), (totals - value * weights) / weights.sum(), int((weights > 0).sum()))
 
 
 def mean(values: Sequence[float | None]) -> Estimate:
@@ -46,16 +42,21 @@ def mean(values: Sequence[float | None]) -> Estimate:
     return ratio(values, [1.0] * len(values))
 
 
+def columns(name: str, one: Estimate) -> dict[str, float]:
+    """An estimate as two values of a row."""
+    return {name: one.value, f"{name}_stderr": one.stderr}
+
+
 def exact(value: float) -> Estimate:
     """What is computed, not measured on documents."""
-    return Estimate(value, np.zeros(0))
+    return Estimate(value, np.zeros(0), 0)
 
 
 def combine(*terms: tuple[float, Estimate]) -> Estimate:
     """A sum of estimates on the same documents, each times its factor."""
     with np.errstate(invalid="ignore"):
         pulls = np.sum([factor * one.pulls for factor, one in terms], axis=0)
-    return Estimate(sum(factor * one.value for factor, one in terms), pulls)
+    return Estimate(sum(factor * one.value for factor, one in terms), pulls, min(one.documents for _, one in terms))
 
 
 def minus(first: Estimate, second: Estimate) -> Estimate:
@@ -72,14 +73,24 @@ def exp(one: Estimate) -> Estimate:
     """Such as a perplexity, from nats per token."""
     with np.errstate(over="ignore", invalid="ignore"):
         value = float(np.exp(one.value))
-        return Estimate(value, value * one.pulls)
+        return Estimate(value, value * one.pulls, one.documents)
 
 
 def over(first: Estimate, second: Estimate) -> Estimate:
     """The paired quotient."""
     with np.errstate(invalid="ignore", divide="ignore"):
         value = float(np.float64(first.value) / second.value)
-        return Estimate(value, (first.pulls - value * second.pulls) / second.value)
+        pulls = (first.pulls - value * second.pulls) / second.value
+        return Estimate(value, pulls, min(first.documents, second.documents))
+
+
+def geometric(*estimates: Estimate) -> Estimate:
+    """The geometric mean of positive numbers found on the same documents."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = float(np.prod([one.value for one in estimates]) ** (1 / len(estimates)))
+        relative = [one.pulls / np.float64(one.value) for one in estimates]
+        pulls = value * np.mean(relative, axis=0)
+        return Estimate(value, pulls, min(one.documents for one in estimates))
 
 
 def _floats(values: Sequence[float | None]) -> Float[np.ndarray, " D"]:
