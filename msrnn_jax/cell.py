@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from msrnn_jax.checks import Budget, Count, check_state, layer_budgets
 from msrnn_jax.config import Config
 from msrnn_jax.llama import decoder_layer, moment_of, run_blocks, unembed
-from msrnn_jax.params import LayerParams, Params, axes
+from msrnn_jax.params import LayerParams, Params, axes, is_low_rank
 from msrnn_jax.policies import Policy
 from msrnn_jax.slots import init_state
 from msrnn_jax.state import LayerState, Moment, MultiState
@@ -41,6 +41,8 @@ class DecoderLayer(nnx.Module):
         letters = axes(config).layers[index]
         self.names = tuple(vars(weights))
         for name in self.names:
+            if is_low_rank(getattr(weights, name)):
+                raise ValueError(f"params.layers[{index}].{name} has an adapter, which a cell does not take; merge it")
             setattr(self, name, nnx.data(_param(getattr(weights, name), getattr(letters, name))))
 
     @property
@@ -60,7 +62,7 @@ class MultiStateCell(nnx.RNNCellBase):
     `nnx.state(cell, nnx.Param)` holds every weight, so optimizers, LoRA and quantisation reach them all.
 
     Args:
-      params: the weights; they are not copied.
+      params: the weights, without adapters; they are not copied.
       budget, slots, positions: as in `init_state`, for carries that the cell makes itself.
     """
 

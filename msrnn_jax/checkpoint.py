@@ -1,9 +1,10 @@
 """Our checkpoint on disk: a folder with config.json, the weights by Orbax, and text files beside them."""
 
 import contextlib
+import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,8 +13,9 @@ import numpy as np
 
 from msrnn_jax.checks import check_dtype, check_params
 from msrnn_jax.config import Config
+from msrnn_jax.low_rank import merged
 from msrnn_jax.making import Kind, check_space, making, prepare
-from msrnn_jax.params import Params, abstract_params
+from msrnn_jax.params import Adapter, LowRank, Params, abstract_params, is_low_rank
 from msrnn_jax.policies.text import first_line
 from msrnn_jax.sizes import tree_bytes
 from msrnn_jax.weights import (
@@ -108,8 +110,9 @@ def load(path: str | os.PathLike[str], *, dtype: str | None = None, sharding: An
     # are committed to it, so that the first step's state, which is not, and the second's, which is, would be compiled
     # for apart.
     host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    wanted = _to_tree(_with_sharding(abstract_params(config), host if sharding is None else sharding))
-    with _weights_of(path, folder, wanted):
+    shapes = _stored_params(path, folder, config)
+    wanted = _to_tree(_with_sharding(shapes, host if sharding is None else sharding))
+    with _weights_of(path):
         try:
             leaves, tree = jax.tree.flatten(read_weights(folder / PARAMS_FOLDER, wanted))
         except Exception:
@@ -118,34 +121,80 @@ def load(path: str | os.PathLike[str], *, dtype: str | None = None, sharding: An
     if sharding is None:
         for index, leaf in enumerate(leaves):  # one by one, so that there are not two of all
             leaves[index] = jnp.asarray(np.asarray(leaf))
-    return config, _from_tree(config, jax.tree.unflatten(tree, leaves))
+    return config, _from_tree(shapes, jax.tree.unflatten(tree, leaves))
 
 
 def load_deferred(path: str | os.PathLike[str]) -> tuple[Config, Params]:
-    """`load`, with weights that are read one by one, to numpy arrays, when their `read` is called."""
+    """`load`, with weights that are read one by one, to numpy arrays, when their `read` is called.
+
+    Adapters are merged into what is read.
+    """
     folder = existing(path)
     config = _read_config(folder)  # of a dtype that JAX may not hold
-    wanted = _to_tree(abstract_params(config))
-    with _weights_of(path, folder, wanted):
-        pass
+
+    def read(where: Any, leaf: Any) -> np.ndarray:
+        with _weights_of(path):
+            return read_weight(folder / PARAMS_FOLDER, _names(where), leaf.dtype)
 
     def deferred(where: Any, leaf: Any) -> Deferred:
-        def read() -> np.ndarray:
-            with _weights_of(path, folder):
-                return read_weight(folder / PARAMS_FOLDER, [step.key for step in where], leaf.dtype)
+        def value() -> np.ndarray:
+            parts = jax.tree_util.tree_map_with_path(lambda below, part: read((*where, *below), part), leaf)
+            return np.asarray(merged(parts)) if is_low_rank(leaf) else parts
 
-        return Deferred(leaf.shape, leaf.dtype, read)
+        return Deferred(leaf.shape, leaf.dtype, value)
 
-    return config, _from_tree(config, jax.tree_util.tree_map_with_path(deferred, wanted))
+    shapes = _stored_params(path, folder, config)
+    return config, jax.tree_util.tree_map_with_path(deferred, shapes, is_leaf=is_low_rank)
+
+
+def stored_params(path: str | os.PathLike[str], config: Config) -> Params:
+    """Shapes and dtypes of a checkpoint's weights and adapters; nothing of them is read.
+
+    Args:
+      config: the checkpoint's, of any dtype.
+
+    Raises:
+      ValueError: where they are missing, damaged, or not those of the config.
+    """
+    return _stored_params(path, existing(path), config)
+
+
+def _stored_params(path: str | os.PathLike[str], folder: pathlib.Path, config: Config) -> Params:
+    with _weights_of(path):
+        stored = stored_shapes(folder / PARAMS_FOLDER)
+        shapes = _with_adapters(abstract_params(config), stored)
+        _compare(_to_tree(shapes), stored)
+        check_params(config, shapes)
+    return shapes
+
+
+def _with_adapters(shapes: Params, stored: Mapping[str, Any]) -> Params:
+    """The config's weights, low-rank ones where something is stored beside them."""
+
+    def low_rank(where: Any, leaf: Any) -> Any:
+        node: Any = stored
+        for name in (*_names(where), "adapter"):
+            node = node.get(name) if isinstance(node, Mapping) else None
+        found = node if isinstance(node, Mapping) else {}
+        halves: Any = {
+            name: jax.ShapeDtypeStruct(half.shape, leaf.dtype) for name, half in found.items() if hasattr(half, "shape")
+        }
+        return LowRank(leaf, Adapter(**halves)) if halves.keys() == {"down", "up"} else leaf
+
+    return jax.tree_util.tree_map_with_path(low_rank, shapes)
 
 
 def _with_sharding(shapes: Params, sharding: Any) -> Params:
     try:
-        spread = jax.tree.broadcast(sharding, shapes)
+        plain = jax.tree.map(lambda leaf: leaf.weight if is_low_rank(leaf) else leaf, shapes, is_leaf=is_low_rank)
+        spread = jax.tree.broadcast(sharding, plain)
     except ValueError as error:
         raise ValueError(f"sharding is no tree shaped like the params: {first_line(error)}") from None
 
-    def place(where: Any, leaf: jax.ShapeDtypeStruct, place: Any) -> jax.ShapeDtypeStruct:
+    def put(where: Any, leaf: Any, place: Any) -> Any:
+        if is_low_rank(leaf):
+            halves = jax.tree.map(functools.partial(_everywhere, place), leaf.adapter)
+            return LowRank(put(where, leaf.weight, place), halves)
         name = jax.tree_util.keystr(where)
         if not isinstance(place, jax.sharding.Sharding):
             raise ValueError(f"sharding of params{name} is {place!r}; it must be a jax.sharding.Sharding")
@@ -155,16 +204,21 @@ def _with_sharding(shapes: Params, sharding: Any) -> Params:
         except (ValueError, TypeError) as error:
             raise ValueError(f"sharding of params{name} {list(leaf.shape)} does not fit: {first_line(error)}") from None
 
-    return jax.tree_util.tree_map_with_path(place, shapes, spread)
+    return jax.tree_util.tree_map_with_path(put, shapes, spread, is_leaf=is_low_rank)
+
+
+def _everywhere(sharding: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """An adapter is small: every device of its weight has all of it."""
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        sharding = sharding.update(spec=jax.sharding.PartitionSpec())
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 @contextlib.contextmanager
-def _weights_of(path: str | os.PathLike[str], folder: pathlib.Path, wanted: Any = None) -> Iterator[None]:
-    """Names the checkpoint where its weights cannot be read, or are not the `wanted` tree."""
+def _weights_of(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Names the checkpoint where its weights cannot be read."""
     problem = None
     try:
-        if wanted is not None:
-            _compare(wanted, stored_shapes(folder / PARAMS_FOLDER))
         yield
     except Exception as error:  # Orbax and TensorStore raise many kinds for missing and truncated files
         problem = (first_line(error) or type(error).__name__)[:300]
@@ -235,20 +289,26 @@ def _with_dtype(config: Config, dtype: str | None) -> Config:
 
 def _to_tree(params: Params) -> dict[str, Any]:
     """Nested dicts with plain names, so that other programs can read the checkpoint without our classes."""
+    tree: dict[str, Any] = {}
+    for where, leaf in jax.tree_util.tree_leaves_with_path(params):
+        node, (*above, name) = tree, _names(where)
+        for step in above:
+            node = node.setdefault(step, {})
+        node[name] = leaf
+    return tree
 
-    def present(node: Any, skip: str = "") -> dict[str, Any]:
-        return {name: leaf for name, leaf in vars(node).items() if leaf is not None and name != skip}
 
-    return {
-        **present(params, "layers"),
-        "layers": {str(index): present(layer) for index, layer in enumerate(params.layers)},
-    }
+def _from_tree(shapes: Params, tree: Mapping[str, Any]) -> Params:
+    def found(where: Any, leaf: Any) -> Any:
+        del leaf
+        return functools.reduce(lambda node, name: node[name], _names(where), tree)
+
+    return jax.tree_util.tree_map_with_path(found, shapes)
 
 
-def _from_tree(config: Config, tree: Mapping[str, Any]) -> Params:
-    structure = abstract_params(config)
-    layers = tuple(layer.replace(**tree["layers"][str(index)]) for index, layer in enumerate(structure.layers))
-    return structure.replace(layers=layers, **{name: leaf for name, leaf in tree.items() if name != "layers"})
+def _names(where: Sequence[Any]) -> list[str]:
+    """What a place in the params is called on disk, such as layers, 0, query."""
+    return [str(step.idx) if isinstance(step, jax.tree_util.SequenceKey) else step.name for step in where]
 
 
 def _stay_inside(folder: pathlib.Path) -> None:

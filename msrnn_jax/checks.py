@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Int
 
 from msrnn_jax.config import DTYPES, Config
-from msrnn_jax.params import Params, abstract_params
+from msrnn_jax.params import INPUTS, Params, abstract_params, is_low_rank
 from msrnn_jax.policies import Policy
 from msrnn_jax.state import POSITION_MODES, LayerState, MultiState
 from msrnn_jax.window import check_windows, most_held
@@ -273,14 +273,37 @@ def check_params(config: Config, params: Params, *, dtypes: bool = False) -> Non
     if not isinstance(config, Config):
         raise ValueError(f"config is {config!r}; it must be a Config")
     wanted, tree = jax.tree_util.tree_flatten_with_path(abstract_params(config))
+    problems = []
+    if jax.tree.structure(params) != tree:  # as it is with an adapter in it
+        problems = _check_adapters(params, dtypes)
+        params = jax.tree.map(lambda leaf: leaf.weight if is_low_rank(leaf) else leaf, params, is_leaf=is_low_rank)
     if jax.tree.structure(params) != tree:
         raise ValueError(
             "params do not have the weights that the config describes: layers, biases, norms or tying differ"
         )
-    problems = [
+    problems += [
         f"{jax.tree_util.keystr(where)} is {leaf.dtype}{list(leaf.shape)}; it must be {want.dtype}{list(want.shape)}"
         for (where, want), leaf in zip(wanted, jax.tree.leaves(params), strict=True)
         if leaf.shape != want.shape or (dtypes and leaf.dtype != want.dtype)
     ]
     if problems:
         raise ValueError("params do not fit the config: " + "; ".join(problems))
+
+
+def _check_adapters(params: Any, dtypes: bool) -> list[str]:
+    """What is wrong with adapters beside weights, of which nothing is known yet."""
+    problems = []
+    for where, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_low_rank):
+        if not is_low_rank(leaf):
+            continue
+        place, inputs = jax.tree_util.keystr(where), INPUTS.get(getattr(where[-1], "name", ""))
+        if inputs is None:
+            problems.append(f"{place} has an adapter; only {', '.join(INPUTS)} of a layer take one")
+            continue
+        rank, shape = leaf.adapter.down.shape[-1:], leaf.shape
+        for name, wanted in (("down", (*shape[:inputs], *rank)), ("up", (*rank, *shape[inputs:]))):
+            half = getattr(leaf.adapter, name)
+            if half.shape != wanted or (dtypes and half.dtype != leaf.dtype):
+                is_ = f"{half.dtype}{list(half.shape)}"
+                problems.append(f"{place}.adapter.{name} is {is_}; it must be {leaf.dtype}{list(wanted)}")
+    return problems

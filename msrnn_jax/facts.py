@@ -7,9 +7,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from msrnn_jax.checkpoint import existing, read_config
+from msrnn_jax.checkpoint import PARAMS_FOLDER, existing, read_config, stored_params
 from msrnn_jax.config import Config
-from msrnn_jax.params import abstract_params
+from msrnn_jax.params import Params, abstract_params
 from msrnn_jax.policies import Policy
 from msrnn_jax.sizes import largest_batch, part_sizes, state_bytes, tree_bytes, working_bytes
 from msrnn_jax.tokenizer import TOKENIZER_FILE, load_tokenizer
@@ -40,11 +40,11 @@ def facts_of(
       ValueError: for no checkpoint, and for a policy, budget or dtype out of range.
     """
     stored, config = read_config(checkpoint), read_config(checkpoint, dtype=dtype)
-    weights = tree_bytes(abstract_params(config))
+    weights = tree_bytes(_weights(checkpoint, config))
     return {
         "checkpoint": str(checkpoint),
         "config": stored.to_dict(),
-        "parameters": _parameters(stored, config),
+        "parameters": _parameters(_weights(checkpoint, stored), stored, config),
         "dtype": config.dtype,
         "memory_bytes": memory,
         "weight_bytes": weights,
@@ -58,9 +58,16 @@ def facts_of(
     }
 
 
-def _parameters(stored: Config, config: Config) -> list[dict[str, Any]]:
+def _weights(checkpoint: str | os.PathLike[str], config: Config) -> Params:
+    """Their shapes; for adapters, of which the config says nothing, Orbax is asked, which is slow to import."""
+    index = existing(checkpoint) / PARAMS_FOLDER / "_METADATA"
+    adapted = index.is_file() and b"adapter" in index.read_bytes()
+    return stored_params(checkpoint, config) if adapted else abstract_params(config)
+
+
+def _parameters(weights: Params, stored: Config, config: Config) -> list[dict[str, Any]]:
     """Every part and, last, their sum: its count, and its bytes by dtype."""
-    counts = part_sizes(abstract_params(stored))
+    counts = part_sizes(weights)
     dtypes = dict.fromkeys((stored.dtype, config.dtype, "float32", "bfloat16"))
     return [
         {"part": part, "count": count, "bytes": {name: count * jnp.dtype(name).itemsize for name in dtypes}}

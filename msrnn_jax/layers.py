@@ -8,7 +8,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float
 
 from msrnn_jax.config import Config
-from msrnn_jax.params import LayerParams
+from msrnn_jax.params import LayerParams, LowRank
 
 
 def wide(dtype: Any) -> jnp.dtype:
@@ -16,8 +16,10 @@ def wide(dtype: Any) -> jnp.dtype:
     return max(jnp.dtype(dtype), jnp.dtype(jnp.float32), key=lambda kind: kind.itemsize)
 
 
-def project(equation: str, x: Array, weight: Array, bias: Array | None = None, dtype: Any = None) -> Array:
+def project(equation: str, x: Array, weight: Array | LowRank, bias: Array | None = None, dtype: Any = None) -> Array:
     """Every product with a weight: `x` contracted with `weight`, accumulated in at least float32.
+
+    A low-rank adapter beside the weight is applied to `x` by itself, so that the weight is neither copied nor changed.
 
     Its precision is JAX's default, which on GPU and TPU is below float32 for float32 operands; set
     `jax_default_matmul_precision` to "highest" where the last digits matter.
@@ -34,10 +36,18 @@ def project(equation: str, x: Array, weight: Array, bias: Array | None = None, d
     # The order of the summed axes is that of x, and so of memory: einsum's own choice copies the weight.
     leading = x.ndim - len(left)
     axes = (tuple(leading + left.index(letter) for letter in summed), tuple(map(right.index, summed)))
-    y = lax.dot_general(x, weight, (axes, ((), ())), preferred_element_type=wide(x.dtype))
+    y = _contract(x, weight.weight if isinstance(weight, LowRank) else weight, axes)
+    if isinstance(weight, LowRank):
+        down, up = weight.adapter.down.astype(x.dtype), weight.adapter.up.astype(x.dtype)
+        inner = _contract(x, down, axes).astype(x.dtype)  # [..., R]
+        y = y + _contract(inner, up, ((inner.ndim - 1,), (0,)))
     if bias is not None:
         y = y + beside(bias, y)
     return y.astype(x.dtype if dtype is None else dtype)
+
+
+def _contract(x: Array, weight: Array, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> Array:
+    return lax.dot_general(x, weight, (axes, ((), ())), preferred_element_type=wide(x.dtype))
 
 
 def beside(weight: Array, x: Array) -> Array:

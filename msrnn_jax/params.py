@@ -9,9 +9,47 @@ from jax import Array
 
 from msrnn_jax.config import Config
 
+# The matrices of a layer that take an adapter, and how many of their axes, the first, are contracted with the input.
+INPUTS = {"query": 1, "key": 1, "value": 1, "output": 2, "gate": 1, "up": 1, "down": 1}
+
+
+class Adapter(struct.PyTreeNode):
+    """What a low-rank adapter adds to a weight: `down` and `up`, contracted over R. It has no bias and no scale."""
+
+    down: Array  # [I..., R], I the axes of the weight that it is contracted over
+    up: Array  # [R, O...], O its other axes
+
+
+class LowRank(struct.PyTreeNode):
+    """A weight with a low-rank adapter (LoRA, arXiv:2106.09685) beside it, which `layers.project` adds.
+
+    It stands in the place of a matrix of a decoder layer; see `add_adapters`.
+    """
+
+    weight: Array  # [I..., O...]
+    adapter: Adapter
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight."""
+        return self.weight.shape
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the weight."""
+        return self.weight.dtype
+
+
+def is_low_rank(leaf: Any) -> bool:
+    """Whether a node of params is a weight with an adapter; for `jax.tree.map(..., is_leaf=is_low_rank)`."""
+    return isinstance(leaf, LowRank)
+
 
 class LayerParams(struct.PyTreeNode):
-    """One decoder layer. A bias, or a norm of queries and keys, is None where the config has none."""
+    """One decoder layer. A bias, or a norm of queries and keys, is None where the config has none.
+
+    A matrix may be a `LowRank` one.
+    """
 
     attention_norm: Array  # [D]
     query: Array  # [D, N, H]

@@ -10,7 +10,8 @@ from msrnn_jax.evaluate import nll
 from msrnn_jax.extend import extend
 from msrnn_jax.generate import generate, stream
 from msrnn_jax.llama import step
-from msrnn_jax.params import LayerParams, Params, init_params
+from msrnn_jax.low_rank import attach_adapters, detach_adapters, init_adapters, merge_adapters
+from msrnn_jax.params import Adapter, LayerParams, LowRank, Params, init_params
 from msrnn_jax.policies import H2O, TOVA, Full, Policy, Random, Window, parse_policy
 from msrnn_jax.prefill import prefill
 from msrnn_jax.sampling import Chain, Greedy, MinP, Sampler, Temperature, TopK, TopP
@@ -24,12 +25,14 @@ __all__ = [
     "EMPTY",
     "H2O",
     "TOVA",
+    "Adapter",
     "Chain",
     "Config",
     "Full",
     "Greedy",
     "LayerParams",
     "LayerState",
+    "LowRank",
     "MinP",
     "MultiState",
     "MultiStateCell",
@@ -44,15 +47,19 @@ __all__ = [
     "View",
     "Window",
     "adopt",
+    "attach_adapters",
     "check_contract",
     "compress",
+    "detach_adapters",
     "extend",
     "generate",
+    "init_adapters",
     "init_params",
     "init_state",
     "load",
     "load_state",
     "load_tokenizer",
+    "merge_adapters",
     "nll",
     "parse_policy",
     "prefill",

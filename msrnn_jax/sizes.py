@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from msrnn_jax.checks import Budget
 from msrnn_jax.config import Config
 from msrnn_jax.layers import wide
-from msrnn_jax.params import Params
+from msrnn_jax.params import Params, is_low_rank
 from msrnn_jax.policies import Policy
 from msrnn_jax.slots import init_state
 
@@ -57,11 +57,14 @@ def part_sizes(params: Params) -> dict[str, int]:
     """How many numbers every part of the weights has; weights may be shapes alone.
 
     Returns:
-      Counts by the names embedding, attention, mlp, norms and unembedding (0 where it is the embedding).
+      Counts by the names embedding, attention, mlp, norms and unembedding (0 where it is the embedding), and adapters
+      where there are any.
     """
     parts: dict[str, int] = {name: 0 for name in ("embedding", "attention", "mlp", "norms", "unembedding")}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        parts[_part_of(path[-1].name)] += leaf.size
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_low_rank):
+        if is_low_rank(leaf):
+            parts["adapters"] = parts.get("adapters", 0) + leaf.adapter.down.size + leaf.adapter.up.size
+        parts[_part_of(path[-1].name)] += math.prod(leaf.shape)
     return parts
 
 

@@ -62,7 +62,7 @@ def write_weights(folder: pathlib.Path, tree: Any) -> None:
             import tensorstore
 
             store: Any = await tensorstore.open(tensorstore.Spec(spec), create=True, open=True, context=context)
-            sides = zip(value.shape, store.chunk_layout.write_chunk.shape, strict=True)
+            sides = zip(value.shape, store.chunk_layout.write_chunk.shape or (), strict=True)
             for chunk in itertools.product(*(_cut(length, size) for length, size in sides)):
                 await store[chunk].write(value[chunk], can_reference_source_data_indefinitely=True)
 
