@@ -1,0 +1,162 @@
+"""What training changed: perplexity before and after, under the policy and under full attention, on other texts.
+
+python -m experiments.finetune.effect checkpoints/smollm2-135m runs/tova64 runs/full --data book.txt --out runs/effect
+
+Every model reads the same segments. Differences are paired: trained minus untrained, segment by segment.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from experiments.estimates import Estimate, columns, exp, minus, over
+from experiments.finetune.run import MODEL
+from experiments.forgetting import FULL
+from experiments.language_modeling.__main__ import Settings as Reading
+from experiments.language_modeling.__main__ import run as read
+from experiments.names import last_part
+from experiments.options import Checkpoint, Dtype
+from experiments.paired import by, mean_of
+from experiments.results import check_out, write_result
+from experiments.shown import show, with_error
+from msrnn_jax.command import plain_errors
+from msrnn_jax.journal import Line
+from msrnn_jax.measure import decimals
+from msrnn_jax.policies import parse_policy
+from msrnn_jax.usage import Command
+
+NAME = "finetune_effect"
+UNTRAINED = "untrained"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is measured.
+
+    Attributes:
+      runs: folders that `experiments.finetune` wrote.
+      data: texts, best not those that were trained on.
+      segments: of every text, evenly spread; 0 for all.
+      segment: tokens of each.
+    """
+
+    checkpoint: str
+    runs: tuple[str, ...]
+    data: tuple[str, ...]
+    policy: str = "tova"
+    budget: int = 64
+    segment: int = 2048
+    segments: int = 0
+    dtype: str | None = "bfloat16"
+
+
+def run(settings: Settings, out: pathlib.Path, console: Console) -> list[dict[str, Any]]:
+    """Measures what is missing and writes `effect.json`; returns its rows.
+
+    Raises:
+      ValueError: for a run without a checkpoint, or two of one name.
+    """
+    names = [last_part(run) for run in settings.runs]
+    if len({UNTRAINED, *names}) <= len(names):
+        raise ValueError(f"runs are called {', '.join(names)}; no two may have one name, nor {UNTRAINED!r}")
+    check_out(out / "effect.json")
+    models = {UNTRAINED: settings.checkpoint}
+    models |= {name: str(pathlib.Path(run) / MODEL) for name, run in zip(names, settings.runs, strict=True)}
+    lines = {name: read(_reading(settings, model), out / f"{name}.jsonl", console) for name, model in models.items()}
+    rows = summarise(lines, str(parse_policy(settings.policy)), settings.budget)
+    write_result(out / "effect.json", NAME, settings, {"rows": rows})
+    return rows
+
+
+def _reading(settings: Settings, checkpoint: str) -> Reading:
+    return Reading(
+        checkpoint=checkpoint,
+        data=settings.data,
+        policies=(settings.policy,),
+        others=(),
+        budgets=(settings.budget,),
+        segment=settings.segment,
+        segments=settings.segments,
+        other_segments=settings.segments,
+        dtype=settings.dtype,
+    )
+
+
+def summarise(lines: Mapping[str, Sequence[Line]], policy: str, budget: int) -> list[dict[str, Any]]:
+    """A row for every model, the untrained one first.
+
+    Returns:
+      For `policy` and `full` the `perplexity` and `change`, nats per token more than the untrained model's on the same
+      tokens; `gap`, nats of the policy above full attention in this model; `closed`, how much of what the policy costs
+      the untrained model has come back: how far the loss under the policy fell, over the untrained model's gap. Each
+      with a standard error over segments.
+    """
+    found = {name: _losses(own, policy, budget) for name, own in lines.items()}
+    before = found[UNTRAINED]
+    rows = []
+    for name, losses in found.items():
+        row: dict[str, Any] = {"model": name, "segments": losses["full"].documents}
+        for attention, loss in losses.items():
+            row |= columns(f"perplexity_{attention}", exp(loss))
+            row |= columns(f"change_{attention}", minus(loss, before[attention]))
+        row |= columns("gap", minus(losses["policy"], losses["full"]))
+        back = minus(before["policy"], losses["policy"])
+        row |= columns("closed", over(back, minus(before["policy"], before["full"])))
+        rows.append(row)
+    return rows
+
+
+def _losses(lines: Sequence[Line], policy: str, budget: int) -> dict[str, Estimate]:
+    """Nats per token under the policy and under full attention, on the same segments in the same order."""
+    groups = by(lines, "policy")
+    mine = [line for line in groups[policy,] if line["setting"]["budget"] == budget]
+    return {"policy": mean_of(mine, "nats", "tokens"), "full": mean_of(groups[FULL,], "nats", "tokens")}
+
+
+def table(rows: Sequence[dict[str, Any]], settings: Settings) -> Table:
+    """Perplexities and changes, for reading."""
+    made = Table("model")
+    titles = (f"{settings.policy}, {settings.budget}", "change in nats", "full attention", "change in nats", "closed")
+    for title in titles:
+        made.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        cells = []
+        for attention in ("policy", "full"):
+            cells.append(with_error(row, f"perplexity_{attention}", 2))
+            trained = row["model"] != UNTRAINED
+            cells.append(with_error(row, f"change_{attention}", 4) if trained else "")
+        closed = f"{decimals(100 * row['closed'], 1)} +- {decimals(100 * row['closed_stderr'], 1)} %"
+        made.add_row(row["model"], *cells, closed if row["model"] != UNTRAINED else "")
+    return made
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(cls=Command, help=__doc__)
+@plain_errors()
+def main(
+    checkpoint: Checkpoint,
+    runs: Annotated[list[str], typer.Argument(help="Folders that experiments.finetune wrote.", metavar="RUN...")],
+    data: Annotated[list[str], typer.Option("--data", help="Texts to measure on: files or folders of .txt.")],
+    policy: Annotated[str, typer.Option(help="As in msrnn perplexity.")] = Settings.policy,
+    budget: Annotated[int, typer.Option(help="Multi-state size.")] = Settings.budget,
+    segment: Annotated[int, typer.Option(help="Tokens of a segment.")] = Settings.segment,
+    segments: Annotated[int, typer.Option(help="Of every text, evenly spread; 0 for all.")] = Settings.segments,
+    dtype: Dtype = Settings.dtype,
+    out: Annotated[pathlib.Path, typer.Option(help="Folder to write, or to go on with.")] = pathlib.Path(
+        "results/finetune_effect"
+    ),
+) -> None:
+    settings = Settings(checkpoint, tuple(runs), tuple(data), policy, budget, segment, segments, dtype)
+    rows = run(settings, out, Console(stderr=True))
+    show(table(rows, settings))
+
+
+if __name__ == "__main__":
+    app()

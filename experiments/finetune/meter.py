@@ -1,0 +1,51 @@
+"""How far training has come: a bar on a terminal, a line now and then elsewhere."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from experiments.shown import say
+
+EVERY = 30.0  # seconds between two lines
+
+Meter = Callable[[int, float], None]  # called with a step that is done, from 1, and its loss
+
+
+@contextlib.contextmanager
+def meter(console: Console, done: int, steps: int, tokens: int) -> Iterator[Meter]:
+    """Shows the step, its loss, tokens a second and the time that is left.
+
+    Args:
+      done: steps of an earlier run.
+      tokens: of every step.
+    """
+    start, told = time.monotonic(), 0.0
+
+    def words(step: int, loss: float) -> str:
+        # The first step of a run compiles the program, for minutes perhaps.
+        speed = tokens * (step - done - 1) / (time.monotonic() - begun) if step > done + 1 else 0.0
+        return f"loss {loss:.4f}, {speed:,.0f} tokens/s"
+
+    begun = start
+    columns = (TextColumn("finetune: step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("compiling", total=steps, completed=done)
+
+        def update(step: int, loss: float) -> None:
+            nonlocal begun, told
+            now = time.monotonic()
+            if step == done + 1:
+                begun = now
+                bar.reset(task, total=steps, completed=step)
+            text = words(step, loss)
+            bar.update(task, completed=step, description=text)
+            if not console.is_terminal and (now - told >= EVERY or step == steps):
+                told = now
+                rate = (now - begun) / (step - done - 1) if step > done + 1 else 0.0
+                left = f", {rate * (steps - step):,.0f} s left" if rate else ""
+                say(console, f"finetune: step {step} of {steps}, {text}{left}")
+
+        yield update

@@ -1,0 +1,104 @@
+"""What a run of training works with, and what another that goes on with it must have too."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+import msrnn_jax as ms
+from experiments.books import Book, read_books
+from experiments.finetune.optimiser import Descent
+from experiments.finetune.order import Order
+from experiments.finetune.placing import Places
+from experiments.finetune.settings import Settings, check
+from experiments.finetune.training import Method
+from experiments.forgetting import named, policies_of
+from msrnn_jax.cache import keep_compilations
+from msrnn_jax.checkpoint import fingerprint
+from msrnn_jax.measure import environment
+from msrnn_jax.policies import parse_policy
+from msrnn_jax.record import json_hash, tokens_hash
+
+FREE = ("checkpoint", "data", "keep_every", "merge")  # may differ in a run that goes on; hashes stand for the first two
+
+
+class Plan(NamedTuple):
+    """What a run works with."""
+
+    settings: Settings
+    method: Method
+    order: Order
+    params: ms.Params  # as they were
+    places: Places
+    about: dict[str, Any]  # what a run that goes on must have too
+
+
+def make_plan(settings: Settings, console: Console) -> Plan:
+    """Reads the model and the books.
+
+    Raises:
+      ValueError: for settings, a model or data that cannot be used.
+    """
+    check(settings)
+    places = Places(settings.batch)
+    keep_compilations()
+    stored, params = ms.load(settings.checkpoint, dtype="float32")
+    if settings.length > stored.max_length:
+        raise ValueError(f"length is {settings.length}; the model was made for {stored.max_length} tokens at most")
+    policy = parse_policy(settings.policy)
+    if policy.forgets:
+        policies_of(stored, [settings.policy], [settings.budget], settings.length)
+    tokenizer = ms.load_tokenizer(settings.checkpoint)
+    books = read_books(tokenizer, settings.data, settings.length + 1, console)
+    order = Order(books, settings.length, settings.segment, settings.batch, settings.seed)
+    method = Method(
+        config=stored.replace(dtype=settings.compute),
+        policy=policy,
+        budget=settings.budget,
+        length=settings.length,
+        distill=settings.distill,
+        chunk=min(settings.chunk, settings.segment),
+        descent=Descent(
+            learning_rate=settings.learning_rate,
+            updates=settings.steps // settings.accumulate,
+            warmup=settings.warmup,
+            weight_decay=settings.weight_decay,
+            clip=settings.clip,
+            accumulate=settings.accumulate,
+        ),
+    )
+    return Plan(settings, method, order, params, places, _about(settings, policy, params, books, places))
+
+
+def _about(
+    settings: Settings, policy: ms.Policy, params: ms.Params, books: list[Book], places: Places
+) -> dict[str, Any]:
+    fixed = {name: value for name, value in dataclasses.asdict(settings).items() if name not in FREE}
+    return {
+        "settings": json.loads(json.dumps({**fixed, **named(policy)})),
+        "model_sha256": fingerprint(params),
+        "data_sha256": {book.name: tokens_hash(book.tokens) for book in books},
+        "environment": json_hash(environment()),
+        "devices": places.devices,
+    }
+
+
+def check_same(folder: pathlib.Path, kept: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Refuses to go on with what was begun in another way, naming the first difference."""
+    for name, value in ours.items():
+        if name == "settings":
+            before = found if isinstance(found := kept.get(name), dict) else {}
+            for setting, wanted in value.items():
+                if before.get(setting) != wanted:
+                    raise ValueError(
+                        f"{str(folder)!r} was begun with {setting} {before.get(setting)!r}, not {wanted!r}; "
+                        "go on with that, or choose another folder"
+                    )
+        elif kept.get(name) != value:
+            raise ValueError(
+                f"{str(folder)!r} was begun with another {name.removesuffix('_sha256')}, {kept.get(name)}, "
+                f"not {value}; choose another folder"
+            )

@@ -1,0 +1,150 @@
+"""A run of training from its first step, or from where it was kept, to a checkpoint."""
+
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+
+import msrnn_jax as ms
+from experiments.finetune.keeping import about_kept, keep, read_kept
+from experiments.finetune.loss_plot import plot_losses
+from experiments.finetune.meter import meter
+from experiments.finetune.plan import Plan, check_same, make_plan
+from experiments.finetune.settings import Settings
+from experiments.finetune.training import Training, begin, empty_states, train
+from experiments.results import commit, hardware
+from experiments.shown import say
+from msrnn_jax.checkpoint import CHECKPOINT
+from msrnn_jax.journal import Journal, Line, open_journal
+from msrnn_jax.making import prepare
+from msrnn_jax.measure import environment
+from msrnn_jax.record import write_text
+
+LOSSES, PICTURE, KEPT, MODEL = "losses.jsonl", "losses.png", "training", "model"
+KINDS = ("finetune run", "finetune step")
+BESIDE = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "source.json")
+
+
+def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
+    """Trains, or goes on training, and writes the checkpoint; returns a line for every step.
+
+    Args:
+      out: a folder for losses.jsonl, losses.png, the checkpoint `model` and `training`, what a run that goes on needs;
+        these two are replaced every `keep_every` steps.
+
+    Raises:
+      ValueError: for settings or data that cannot be used, for a folder of another run, and for a loss that is no
+        number; then what was kept last stays.
+    """
+    plan = make_plan(settings, console)
+    prepare(out / MODEL, CHECKPOINT, overwrite=True)
+    with open_journal(out / LOSSES, KINDS) as journal:
+        about, done = about_kept(out / KEPT), 0
+        if about is not None:
+            check_same(out / KEPT, about, plan.about)
+            done = about["step"]
+        _check_lines(out, journal, plan.about)
+        _cut_back(out / LOSSES, journal, plan, done)
+        if done:
+            say(console, f"finetune: going on after step {done} of {settings.steps}")
+        training, frozen = _begin(plan)
+        if done:
+            training = read_kept(out / KEPT, training)
+        training = _take_steps(plan, training, frozen, journal, out, console)
+        lines = [line for line in journal.lines if line["kind"] == KINDS[1]]
+        plot_losses(out / PICTURE, lines, _title(settings), settings.length // settings.segment)
+        if done == settings.steps:  # by a run that was killed before it had written this, perhaps
+            _write_model(out / MODEL, plan, training)
+    return lines
+
+
+def _check_lines(out: pathlib.Path, journal: Journal, ours: Mapping[str, Any]) -> None:
+    """Refuses losses of another run."""
+    for line in journal.lines:
+        if line["kind"] == KINDS[0]:
+            check_same(out / LOSSES, line, ours)
+
+
+def _cut_back(path: pathlib.Path, journal: Journal, plan: Plan, done: int) -> None:
+    """Drops the lines of steps that were not kept, and those will come again; says in the file what is asked now."""
+    steps = [line for line in journal.lines if line["kind"] == KINDS[1]]
+    if [line["step"] for line in steps[:done]] != list(range(1, done + 1)):
+        raise ValueError(f"{str(path)!r} lacks losses of the {done} steps that were kept; choose another folder")
+    header = {"kind": KINDS[0], **plan.about, **environment(), "hardware": hardware(), "commit": commit()}
+    header["places"] = {"checkpoint": plan.settings.checkpoint, "data": list(plan.settings.data)}
+    lines = [header, *steps[:done]]
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    journal.lines = lines
+
+
+def _begin(plan: Plan) -> tuple[Training, ms.Params | None]:
+    """Training before its first step, and weights that stay as they are, if any are needed."""
+    settings, method = plan.settings, plan.method
+    key = jax.random.key(settings.seed)
+    adapters = None
+    if settings.lora:
+        adapters = ms.init_adapters(method.config, settings.lora, key, weights=settings.lora_weights, dtype="float32")
+    frozen = None
+    if settings.lora or settings.distill:  # a copy, since what is trained is given away at every step
+        frozen = jax.tree.map(lambda leaf: jnp.array(leaf, settings.compute, copy=True), plan.params)
+    trained = plan.params if adapters is None else adapters
+    training = begin(method, trained, jax.random.key_data(key), settings.batch)
+    rows = plan.places.rows((training.states, training.teachers))
+    placed = plan.places.whole(training._replace(states=None, teachers=None))
+    return placed._replace(states=rows[0], teachers=rows[1]), plan.places.whole(frozen)
+
+
+def _take_steps(
+    plan: Plan,
+    training: Training,
+    frozen: ms.Params | None,
+    journal: Journal,
+    out: pathlib.Path,
+    console: Console,
+) -> Training:
+    """Takes every step that is missing, writes down what it says, and keeps all now and then."""
+    settings, done = plan.settings, int(training.step)
+    with meter(console, done, settings.steps, settings.batch * settings.segment) as update:
+        for step in range(done, settings.steps):
+            reading = plan.order.at(step)
+            if reading.begins:
+                states, teachers = plan.places.rows(empty_states(plan.method, settings.batch))
+                training = training._replace(states=states, teachers=teachers)
+            training, told = train(plan.method, training, frozen, plan.places.rows(jnp.asarray(reading.tokens)))
+            numbers: dict[str, float] = {name: float(value) for name, value in told._asdict().items()}
+            wrong = [name for name, value in numbers.items() if not math.isfinite(value)]
+            if wrong:
+                raise ValueError(
+                    f"step {step + 1}: the {wrong[0]} is {numbers[wrong[0]]}; training stops, and what was kept stays"
+                )
+            line = {"kind": KINDS[1], "step": step + 1, **numbers, "learning_rate": plan.method.descent.rate(step)}
+            journal.append([line])
+            update(step + 1, numbers["loss"])
+            if (step + 1) % settings.keep_every == 0 or step + 1 == settings.steps:
+                keep(out / KEPT, training, plan.about)
+                _write_model(out / MODEL, plan, training)
+    return training
+
+
+def _write_model(path: pathlib.Path, plan: Plan, training: Training) -> None:
+    """The checkpoint, in float32, with the files of the one that it comes from."""
+    config = plan.method.config.replace(dtype="float32")
+    if plan.settings.lora:
+        params = ms.attach_adapters(config, plan.params, training.trained)
+        params = ms.merge_adapters(params) if plan.settings.merge else params
+    else:
+        params = training.trained
+    source = pathlib.Path(plan.settings.checkpoint)
+    files = {name: (source / name).read_text(encoding="utf-8") for name in BESIDE if (source / name).is_file()}
+    files["finetune.json"] = json.dumps({**plan.about, "steps_done": int(training.step)}, indent=2) + "\n"
+    ms.save(path, config, params, files=files, overwrite=True)
+
+
+def _title(settings: Settings) -> str:
+    what = f"LoRA {settings.lora}" if settings.lora else "all weights"
+    return f"{settings.policy}, budget {settings.budget}: {what}"

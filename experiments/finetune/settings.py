@@ -1,0 +1,77 @@
+"""How a model is trained, and what of that is refused."""
+
+import dataclasses
+import math
+
+from msrnn_jax.checks import check_dtype, whole
+from msrnn_jax.params import INPUTS
+
+RANGES = {  # of numbers that are no sizes
+    "learning_rate": (0.0, 1.0),
+    "weight_decay": (0.0, 1.0),
+    "clip": (0.0, math.inf),
+    "distill": (0.0, 1.0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a model is trained.
+
+    Attributes:
+      steps: segments that every row reads.
+      batch: rows, stretches of books side by side.
+      length: tokens of a stretch, which is read from an empty state; a multiple of `segment`.
+      segment: tokens of a step; the state goes on from one to the next, gradients do not.
+      learning_rate, warmup, weight_decay, clip, accumulate: see `Descent`; warmup counts updates.
+      lora: rank of adapters, which alone are trained; 0 trains all weights.
+      lora_weights: the matrices that get adapters.
+      merge: whether adapters are added into the weights of the checkpoint that is made.
+      distill: share of KL(teacher || model) in the loss; the teacher is the model as it was, with full attention.
+      compute: dtype of everything but the weights that are kept, which are float32.
+      keep_every: steps after which all is kept for a run that goes on.
+    """
+
+    checkpoint: str = ""
+    data: tuple[str, ...] = ()
+    policy: str = "tova"
+    budget: int = 64
+    steps: int = 400
+    batch: int = 4
+    length: int = 2048
+    segment: int = 512
+    learning_rate: float = 1e-5
+    warmup: int = 20
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    accumulate: int = 1
+    lora: int = 0
+    lora_weights: tuple[str, ...] = tuple(INPUTS)
+    merge: bool = False
+    distill: float = 0.0
+    compute: str = "bfloat16"
+    chunk: int = 128
+    keep_every: int = 50
+    seed: int = 0
+
+
+def check(settings: Settings) -> None:
+    """Refuses what no model could be trained with.
+
+    Raises:
+      ValueError: naming the setting, what it is and what it must be.
+    """
+    for name in ("steps", "batch", "length", "segment", "accumulate", "chunk", "keep_every"):
+        whole(name, getattr(settings, name), 1)
+    for name in ("warmup", "lora", "seed"):
+        whole(name, getattr(settings, name), 0)
+    for name, (least, most) in RANGES.items():
+        value = getattr(settings, name)
+        if not least <= value <= most or (name in ("learning_rate", "clip") and not value):
+            above = "above" if name in ("learning_rate", "clip") else "from"
+            raise ValueError(f"{name} is {value!r}; it must be {above} {least:g} and at most {most:g}")
+    if settings.length % settings.segment:
+        raise ValueError(f"length is {settings.length}; it must be a multiple of the segment, {settings.segment}")
+    if settings.steps % settings.accumulate:
+        raise ValueError(f"steps is {settings.steps}; it must be a multiple of accumulate, {settings.accumulate}")
+    check_dtype(settings.compute)
