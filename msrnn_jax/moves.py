@@ -65,9 +65,10 @@ def slots_of(leaf: Array, source: Int[Array, "#K S"]) -> Array:
 def put(arrays: tuple[Array, Array], slot: Int[Array, "#K"]) -> Array:
     """A cache [K, S, H] with a row [K, H] of the same dtype in every head's slot.
 
-    An indexed write for one shared slot too: a slice update, the other spelling, makes XLA copy the whole
-    cache under `vmap` over a batch of one.
+    An indexed write for one shared slot too: a slice update, the other spelling, makes XLA copy the whole cache under
+    `vmap` over a batch of one. Head by head under `vmap`, and not by an index of heads: so a cache whose heads are
+    shared out among devices is written where it is.
     """
     cache, row = arrays
-    heads = jnp.arange(cache.shape[0], dtype=jnp.int32)
-    return jnp.asarray(cache).at[heads, jnp.broadcast_to(slot, heads.shape)].set(row, unique_indices=True)
+    slots = jnp.broadcast_to(slot, cache.shape[:1])
+    return jax.vmap(lambda own, place, new: own.at[place].set(new, unique_indices=True))(cache, slots, row)
