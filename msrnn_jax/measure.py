@@ -16,6 +16,7 @@ from msrnn_jax.policies import Policy
 from msrnn_jax.readers import read_fidelity, read_losses, read_streams
 from msrnn_jax.record import finite, json_hash, provenance
 from msrnn_jax.segments import Segments, Source
+from msrnn_jax.sharding import DATA, spell_mesh
 from msrnn_jax.summary import summarise
 from msrnn_jax.sweep import Row, batches, fill, read_rows, rows_of
 
@@ -78,7 +79,9 @@ class _Run:
             "dtype": inputs.config.dtype,
             "positions": settings.positions,
             "segment": settings.segment,
+            "mesh": None if inputs.mesh is None else spell_mesh(inputs.mesh),
         }
+        self.sharers = 1 if inputs.mesh is None else inputs.mesh.shape[DATA]  # of the rows of a batch
         self.rows: dict[tuple, Line] = {}
         for line in journal.lines:
             self._remember(line)
@@ -127,7 +130,7 @@ class _Run:
 
     def _choose_batch(self, plan: Plan) -> int:
         """What is asked for, else that of rows or of an equal run that are there already, else what fits."""
-        rows = len(plan.budgets) * len(self.inputs.segments.sources)
+        rows = -(-len(plan.budgets) * len(self.inputs.segments.sources) // self.sharers) * self.sharers
         if self.settings.batch is not None:
             return min(self.settings.batch, rows)
         policy, fidelity = str(plan.policy), self.settings.fidelity
@@ -140,7 +143,8 @@ class _Run:
                 return min(line["batches"][policy], rows)
         width = self.inputs.segments.tokens.shape[1]
         options: Any = {"positions": self.settings.positions, "fidelity": fidelity}
-        return automatic_batch(self.inputs.config, plan.policy, plan.slots, width, rows, **options)
+        each = automatic_batch(self.inputs.config, plan.policy, plan.slots, width, rows // self.sharers, **options)
+        return each * self.sharers
 
     # Running the others.
 
@@ -183,6 +187,7 @@ class _Run:
                 positions=self.settings.positions,
                 reader=read_fidelity if compares else read_streams if self.settings.fidelity else read_losses,
                 full=full,
+                mesh=self.inputs.mesh,
             )
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
@@ -204,7 +209,7 @@ class _Run:
 
     def _halve(self, plan: Plan, error: Exception) -> None:
         batch = self.batch[plan.policy]
-        if batch == 1:
+        if batch // 2 % self.sharers or batch == 1:
             raise MemoryError(str(error)) from error
         self.batch[plan.policy] = batch // 2
         self.note(f"{plan.policy}: a batch of {batch} rows needs more memory than there is; going on with {batch // 2}")

@@ -6,7 +6,9 @@ import pathlib
 import sys
 from typing import NamedTuple
 
-from msrnn_jax.checkpoint import load
+from jax.sharding import Mesh
+
+from msrnn_jax.checkpoint import load, read_config
 from msrnn_jax.checks import as_tokens, check_dtype, whole
 from msrnn_jax.config import Config
 from msrnn_jax.evaluate import check_size
@@ -14,6 +16,7 @@ from msrnn_jax.params import Params
 from msrnn_jax.policies import POLICIES, Full, Policy, parse_policy
 from msrnn_jax.record import text_hash
 from msrnn_jax.segments import Segments, cut_documents
+from msrnn_jax.sharding import DATA, parse_mesh, shardings
 from msrnn_jax.sweep import check_settings
 from msrnn_jax.texts import read_documents
 from msrnn_jax.tokenizer import load_tokenizer
@@ -39,6 +42,7 @@ class Settings:
       positions: how keys are rotated, as in `init_state`.
       dtype: the weights are cast to it; None leaves them as they are.
       fidelity: compare every prediction with the full model's.
+      mesh: devices that share the work, as `parse_mesh` reads it; None: one.
     """
 
     checkpoint: str
@@ -52,6 +56,7 @@ class Settings:
     positions: str = "absolute"
     dtype: str | None = None
     fidelity: bool = False
+    mesh: str | None = None
 
 
 class Inputs(NamedTuple):
@@ -61,6 +66,7 @@ class Inputs(NamedTuple):
     params: Params
     segments: Segments
     text_sha256: str
+    mesh: Mesh | None = None
 
 
 def read_inputs(settings: Settings) -> Inputs:
@@ -76,9 +82,21 @@ def read_inputs(settings: Settings) -> Inputs:
     documents = read_documents(settings.texts, settings.field)
     tokenizer = load_tokenizer(settings.checkpoint)
     segments = cut_documents(tokenizer, documents, settings.segment, settings.segments)
-    config, params = load(settings.checkpoint, dtype=settings.dtype)
+    mesh = None if settings.mesh is None else parse_mesh(settings.mesh)
+    places = None
+    if mesh is not None:
+        places = shardings(read_config(settings.checkpoint, dtype=settings.dtype), Full(), mesh).params
+        _check_batch(settings, mesh)
+    config, params = load(settings.checkpoint, dtype=settings.dtype, sharding=places)
     as_tokens(config, "the text", segments.tokens)
-    return Inputs(config, params, segments, text_hash("\0".join(document.text for document in documents)))
+    return Inputs(config, params, segments, text_hash("\0".join(document.text for document in documents)), mesh)
+
+
+def _check_batch(settings: Settings, mesh: Mesh) -> None:
+    """Refuses a batch whose rows cannot be shared out evenly."""
+    rows = mesh.shape[DATA]
+    if settings.batch is not None and settings.batch % rows:
+        raise ValueError(f"batch is {settings.batch}; it must be a multiple of {rows}, the mesh's {DATA} axis")
 
 
 class Plan(NamedTuple):

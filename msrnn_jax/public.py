@@ -15,6 +15,7 @@ from msrnn_jax.params import Adapter, LayerParams, LowRank, Params, init_params
 from msrnn_jax.policies import H2O, TOVA, Full, Policy, Random, Window, parse_policy
 from msrnn_jax.prefill import prefill
 from msrnn_jax.sampling import Chain, Greedy, MinP, Sampler, Temperature, TopK, TopP
+from msrnn_jax.sharding import Shardings, parse_mesh, shardings
 from msrnn_jax.slots import init_state
 from msrnn_jax.state import EMPTY, LayerState, MultiState, View
 from msrnn_jax.state_file import load_state, save_state
@@ -41,6 +42,7 @@ __all__ = [
     "Random",
     "Rope",
     "Sampler",
+    "Shardings",
     "Temperature",
     "TopK",
     "TopP",
@@ -61,10 +63,12 @@ __all__ = [
     "load_tokenizer",
     "merge_adapters",
     "nll",
+    "parse_mesh",
     "parse_policy",
     "prefill",
     "save",
     "save_state",
+    "shardings",
     "step",
     "stream",
     "stream_text",

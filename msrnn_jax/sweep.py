@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
+from jax.sharding import Mesh
 from jaxtyping import Int
 
 from msrnn_jax.config import Config
@@ -15,6 +16,7 @@ from msrnn_jax.extend import Reader, read
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.readers import read_losses
+from msrnn_jax.sharding import put_rows, shardings
 from msrnn_jax.slots import init_state
 from msrnn_jax.state import EMPTY, MultiState
 from msrnn_jax.window import room_for
@@ -65,6 +67,7 @@ def read_rows(
     positions: str = "absolute",
     reader: Reader = read_losses,
     full: np.ndarray | None = None,
+    mesh: Mesh | None = None,
 ) -> dict[str, np.ndarray]:
     """Runs one batch: the weights are read once per chunk for all of its rows.
 
@@ -72,25 +75,19 @@ def read_rows(
       rows: B of them; their number, `slots` and the width of the segments are what is compiled for.
       reader: what is kept of every token, leaves [B, T - 1, ...], 0 at padding.
       full: for readers that ask for it, the full model's residual streams [B, T - 1, D].
+      mesh: devices that share the rows and, if the weights lie on it so, the heads (see `shardings`); B must be a
+        multiple of its axis `data`.
 
     Raises:
       ValueError: where the policy scored a token NaN that is held at the end of a segment.
     """
     index = np.asarray([row.segment for row in rows])
-    budgets = jnp.asarray([row.budget for row in rows], jnp.int32)
-    beside = {} if full is None else {"full": full}
-    kept, wrong = _read_rows(
-        config,
-        policy,
-        params,
-        segments[index],
-        lengths[index],
-        budgets,
-        beside,
-        reader=reader,
-        slots=slots,
-        positions=positions,
-    )
+    budgets = np.asarray([row.budget for row in rows], np.int32)
+    batch = (segments[index], lengths[index], budgets, {} if full is None else {"full": full})
+    if mesh is not None:
+        batch = put_rows(batch, shardings(config, policy, mesh, positions=positions).rows)
+    fixed: Any = {"reader": reader, "slots": slots, "positions": positions, "mesh": mesh}
+    kept, wrong = _read_rows(config, policy, params, *batch, **fixed)
     # Where losses are no numbers either, it is the model that fails, and the policy cannot help it.
     sound = np.isfinite(np.asarray(kept["nats"])).all(axis=1, keepdims=True)
     for row, layer in np.argwhere((np.asarray(wrong) != EMPTY) & sound)[:1]:
@@ -101,27 +98,35 @@ def read_rows(
     return jax.tree.map(np.asarray, kept)
 
 
-@partial(jax.jit, static_argnames=("reader", "slots", "positions"))
+@partial(jax.jit, static_argnames=("reader", "slots", "positions", "mesh"))
 def _read_rows(
     config: Config,
     policy: Policy,
     params: Params,
     segments: Any,
     lengths: Any,
-    budgets: Array,
+    budgets: Any,
     beside: dict[str, Any],
     *,
     reader: Reader,
     slots: int,
     positions: str,
+    mesh: Mesh | None,
 ) -> tuple[Any, Array]:
-    def one(tokens: Array, length: Array, budget: Array, beside: dict[str, Array]) -> tuple[Any, Array]:
-        empty = init_state(config, policy, budget, slots=slots, positions=positions)
+    def make(budget: Array) -> MultiState:
+        return init_state(config, policy, budget, slots=slots, positions=positions)
+
+    def one(empty: MultiState, tokens: Array, length: Array, beside: dict[str, Array]) -> tuple[Any, Array]:
         beside = {"targets": tokens[1:], **beside}
         state, _, kept = read(config, policy, params, empty, tokens[:-1], beside, length - 1, reader=reader)
         return kept, no_numbers(policy, state)
 
-    return jax.vmap(one)(segments, lengths, budgets, beside)
+    empty = jax.vmap(make)(jnp.asarray(budgets))
+    if mesh is None:
+        return jax.vmap(one)(empty, segments, lengths, beside)
+    places = shardings(config, policy, mesh, positions=positions)
+    empty = lax.with_sharding_constraint(empty, places.state)
+    return lax.with_sharding_constraint(jax.vmap(one)(empty, segments, lengths, beside), places.whole)
 
 
 def no_numbers(policy: Policy, state: MultiState) -> Int[Array, " L"]:

@@ -1,13 +1,9 @@
 """Weights restored straight onto their devices, on eight that XLA makes of one CPU."""
 
-import os
-import subprocess
-import sys
-import textwrap
-
 import jax
 import pytest
 import tiny
+from devices import on_devices
 from jax.sharding import PartitionSpec as P
 
 import msrnn_jax as ms
@@ -22,26 +18,10 @@ def saved(tmp_path_factory):
     return path
 
 
-def on_devices(code: str, path) -> str:
-    """What a program prints that sees eight devices, a 2 x 4 mesh of them, and the checkpoint."""
-    start = """
-        import sys, jax, numpy as np
-        import jax.numpy as jnp
-        from jax.sharding import NamedSharding, PartitionSpec as P
-        import msrnn_jax as ms
-        mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-        path = sys.argv[1]
-    """
-    flags = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", textwrap.dedent(start) + textwrap.dedent(code), str(path)]
-    result = subprocess.run(command, capture_output=True, text=True, env=flags)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 def test_every_device_holds_its_part_and_no_device_held_all(saved):
     printed = on_devices(
         """
+        path = sys.argv[1]
         from msrnn_jax.params import abstract_params, axes
         spec = {"V": "model", "N": "model", "K": "model", "F": "model"}
         config, host = ms.load(path)
@@ -77,6 +57,7 @@ def test_every_device_holds_its_part_and_no_device_held_all(saved):
 def test_one_sharding_serves_all_weights_and_dtype_casts_on_the_way(saved):
     printed = on_devices(
         """
+        path = sys.argv[1]
         everywhere = NamedSharding(mesh, P())
         config, params = ms.load(path, dtype="bfloat16", sharding=everywhere)
         print(config.dtype, {str(leaf.dtype) for leaf in jax.tree.leaves(params)})
@@ -107,6 +88,7 @@ def test_shardings_that_do_not_fit_are_named(saved):
         ms.load(saved, sharding=(place, place))
     printed = on_devices(
         """
+        path = sys.argv[1]
         from msrnn_jax.params import axes
         spread = {"K": ("data", "model")}
         shardings = jax.tree.map(

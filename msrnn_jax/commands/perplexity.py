@@ -15,6 +15,7 @@ TEXT_HELP = (
     "UTF-8 file, .jsonl with a document a row, folder of both, or - for stdin; repeat it. Default: Python's help."
 )
 FIDELITY_HELP = "Also compare every prediction with the full model's: KL divergence and top-1 agreement."
+MESH_HELP = "Devices that share the rows (data) and every layer's heads, MLP and the vocabulary (model)."
 OUT_HELP = "JSON lines, one for each policy, budget and segment; given again, a run that was cut off goes on."
 
 
@@ -31,6 +32,7 @@ def perplexity(
     fidelity: Annotated[bool, typer.Option("--fidelity", help=FIDELITY_HELP)] = False,
     positions: Positions = "absolute",
     dtype: Dtype = None,
+    mesh: Annotated[str | None, typer.Option(help=MESH_HELP, metavar="data=D,model=M")] = None,
     out: Annotated[str | None, typer.Option(help=OUT_HELP, metavar="FILE.jsonl")] = None,
     plot: Annotated[str | None, typer.Option(help="Draw perplexity against budget.", metavar="FILE.png")] = None,
     as_json: Json = False,
@@ -65,6 +67,7 @@ def perplexity(
         positions=positions,
         dtype=dtype,
         fidelity=fidelity,
+        mesh=mesh,
     )
     if plot is not None:
         check_plot(plot)

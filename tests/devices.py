@@ -1,0 +1,27 @@
+"""Programs that see eight devices, which XLA makes of one CPU."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+START = """
+import json, sys, jax, numpy as np
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+import msrnn_jax as ms
+mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+"""
+
+
+def environment(count: int = 8) -> dict[str, str]:
+    """Of a process that sees so many devices."""
+    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "JAX_PLATFORMS": "cpu"}
+
+
+def on_devices(code: str, *arguments: object) -> str:
+    """What a program prints that sees eight devices, and a 2 x 4 mesh of them; `arguments` are its sys.argv[1:]."""
+    command = [sys.executable, "-c", START + textwrap.dedent(code), *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert result.returncode == 0, result.stderr
+    return result.stdout
