@@ -11,13 +11,11 @@ import dataclasses
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from types import FrameType
-from typing import Annotated, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -27,7 +25,7 @@ from experiments.options import Checkpoint, Dtype, Preset
 from experiments.shown import say
 from experiments.study import read_record
 from msrnn_jax.checks import check_dtype
-from msrnn_jax.command import plain_errors
+from msrnn_jax.command import ending_when_told, plain_errors
 from msrnn_jax.journal import Line
 from msrnn_jax.usage import Command
 
@@ -190,23 +188,6 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
             return
-
-
-@contextlib.contextmanager
-def ending_when_told() -> Iterator[None]:
-    """Lets ctrl-C and a SIGTERM end what is running, too."""
-
-    def leave(number: int, frame: FrameType | None) -> NoReturn:
-        del frame
-        raise SystemExit(128 + number)
-
-    handlers = {signal.SIGTERM: leave, signal.SIGINT: signal.default_int_handler}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def spell_seconds(seconds: float) -> str:

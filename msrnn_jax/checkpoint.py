@@ -331,5 +331,9 @@ def fingerprint(params: Params) -> str:
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
         digest.update(f"{leaf.dtype}{leaf.shape}".encode())
-        digest.update(jnp.asarray(leaf).tobytes())
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # parts are with other processes
+            from jax.experimental import multihost_utils
+
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()[:16]

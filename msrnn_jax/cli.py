@@ -5,6 +5,7 @@ import typer
 from msrnn_jax.commands.chat import chat
 from msrnn_jax.commands.generate import generate
 from msrnn_jax.commands.info import info
+from msrnn_jax.commands.launch import launch
 from msrnn_jax.commands.perplexity import perplexity
 from msrnn_jax.commands.trace import trace
 from msrnn_jax.convert.cli import app as convert  # pyright: ignore[reportMissingImports], see pyproject.toml
@@ -17,6 +18,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="LLaMA as a multi-state RNN: generation and perplexity with a state of fixed size.",
 )
-for command in (generate, chat, perplexity, info, trace):
+for command in (generate, chat, perplexity, info, trace, launch):
     app.command()(command)
 app.add_typer(convert, name="convert")

@@ -8,12 +8,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any, NoReturn
 
 import typer
 
 Command = Callable[..., None]
+
+LOST = ("Gloo", "NCCL", "coordination service", "Coordination Service", "heartbeat")  # of many processes, one ended
 
 
 def plain_errors(patience: float = 1.0, *, in_thread: bool = True) -> Callable[[Command], Command]:
@@ -127,6 +130,23 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+@contextlib.contextmanager
+def ending_when_told() -> Iterator[None]:
+    """Lets ctrl-C and a SIGTERM end the processes that a command has started, too: they raise as errors do."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        del frame
+        raise SystemExit(128 + number)
+
+    handlers = {signal.SIGTERM: leave, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def in_words(error: Exception) -> str | None:
     """What a user is told of an error; None for one that nobody foresaw."""
     if isinstance(error, ValueError):
@@ -135,6 +155,8 @@ def in_words(error: Exception) -> str | None:
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
     if isinstance(error, OverflowError):
         return f"a number is too large: {_first_line(error)}"
+    if _is_from_xla(error) and any(word in str(error) for word in LOST):
+        return f"another process is gone: {_first_line(error)}"
     if isinstance(error, MemoryError) or _is_from_xla(error):
         return f"this needs more memory than there is: {_first_line(error)}"
     return None

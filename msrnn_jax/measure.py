@@ -10,6 +10,7 @@ import numpy as np
 
 from msrnn_jax.batch import automatic_batch
 from msrnn_jax.checkpoint import fingerprint
+from msrnn_jax.hosts import check_same, from_first
 from msrnn_jax.journal import Journal, Line
 from msrnn_jax.plans import Inputs, Plan, Settings, make_plans
 from msrnn_jax.policies import Policy
@@ -85,7 +86,9 @@ class _Run:
         self.rows: dict[tuple, Line] = {}
         for line in journal.lines:
             self._remember(line)
-        self.batch = {plan.policy: self._choose_batch(plan) for plan in self.plans}
+        check_same("what is measured", json_hash([self.identity, _as_json(settings)]))
+        batches = from_first([self._choose_batch(plan) for plan in self.plans])  # the memory of hosts may differ
+        self.batch = {plan.policy: batch for plan, batch in zip(self.plans, batches, strict=True)}
         self.streams: dict[int, np.ndarray] = {}  # by segment, [length - 1, D]
         self.compiled: set[tuple[Policy, int]] = set()
         self.done = 0
@@ -192,6 +195,8 @@ class _Run:
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
+            if jax.process_count() > 1:  # the others know nothing of it
+                raise MemoryError(f"{error}; give a smaller --batch than {self.batch[plan.policy]}") from error
             self._halve(plan, error)
             return False
         self.compiled.add(program)

@@ -12,6 +12,7 @@ from msrnn_jax.checkpoint import load, read_config
 from msrnn_jax.checks import as_tokens, check_dtype, whole
 from msrnn_jax.config import Config
 from msrnn_jax.evaluate import check_size
+from msrnn_jax.hosts import check_mesh
 from msrnn_jax.params import Params
 from msrnn_jax.policies import POLICIES, Full, Policy, parse_policy
 from msrnn_jax.record import text_hash
@@ -83,6 +84,7 @@ def read_inputs(settings: Settings) -> Inputs:
     tokenizer = load_tokenizer(settings.checkpoint)
     segments = cut_documents(tokenizer, documents, settings.segment, settings.segments)
     mesh = None if settings.mesh is None else parse_mesh(settings.mesh)
+    check_mesh(mesh)
     places = None
     if mesh is not None:
         places = shardings(read_config(settings.checkpoint, dtype=settings.dtype), Full(), mesh).params

@@ -44,6 +44,7 @@ def perplexity(
     """
     from rich.console import Console
 
+    from msrnn_jax import hosts
     from msrnn_jax.cache import keep_compilations
     from msrnn_jax.checkpoint import read_config
     from msrnn_jax.journal import open_journal
@@ -51,6 +52,7 @@ def perplexity(
     from msrnn_jax.plans import Settings, read_inputs
     from msrnn_jax.plot import check_plot, plot_perplexity
 
+    hosts.join()
     keep_compilations()
     config = read_config(checkpoint, dtype=dtype)
     for one in policy or ():
@@ -69,14 +71,16 @@ def perplexity(
         fidelity=fidelity,
         mesh=mesh,
     )
-    if plot is not None:
+    first = hosts.is_first()
+    if plot is not None and first:
         check_plot(plot)
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not first)
 
     def note(line: str) -> None:
         console.print(f"note: {line}", soft_wrap=True, markup=False, highlight=False)
 
-    with open_journal(out, (RUN, SEGMENT)) as journal:
+    with open_journal(out if first else None, (RUN, SEGMENT)) as journal:
+        journal.lines = hosts.from_first(journal.lines)
         inputs = read_inputs(settings)
         cut = inputs.segments
         if cut.skipped:
@@ -85,8 +89,10 @@ def perplexity(
         with _progress(console) as report:
             for result in measure(settings, inputs, journal, report=report, note=note):
                 results.append(result)
-                if as_json:
+                if as_json and first:
                     typer.echo(json.dumps(result))
+    if not first:
+        return
     if plot is not None:
         name = checkpoint.rstrip("/").split("/")[-1]
         plot_perplexity(plot, results, f"{name}, {cut.predicted:,} tokens")

@@ -1,0 +1,151 @@
+"""One measurement by two processes, on loopback: the results of one, and a killed process loses nothing."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from toy import make_toy
+from typer.testing import CliRunner
+
+from msrnn_jax.cli import app
+
+TWO = ("launch", "--processes", "2", "--")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A toy, and a folder of documents of different lengths."""
+    folder = tmp_path_factory.mktemp("hosts")
+    make_toy(folder / "toy")
+    (folder / "books").mkdir()
+    dice = np.random.default_rng(0)
+    for number, length in enumerate((190, 61, 120)):
+        (folder / "books" / f"{number}.txt").write_text("".join(dice.choice(list("abcdefgh "), length)))
+    return folder
+
+
+def arguments(folder: pathlib.Path, *more: str) -> list[str]:
+    given = ["perplexity", str(folder / "toy"), "--text", str(folder / "books"), "--segment", "40", "--batch", "2"]
+    return [*given, "--policy", "full", "--policy", "tova", "--budget", "4", "--budget", "9", "--json", *more]
+
+
+def start(*given: str, **options) -> subprocess.Popen[str]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **options.pop("env", {})}
+    return subprocess.Popen([sys.executable, "-m", "msrnn_jax", *given], **pipes, env=environment, **options)
+
+
+def results(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def same(found: list[dict], wanted: list[dict]) -> None:
+    """Equal but for what sums in another order change."""
+    for ours, theirs in zip(found, wanted, strict=True):
+        for name in ("policy", "budget", "tokens", "documents", "text_sha256", "model_sha256"):
+            assert ours[name] == theirs[name]
+        assert ours["nll"] == pytest.approx(theirs["nll"], rel=1e-5)
+        assert ours["stderr"] == pytest.approx(theirs["stderr"], rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def wanted(folder: pathlib.Path) -> list[dict]:
+    """What one process finds."""
+    result = CliRunner().invoke(app, arguments(folder))
+    assert result.exit_code == 0, result.output
+    return results(result.stdout)
+
+
+@pytest.mark.parametrize("mesh", ["data=2", "model=2"])
+def test_two_processes_find_what_one_does(folder: pathlib.Path, wanted: list[dict], mesh: str) -> None:
+    out = folder / f"{mesh}.jsonl"
+    output, said = start(*TWO, *arguments(folder, "--mesh", mesh, "--out", str(out))).communicate(timeout=300)
+    same(results(output), wanted)
+    assert said == ""
+    lines = results(out.read_text())
+    assert len(lines) == 1 + 3 * 10 and len({json.dumps(line, sort_keys=True) for line in lines}) == len(lines)
+
+
+def test_a_killed_process_is_named_and_the_same_command_goes_on(folder: pathlib.Path, wanted: list[dict]) -> None:
+    out = folder / "killed.jsonl"
+    given = arguments(folder, "--mesh", "data=2", "--out", str(out))
+    running = start(*TWO, *given)
+    while not (out.exists() and out.read_text().count("\n") >= 4):
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.02)
+    os.kill(_process(running.pid, "1"), signal.SIGKILL)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 128 + signal.SIGKILL
+    assert "process 1 of 2 was killed by SIGKILL" in said and "goes on from the results that are written" in said
+    assert "Traceback" not in said and "memory" not in said
+    before = out.read_text()
+    output, _ = start(*TWO, *given).communicate(timeout=300)
+    same(results(output), wanted)
+    lines = results(out.read_text())
+    assert out.read_text().startswith(before[: before.rindex("\n") + 1])
+    segments = [line for line in lines if line["kind"] == "msrnn perplexity segment"]
+    assert len(segments) == 3 * 10
+
+
+def _process(launcher: int, number: str) -> int:
+    """The process with that number that a launcher has started."""
+    for path in pathlib.Path("/proc").iterdir():
+        try:
+            parent = (path / "stat").read_text().rsplit(")", 1)[1].split()[1]
+            if parent == str(launcher) and f"MSRNN_PROCESS={number}\0" in (path / "environ").read_text():
+                return int(path.name)
+        except (OSError, IndexError):
+            continue
+    raise AssertionError("no such process")
+
+
+def test_hosts_started_by_hand_find_each_other(folder: pathlib.Path, wanted: list[dict]) -> None:
+    import socket
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    launch = ("launch", "--processes", "2", "--coordinator", f"127.0.0.1:{port}", "--process")
+    given = arguments(folder, "--mesh", "data=2")
+    running = [start(*launch, str(number), "--", *given) for number in range(2)]
+    (output, said), (other, _) = (process.communicate(timeout=300) for process in running)
+    same(results(output), wanted)
+    assert other == "" and [process.returncode for process in running] == [0, 0], said
+
+
+def test_what_is_wrong_is_said_once_and_all_processes_end(folder: pathlib.Path) -> None:
+    running = start(*TWO, *arguments(folder, "--mesh", "data=1"))
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 2
+    assert said.strip() == "error: mesh is of 1 devices; it must take all 2 of the 2 processes"
+
+
+def test_ending_the_launcher_ends_its_processes(folder: pathlib.Path) -> None:
+    running = start(*TWO, *arguments(folder, "--mesh", "data=2"))
+    time.sleep(2)
+    ours = [_process(running.pid, number) for number in "01"]
+    running.terminate()
+    running.communicate(timeout=60)
+    assert running.returncode == 128 + signal.SIGTERM
+    assert not any(pathlib.Path(f"/proc/{process}").exists() for process in ours)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--", "generate", "x"], "command is 'generate'; it must be one of perplexity"),
+        (["--processes", "0", "--", "perplexity", "x"], "processes is 0"),
+        (["--processes", "2", "--process", "1", "--", "perplexity", "x"], "--coordinator HOST:PORT must be given"),
+        (["--processes", "2", "--process", "2", "--coordinator", "a:1", "--", "perplexity", "x"], "from 0 to 1"),
+        (["--cluster", "--process", "2", "--", "perplexity", "x"], "give neither with --cluster"),
+    ],
+)
+def test_refuses_what_cannot_be_launched(options: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["launch", *options])
+    assert result.exit_code == 2 and message in result.output
