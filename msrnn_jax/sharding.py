@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from msrnn_jax.config import Config
 from msrnn_jax.params import Params, axes, sizes
@@ -26,7 +26,7 @@ class Shardings(NamedTuple):
     whole: NamedSharding  # the same on every device
 
 
-def shardings(config: Config, policy: Policy, mesh: Mesh, *, positions: str = "absolute") -> Shardings:
+def shardings(config: Config, policy: Policy, mesh: Mesh | AbstractMesh, *, positions: str = "absolute") -> Shardings:
     """How a model and a batch of its states lie on a mesh.
 
     Rows of a batch are shared out over the axis `data`. Over `model`, query and KV heads are, with their slots;
@@ -108,7 +108,7 @@ def parse_mesh(text: str) -> Mesh:
     return jax.make_mesh(shape, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices[: math.prod(shape)])
 
 
-def spell_mesh(mesh: Mesh) -> str:
+def spell_mesh(mesh: Mesh | AbstractMesh) -> str:
     """The text that `parse_mesh` makes a mesh of."""
     return ",".join(f"{name}={length}" for name, length in mesh.shape.items())
 
