@@ -22,10 +22,10 @@ from rich.table import Table
 
 import msrnn_jax as ms
 from experiments.results import check_out, write_result
-from experiments.rows import spread
 from experiments.shapes import SHAPES
 from experiments.shown import show
 from msrnn_jax.command import plain_errors
+from msrnn_jax.fork import fork
 from msrnn_jax.params import abstract_params
 from msrnn_jax.sharding import DATA, MODEL, spell_mesh, split_letters
 from msrnn_jax.sizes import GIB, largest_batch, spell_bytes, working_bytes
@@ -105,7 +105,7 @@ def count(config: ms.Config, policy: ms.Policy, budget: int, mesh: Any, batch: i
       batch: rows, a multiple of the mesh's axis `data`.
     """
     places = ms.shardings(config, policy, mesh)
-    states = jax.eval_shape(lambda: spread(ms.init_state(config, policy, budget), batch))
+    states = jax.eval_shape(lambda: fork(ms.init_state(config, policy, budget), batch))
     rows = batch // mesh.shape.get(DATA, 1)
     working = rows * working_bytes(part_of(config, mesh.shape.get(MODEL, 1)), policy, budget)
     return device_bytes(abstract_params(config), places.params), device_bytes(states, places.state), working
@@ -169,7 +169,7 @@ def _compiled(policy: ms.Policy, budget: int, mesh: Any) -> Any:
     def placed(tree: Any, where: Any) -> Any:
         return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), tree, where)
 
-    states = jax.eval_shape(lambda: spread(ms.init_state(SMALL, policy, budget), CHECK_BATCH))
+    states = jax.eval_shape(lambda: fork(ms.init_state(SMALL, policy, budget), CHECK_BATCH))
     tokens = jax.ShapeDtypeStruct((CHECK_BATCH,), jnp.int32, sharding=places.rows)
     step = jax.jit(jax.vmap(partial(ms.step, SMALL, policy), (None, 0, 0)), donate_argnums=1)
     return step.lower(placed(abstract_params(SMALL), places.params), placed(states, places.state), tokens).compile()

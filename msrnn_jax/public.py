@@ -8,6 +8,7 @@ from msrnn_jax.config import Config, Rope
 from msrnn_jax.contract import check_contract
 from msrnn_jax.evaluate import nll
 from msrnn_jax.extend import extend
+from msrnn_jax.fork import fork
 from msrnn_jax.generate import generate, stream
 from msrnn_jax.llama import step
 from msrnn_jax.low_rank import attach_adapters, detach_adapters, init_adapters, merge_adapters
@@ -54,6 +55,7 @@ __all__ = [
     "compress",
     "detach_adapters",
     "extend",
+    "fork",
     "generate",
     "init_adapters",
     "init_params",

@@ -19,9 +19,14 @@ def environment(count: int = 8) -> dict[str, str]:
     return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "JAX_PLATFORMS": "cpu"}
 
 
-def on_devices(code: str, *arguments: object) -> str:
-    """What a program prints that sees eight devices, and a 2 x 4 mesh of them; `arguments` are its sys.argv[1:]."""
+def on_devices(code: str, *arguments: object, quick: bool = False) -> str:
+    """What a program prints that sees eight devices, and a 2 x 4 mesh of them; `arguments` are its sys.argv[1:].
+
+    Args:
+      quick: leave out XLA's optimisations, as the tests of this process do.
+    """
     command = [sys.executable, "-c", START + textwrap.dedent(code), *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment())
+    variables = {**environment(), **({"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} if quick else {})}
+    result = subprocess.run(command, capture_output=True, text=True, env=variables)
     assert result.returncode == 0, result.stderr
     return result.stdout

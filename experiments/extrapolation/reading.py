@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 
 import msrnn_jax as ms
 from experiments.model import Model
-from experiments.rows import spread
 from msrnn_jax.extend import read
+from msrnn_jax.fork import fork
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.readers import read_losses
@@ -43,7 +43,7 @@ def read_streams(
     rows, count = tokens.shape[0], tokens.shape[1] - 1
     whole = -(-count // BLOCK) * BLOCK
     padded = np.pad(tokens, ((0, 0), (0, whole + 1 - tokens.shape[1])))
-    state = spread(init_state(model.config, policy, budget, positions=positions), rows)
+    state = fork(init_state(model.config, policy, budget, positions=positions), rows)
     sums, counts = [], []
     for start in range(0, count, BLOCK):
         length = min(BLOCK, count - start)

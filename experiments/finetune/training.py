@@ -13,6 +13,7 @@ from jaxtyping import Int
 import msrnn_jax as ms
 from experiments.finetune.losses import Losses, Teacher, read_segment
 from experiments.finetune.optimiser import Descent
+from msrnn_jax.fork import fork
 
 Trained = Any  # ms.Params or Adapters, float32, whatever is computed in
 
@@ -67,12 +68,9 @@ def begin(method: Method, trained: Trained, key: Array, batch: int) -> Training:
 def empty_states(method: Method, batch: int) -> tuple[ms.MultiState, ms.MultiState | None]:
     """For every row of a batch, of the model and of the teacher."""
 
-    def rows(state: ms.MultiState) -> ms.MultiState:
-        return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], batch, axis=0), state)
-
     budget = method.budget if method.policy.forgets else method.length
-    states = rows(ms.init_state(method.config, method.policy, budget))
-    return states, rows(ms.init_state(method.config, ms.Full(), method.length)) if method.distill else None
+    states = fork(ms.init_state(method.config, method.policy, budget), batch)
+    return states, fork(ms.init_state(method.config, ms.Full(), method.length), batch) if method.distill else None
 
 
 @partial(jax.jit, static_argnames="method", donate_argnames="training")

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 import msrnn_jax as ms
-from experiments.rows import spread
 from experiments.throughput.bench import Bench, Model, move
 from experiments.throughput.programs import continue_greedily, multiply_greedily
 from experiments.throughput.settings import Settings, seen
 from experiments.throughput.timing import Row, Series, compiled, program_bytes, ratio, take_turns
+from msrnn_jax.fork import fork
 
 
 def run(settings: Settings, bench: Bench) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def theirs(batch: int) -> str:
 
 def greedily(model: Model, policy: ms.Policy, state: ms.MultiState, batch: int, count: int) -> tuple[Any, float]:
     """The compiled loop over steps that overwrites its states, and the seconds its compilation took."""
-    states = jax.eval_shape(lambda state: spread(state, batch), state)
+    states = jax.eval_shape(lambda state: fork(state, batch), state)
     tokens = jax.ShapeDtypeStruct((batch,), jnp.int32)
     return compiled(continue_greedily, model.config, policy, model.params, states, tokens, donate=(3,), count=count)
 
@@ -89,7 +89,7 @@ def _ours(settings: Settings, bench: Bench, dtype: str) -> list[Series]:
             "compile_seconds": seconds,
             "bytes": program_bytes(program),
         }
-        call = keep_going(program, model, bench.policy, spread(state, batch))
+        call = keep_going(program, model, bench.policy, fork(state, batch))
         made.append(Series(ours(budget, batch, position), call, batch * decode.new_tokens, facts))
     return made
 

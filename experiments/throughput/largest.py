@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jax import Array
 
 import msrnn_jax as ms
-from experiments.rows import spread
 from experiments.throughput.bench import Bench, Model
 from experiments.throughput.programs import continue_greedily
 from experiments.throughput.settings import Settings
 from experiments.throughput.timing import Row, Series, compiled, program_bytes, ratio, row_of, take_turns
+from msrnn_jax.fork import fork
 
 
 def decode_at_largest(settings: Settings, bench: Bench, dtype: str, rows: list[Row], memory: int) -> list[Row]:
@@ -108,4 +108,4 @@ def standing(config: ms.Config, policy: ms.Policy, key: Array, *, budget: int, b
         positions = jnp.where(places < budget, places, ms.EMPTY)
         positions = jnp.broadcast_to(positions[None], layer.positions.shape)
         layers.append(layer.replace(keys=keys, values=values, positions=positions))
-    return spread(state.replace(layers=tuple(layers), t=jnp.asarray(budget, jnp.int32)), batch)
+    return fork(state.replace(layers=tuple(layers), t=jnp.asarray(budget, jnp.int32)), batch)

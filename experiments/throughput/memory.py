@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 
 import msrnn_jax as ms
-from experiments.rows import spread
 from experiments.throughput.bench import Bench
 from experiments.throughput.largest import decode_at_largest
 from experiments.throughput.programs import continue_greedily
 from experiments.throughput.settings import Settings
 from experiments.throughput.timing import Row, compiled, program_bytes
+from msrnn_jax.fork import fork
 from msrnn_jax.sizes import GIB, largest_batch, state_bytes, tree_bytes, working_bytes
 
 PAPER_GIB = 32.0  # of the V100 in the paper's Table 1
@@ -79,7 +79,7 @@ def check(
     config: ms.Config, policy: ms.Policy, params: Any, budget: int, batch: int, count: int
 ) -> dict[str, int | float]:
     """XLA's own count for the compiled loop over batched steps, beside ours; weights may be shapes alone."""
-    states = jax.eval_shape(lambda: spread(ms.init_state(config, policy, budget), batch))
+    states = jax.eval_shape(lambda: fork(ms.init_state(config, policy, budget), batch))
     tokens = jax.ShapeDtypeStruct((batch,), jnp.int32)
     program, seconds = compiled(continue_greedily, config, policy, params, states, tokens, donate=(3,), count=count)
     layer = states.layers[0]
