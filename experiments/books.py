@@ -52,7 +52,11 @@ def read_books(tokenizer: Tokenizer, paths: Sequence[str], least: int, console: 
     """
     books: list[Book] = []
     longest = 0
-    for document in read_documents(paths):
+
+    def left_out(problem: str) -> None:
+        say(console, f"note: {problem}, and is left out")
+
+    for document in read_documents(paths, unreadable=left_out):
         if most and len(books) >= most:
             break
         tokens = np.asarray(tokenizer.encode(document.text), np.int32)

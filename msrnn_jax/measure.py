@@ -16,9 +16,9 @@ from msrnn_jax.plans import Inputs, Plan, Settings, make_plans
 from msrnn_jax.policies import Policy
 from msrnn_jax.readers import read_fidelity, read_losses, read_streams
 from msrnn_jax.record import finite, json_hash, provenance
-from msrnn_jax.segments import Segments, Source
+from msrnn_jax.segments import Source
 from msrnn_jax.sharding import DATA, spell_mesh
-from msrnn_jax.summary import summarise
+from msrnn_jax.summary import failed, summarise
 from msrnn_jax.sweep import Row, batches, fill, read_rows, rows_of
 
 RUN, SEGMENT = "msrnn perplexity run", "msrnn perplexity segment"  # kinds of lines
@@ -254,14 +254,13 @@ class _Run:
         }
 
     def _header(self) -> Line:
-        segments = self.inputs.segments
         return {
             "kind": RUN,
             **self.identity,
             **self.environment,
             "settings": _as_json(self.settings),
             "batches": {str(plan.policy): self.batch[plan.policy] for plan in self.plans},
-            **_counts(segments),
+            **_counts(self.inputs),
         }
 
     def _summary(self, plan: Plan, budget: int) -> Line:
@@ -271,15 +270,26 @@ class _Run:
         if self.full is not None:
             full = [self.rows[self._key(self.full, Row(self.full.budgets[0], index))] for index in range(number)]
         setting = {"policy": str(plan.policy), "budget": budget, "positions": self.settings.positions}
-        counts = {**_counts(self.inputs.segments), "batches": sorted({line["batch"] for line in mine})}
+        counts = {**_counts(self.inputs), "batches": sorted({line["batch"] for line in mine})}
         about = {name: value for name, value in self.identity.items() if name != "environment"}
         numbers = summarise(mine, full, fidelity=self.settings.fidelity)
+        if 0 < numbers["failed_segments"] < number:
+            wrong = next(line for line in mine if failed(line))
+            self.note(
+                f"{plan.policy}, budget {budget}: {numbers['failed_segments']} of {number} segments came to no number "
+                f"and are left out, such as segment {wrong['segment_index']} of {wrong['document']}"
+            )
         asked = {name: getattr(self.settings, name) for name in ("checkpoint", "texts", "field", "fidelity")}
         return finite({**setting, **numbers, **counts, **about, **self.environment, **asked})
 
 
-def _counts(segments: Segments) -> Line:
-    return {"documents": segments.documents, "skipped_documents": segments.skipped}
+def _counts(inputs: Inputs) -> Line:
+    cut = inputs.segments
+    return {
+        "documents": cut.documents,
+        "skipped_documents": cut.skipped,
+        "unreadable_documents": len(inputs.unreadable),
+    }
 
 
 def _as_json(settings: Settings) -> Line:

@@ -67,11 +67,12 @@ class Inputs(NamedTuple):
     params: Params
     segments: Segments
     text_sha256: str
+    unreadable: tuple[str, ...] = ()  # what is wrong with documents that were left out
     mesh: Mesh | None = None
 
 
 def read_inputs(settings: Settings) -> Inputs:
-    """Loads a model and cuts texts into segments.
+    """Loads a model and cuts texts into segments. Of many documents those that cannot be read are left out.
 
     Raises:
       ValueError: for texts or a checkpoint that cannot be used, and for sizes out of range.
@@ -80,7 +81,8 @@ def read_inputs(settings: Settings) -> Inputs:
     whole("segments", settings.segments, 0)
     if settings.dtype is not None:
         check_dtype(settings.dtype)
-    documents = read_documents(settings.texts, settings.field)
+    unreadable: list[str] = []
+    documents = read_documents(settings.texts, settings.field, unreadable.append)
     tokenizer = load_tokenizer(settings.checkpoint)
     segments = cut_documents(tokenizer, documents, settings.segment, settings.segments)
     mesh = None if settings.mesh is None else parse_mesh(settings.mesh)
@@ -91,7 +93,8 @@ def read_inputs(settings: Settings) -> Inputs:
         _check_batch(settings, mesh)
     config, params = load(settings.checkpoint, dtype=settings.dtype, sharding=places)
     as_tokens(config, "the text", segments.tokens)
-    return Inputs(config, params, segments, text_hash("\0".join(document.text for document in documents)), mesh)
+    digest = text_hash("\0".join(document.text for document in documents))
+    return Inputs(config, params, segments, digest, tuple(unreadable), mesh)
 
 
 def _check_batch(settings: Settings, mesh: Mesh) -> None:

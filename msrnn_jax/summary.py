@@ -16,15 +16,22 @@ def summarise(lines: Sequence[Line], full: Sequence[Line] | None = None, *, fide
 
     Args:
       lines: one for every segment: `nats`, `tokens` and `bytes`, and where they were compared with the full
-        model `kl` and `agreement`, sums over tokens. None stands for what is no number.
+        model `kl` and `agreement`, sums over tokens. None stands for what is no number; such a segment is left out,
+        and counted.
       full: the full model's, of the same segments.
       fidelity: say what the comparison with the full model found.
 
     Returns:
       `perplexity`; `nll`, nats per token, with `stderr`; `bits_per_token`, `bits_per_byte` (None without bytes);
-      `tokens`, `bytes`, `segments`; with `full`, `above_full`, how many nats per token more; with `fidelity`,
+      `tokens`, `bytes`, `segments`; `failed_segments`, those left out, all numbers None where nothing else is there;
+      with `full`, `above_full`, how many nats per token more; with `fidelity`,
       `kl`, nats per token, and `agreement`, a share. Each of these with a standard error over segments.
     """
+    everything = list(lines)
+    fine = [not failed(line) for line in everything]
+    if any(fine):
+        lines = [line for line, keep in zip(everything, fine, strict=True) if keep]
+        full = None if full is None else [line for line, keep in zip(full, fine, strict=True) if keep]
     counts = _column(lines, "tokens")
     found = perplexity_of(_column(lines, "nats"), counts)
     bits, size = _column(lines, "nats").sum() / math.log(2), _column(lines, "bytes").sum()
@@ -33,6 +40,7 @@ def summarise(lines: Sequence[Line], full: Sequence[Line] | None = None, *, fide
         "bits_per_token": found.nll / math.log(2),
         "bits_per_byte": float(bits / size) if size else None,
         "bytes": int(size),
+        "failed_segments": fine.count(False),
     }
     means = {}
     if full is not None:
@@ -40,8 +48,15 @@ def summarise(lines: Sequence[Line], full: Sequence[Line] | None = None, *, fide
     if fidelity:
         means |= {name: _column(lines, name) for name in ("kl", "agreement")}
     for name, sums in means.items():
-        numbers[name], numbers[f"{name}_stderr"] = mean_over(sums, counts)
+        there = np.isfinite(sums)  # where the full model comes to no number nothing can be compared
+        there = there if there.any() else np.ones_like(there)
+        numbers[name], numbers[f"{name}_stderr"] = mean_over(sums[there], counts[there])
     return numbers
+
+
+def failed(line: Line) -> bool:
+    """Whether the model came to no number on a segment."""
+    return line["nats"] is None
 
 
 def _column(lines: Sequence[Line], name: str) -> np.ndarray:

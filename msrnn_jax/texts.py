@@ -1,14 +1,18 @@
 """Texts to measure perplexity on: files, folders, rows of JSON lines, standard input."""
 
+import contextlib
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from msrnn_jax.json_rows import field, parse, sound
 
 STDIN = "-"
 SUFFIXES = (".txt", ".jsonl")  # what is taken from a folder
+
+
+Note = Callable[[str], None]  # what is told of a problem
 
 
 class Document(NamedTuple):
@@ -41,17 +45,19 @@ def read_text(path: str) -> str:
     return _filled(f"text file {path!r}", _read(pathlib.Path(path)))
 
 
-def read_documents(paths: Sequence[str], field: str = "text") -> list[Document]:
+def read_documents(paths: Sequence[str], field: str = "text", unreadable: Note | None = None) -> list[Document]:
     """Reads UTF-8 texts, line ends as `\\n`.
 
     Args:
       paths: files, one document each; `.jsonl` files, one document a row; folders, for every .txt and .jsonl
         below them in the order of their paths; `-` for standard input. None at all: Python's help topics.
       field: of a row, which holds its text.
+      unreadable: called with what is wrong with a row, or with a file of a folder; these are then left out. Without
+        it they are refused, as is always what is named itself.
 
     Raises:
       ValueError: for a path that is missing, empty or not UTF-8, a folder without texts, and a row that is no
-        JSON object with text in that field.
+        JSON object with text in that field; and where nothing can be read.
     """
     if not paths:
         return [Document("pydoc_data.topics", default_text())]
@@ -59,10 +65,32 @@ def read_documents(paths: Sequence[str], field: str = "text") -> list[Document]:
         raise ValueError("text '' is no path; it must be a file or a folder")
     if list(paths).count(STDIN) > 1:
         raise ValueError("text '-' is given twice; standard input can be read once")
-    return [document for path in paths for document in _below(path, field)]
+    problems: list[str] = []
+
+    def left_out(problem: str) -> None:
+        problems.append(problem)
+        if unreadable is not None:
+            unreadable(problem)
+
+    skip = None if unreadable is None else left_out
+    documents = [document for path in paths for document in _below(path, field, skip)]
+    if not documents:
+        raise ValueError(f"there is nothing to read: {problems[0]}")
+    return documents
 
 
-def _below(path: str, field: str) -> Iterator[Document]:
+@contextlib.contextmanager
+def _left_out(unreadable: Note | None) -> Iterator[None]:
+    """Tells of what cannot be read, instead of refusing it."""
+    try:
+        yield
+    except ValueError as error:
+        if unreadable is None:
+            raise
+        unreadable(str(error))
+
+
+def _below(path: str, field: str, unreadable: Note | None) -> Iterator[Document]:
     place = pathlib.Path(path)
     if path == STDIN:
         yield Document(path, read_text(path))
@@ -71,12 +99,16 @@ def _below(path: str, field: str) -> Iterator[Document]:
         if not files:
             raise ValueError(f"text folder {path!r} has no .txt or .jsonl file in it")
         for file in files:
-            yield from _rows(file, field) if _has_rows(file) else [Document(str(file), _read(file))]
+            with _left_out(unreadable):
+                if _has_rows(file):
+                    yield from _rows(file, _bytes(file), field, unreadable)
+                else:
+                    yield Document(str(file), _read(file))
     elif _has_rows(place):
-        rows = list(_rows(place, field))
-        if not rows:
+        content = _bytes(place)
+        if not content.strip():
             raise ValueError(f"text file {path!r} is empty")
-        yield from rows
+        yield from _rows(place, content, field, unreadable)
     else:
         yield Document(path, read_text(path))
 
@@ -85,10 +117,12 @@ def _has_rows(path: pathlib.Path) -> bool:
     return path.suffix.lower() == ".jsonl"
 
 
-def _rows(path: pathlib.Path, name: str) -> Iterator[Document]:
-    for number, line in enumerate(_bytes(path).split(b"\n"), 1):
+def _rows(path: pathlib.Path, content: bytes, name: str, unreadable: Note | None) -> Iterator[Document]:
+    for number, line in enumerate(content.split(b"\n"), 1):
         where = f"text file {str(path)!r}, line {number}"
-        if line.strip():
+        if not line.strip():
+            continue
+        with _left_out(unreadable):
             text = field(parse(_decoded(where, line), where), name, str, where)
             yield Document(f"{path}:{number}", sound(text, f"{where}: field {name!r}"))
 

@@ -489,3 +489,34 @@ def test_a_line_whose_number_was_edited_is_refused(toy, text, tmp_path):
     run(toy, *arguments)
     out.write_text(re.sub(r'"nats": [0-9.]+', '"nats": "many"', out.read_text()))
     assert "out holds a line whose nats is 'many'; it must be a number" in run(toy, *arguments, code=2).stderr
+
+
+def test_what_cannot_be_read_and_what_comes_to_no_number_is_told_and_the_rest_counted(toy, tmp_path):
+    """A token whose embedding is NaN spoils the one document that has it."""
+    broken, books = tmp_path / "broken", tmp_path / "books"
+    config, params = ms.load(toy)
+    files = {name: (pathlib.Path(toy) / name).read_text() for name in ("tokenizer.json", "tokenizer_config.json")}
+    bad = ms.load_tokenizer(toy).encode("Q")[0]
+    ms.save(broken, config, params.replace(embedding=params.embedding.at[bad].set(jnp.nan)), files=files)
+    books.mkdir()
+    for name, words in (("a", "abcdefgh" * 3), ("b", "abcQefgh" * 3), ("c", "hgfedcba" * 2)):
+        (books / f"{name}.txt").write_text(words)
+    sound = ["--text", str(books / "a.txt"), "--text", str(books / "c.txt")]
+    options = ["--policy", "full", "--policy", "tova", "--budget", "4", "--segment", "24", "--fidelity", "--json"]
+    wanted = [json.loads(line) for line in run(str(broken), *sound, *options).stdout.splitlines()]
+    (books / "d.txt").write_bytes(b"abc\xff")
+    (books / "rows.jsonl").write_text('{"text": 1}\n')
+    out = tmp_path / "out.jsonl"
+    printed = run(str(broken), "--text", str(books), *options, "--out", str(out))
+    found = [json.loads(line) for line in printed.stdout.splitlines()]
+    for ours, theirs in zip(found, wanted, strict=True):
+        for name in ("perplexity", "nll", "stderr", "above_full", "kl", "agreement", "tokens", "bytes", "segments"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6)
+        assert (ours["failed_segments"], ours["unreadable_documents"], ours["documents"]) == (1, 2, 3)
+        assert (theirs["failed_segments"], theirs["unreadable_documents"]) == (0, 0)
+    notes = " ".join(printed.stderr.split())
+    assert "note: left out: text file" in notes and "d.txt' is not UTF-8" in notes and "field 'text' is 1" in notes
+    assert "tova, budget 4: 1 of 3 segments came to no number and are left out, such as segment 0 of" in notes
+    again = run(str(broken), "--text", str(books), *options, "--out", str(out))
+    assert [json.loads(line) for line in again.stdout.splitlines()] == found  # a document that failed is not run again
+    assert sum('"msrnn perplexity segment"' in line for line in out.read_text().splitlines()) == 6

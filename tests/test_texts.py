@@ -113,3 +113,24 @@ def test_bytes_are_those_of_the_predicted_tokens(special):
         sum(len(token.encode()) for token in tokens[start + 1 : start + 3]) for start in range(0, len(tokens), 3)
     ]
     assert [source.bytes for source in cut.sources] == expected and expected[-1] == (0 if special else 3)
+
+
+def test_of_many_documents_those_that_cannot_be_read_are_told_and_left_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "a.txt").write_text("one")
+    (tmp_path / "books" / "b.txt").write_bytes(b"\xff")
+    (tmp_path / "books" / "c.jsonl").write_bytes(b'{"text": "two"}\n{"body": 1}\n{"text": "three"}\n')
+    told = []
+    found = read_documents(["books"], unreadable=told.append)
+    assert [document.text for document in found] == ["one", "two", "three"]
+    assert [document.name for document in found] == ["books/a.txt", "books/c.jsonl:1", "books/c.jsonl:3"]
+    assert "books/b.txt' is not UTF-8" in told[0] and "books/c.jsonl', line 2 has no field 'text'" in told[1]
+    assert len(told) == 2
+    with pytest.raises(ValueError, match="b.txt' is not UTF-8"):
+        read_documents(["books"])
+    with pytest.raises(ValueError, match="b.txt' is not UTF-8"):  # what is named itself is meant
+        read_documents(["books/b.txt"], unreadable=told.append)
+    (tmp_path / "rows.jsonl").write_text("1\n2\n")
+    with pytest.raises(ValueError, match="there is nothing to read: text file 'rows.jsonl', line 1"):
+        read_documents(["rows.jsonl"], unreadable=told.append)

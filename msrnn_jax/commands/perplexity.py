@@ -15,6 +15,7 @@ TEXT_HELP = (
     "UTF-8 file, .jsonl with a document a row, folder of both, or - for stdin; repeat it. Default: Python's help."
 )
 FIDELITY_HELP = "Also compare every prediction with the full model's: KL divergence and top-1 agreement."
+SHOWN = 5  # documents that cannot be read
 MESH_HELP = "Devices that share the rows (data) and every layer's heads, MLP and the vocabulary (model)."
 OUT_HELP = "JSON lines, one for each policy, budget and segment; given again, a run that was cut off goes on."
 
@@ -83,6 +84,10 @@ def perplexity(
         journal.lines = hosts.from_first(journal.lines)
         inputs = read_inputs(settings)
         cut = inputs.segments
+        for problem in inputs.unreadable[:SHOWN]:
+            note(f"left out: {problem}")
+        if len(inputs.unreadable) > SHOWN:
+            note(f"left out, too: {len(inputs.unreadable) - SHOWN} more that cannot be read")
         if cut.skipped:
             note(f"documents of fewer than 2 tokens, which are skipped: {cut.skipped}")
         results = []
