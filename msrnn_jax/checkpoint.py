@@ -13,6 +13,7 @@ import numpy as np
 
 from msrnn_jax.checks import check_dtype, check_params
 from msrnn_jax.config import Config
+from msrnn_jax.hosts import is_lost
 from msrnn_jax.low_rank import merged
 from msrnn_jax.making import Kind, check_space, making, prepare
 from msrnn_jax.params import Adapter, LowRank, Params, abstract_params, is_low_rank
@@ -139,7 +140,7 @@ def load_deferred(path: str | os.PathLike[str]) -> tuple[Config, Params]:
     def deferred(where: Any, leaf: Any) -> Deferred:
         def value() -> np.ndarray:
             parts = jax.tree_util.tree_map_with_path(lambda below, part: read((*where, *below), part), leaf)
-            return np.asarray(merged(parts)) if is_low_rank(leaf) else parts
+            return merged(parts, np.tensordot) if is_low_rank(leaf) else parts
 
         return Deferred(leaf.shape, leaf.dtype, value)
 
@@ -221,6 +222,8 @@ def _weights_of(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Orbax and TensorStore raise many kinds for missing and truncated files
+        if is_lost(error):
+            raise
         problem = (first_line(error) or type(error).__name__)[:300]
     if problem is not None:
         raise ValueError(f"checkpoint {str(path)!r}: the weights cannot be read: {problem}")

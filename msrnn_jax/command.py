@@ -16,7 +16,7 @@ import typer
 
 Command = Callable[..., None]
 
-LOST = ("Gloo", "NCCL", "coordination service", "Coordination Service", "heartbeat")  # of many processes, one ended
+LOST = 3  # exit code where another process is gone, which is the one to look at
 
 
 def plain_errors(patience: float = 1.0, *, in_thread: bool = True) -> Callable[[Command], Command]:
@@ -48,6 +48,9 @@ def plain_errors(patience: float = 1.0, *, in_thread: bool = True) -> Callable[[
                 line = in_words(error)
                 if line is None:
                     raise
+                if _is_lost(error):  # at its end JAX would wait for the other, for minutes
+                    os.write(2, f"error: {line}\n".encode())
+                    os._exit(LOST)
                 _end(f"error: {line}", 2)
 
         return guarded
@@ -155,7 +158,7 @@ def in_words(error: Exception) -> str | None:
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
     if isinstance(error, OverflowError):
         return f"a number is too large: {_first_line(error)}"
-    if _is_from_xla(error) and any(word in str(error) for word in LOST):
+    if _is_lost(error):
         return f"another process is gone: {_first_line(error)}"
     if isinstance(error, MemoryError) or _is_from_xla(error):
         return f"this needs more memory than there is: {_first_line(error)}"
@@ -165,6 +168,11 @@ def in_words(error: Exception) -> str | None:
 def _is_from_xla(error: Exception) -> bool:
     jax = sys.modules.get("jax")  # unless a command has imported it, nothing can come from it
     return jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
+
+
+def _is_lost(error: Exception) -> bool:
+    hosts = sys.modules.get("msrnn_jax.hosts")
+    return hosts is not None and hosts.is_lost(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,16 +3,19 @@
 All of them take the same steps in the same order; the first reads and writes results, and tells the others of them.
 """
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-COORDINATOR, PROCESSES, PROCESS = "MSRNN_COORDINATOR", "MSRNN_PROCESSES", "MSRNN_PROCESS"
-CLUSTER = "cluster"  # in place of the coordinator: JAX asks the cluster's own environment
+from msrnn_jax.variables import CLUSTER, COORDINATOR, PROCESS, PROCESSES
+
+LOST = ("Gloo", "NCCL", "oordination service", "eartbeat")  # in what JAX says where a process is gone
 
 
 def join() -> None:
@@ -26,13 +29,15 @@ def join() -> None:
         return
     problem = None
     _keep_stdout()
+    with contextlib.suppress(AttributeError):  # else it would take SIGTERM, which is to end this process
+        jax.config.update("jax_enable_preemption_service", False)
     try:
         if coordinator == CLUSTER:
             jax.distributed.initialize()
         else:
             count, index = int(os.environ[PROCESSES]), int(os.environ[PROCESS])
             jax.distributed.initialize(coordinator, count, index)
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, IndexError) as error:
         problem = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     if problem is not None:
         raise ValueError(f"the other processes cannot be joined ({coordinator}): {problem}")
@@ -45,6 +50,13 @@ def _keep_stdout() -> None:
     sys.stdout = open(os.dup(1), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
     os.dup2(nowhere, 1)
     os.close(nowhere)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error says that another process has ended."""
+    if not isinstance(error, jax.errors.JaxRuntimeError) or jax.process_count() == 1:
+        return False
+    return any(word in str(error) for word in LOST)
 
 
 def is_first() -> bool:
@@ -64,15 +76,20 @@ def from_first(value: Any) -> Any:
     return json.loads(np.asarray(told).tobytes())
 
 
-def check_same(name: str, value: str) -> None:
-    """Refuses to go on where a process has another value: it would work on something else.
+def check_same(values: Mapping[str, Any]) -> None:
+    """Refuses to go on where a process has other values: it would work on something else.
+
+    Args:
+      values: JSON, by name.
 
     Raises:
-      ValueError: in every process that differs from the first.
+      ValueError: in every process that differs from the first, naming the first difference.
     """
-    first = from_first(value)
-    if value != first:
-        raise ValueError(f"{name} of process {jax.process_index()} is {value!r}; that of the first is {first!r}")
+    ours, first = json.loads(json.dumps(values)), from_first(values)
+    for name, value in ours.items():
+        if value != first[name]:
+            place = f"process {jax.process_index()}"
+            raise ValueError(f"{name} is {value!r} in {place}, but {first[name]!r} in the first; it must be one")
 
 
 def check_mesh(mesh: jax.sharding.Mesh | None) -> None:

@@ -1,7 +1,8 @@
 """Low-rank adapters (LoRA, arXiv:2106.09685) beside the weights of a model: made, put on, taken off, merged."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -59,7 +60,10 @@ def attach_adapters(config: Config, params: Params, adapters: Adapters) -> Param
         raise ValueError(f"adapters are for {len(adapters)} layers; the model has {len(params.layers)}")
     layers = []
     for index, (layer, own) in enumerate(zip(params.layers, adapters, strict=True)):
-        on = [name for name in own if isinstance(getattr(layer, name, None), LowRank)]
+        unknown = [name for name in own if name not in INPUTS]
+        if unknown:
+            raise ValueError(f"weight {unknown[0]!r} takes no adapter; it must be one of {', '.join(INPUTS)}")
+        on = [name for name in own if isinstance(getattr(layer, name), LowRank)]
         if on:
             raise ValueError(f"layer {index}: {on[0]} has an adapter already; merge it or take it off")
         layers.append(layer.replace(**{name: LowRank(getattr(layer, name), one) for name, one in own.items()}))
@@ -79,15 +83,14 @@ def detach_adapters(params: Params) -> tuple[Params, Adapters]:
 
 def merge_adapters(params: Params) -> Params:
     """The model with its adapters added into the weights, in at least float32, in the weights' own dtype."""
-    return _plain(params, merged)
+    return _plain(params, partial(merged, multiply=partial(jnp.tensordot, precision=lax.Precision.HIGHEST)))
 
 
-def merged(leaf: LowRank) -> Array:
-    """A weight with its adapter added."""
+def merged(leaf: LowRank, multiply: Callable[[Any, Any, int], Any]) -> Any:
+    """A weight with its adapter added, by the `tensordot` of JAX, or of numpy for arrays of that."""
     kind = wide(leaf.weight.dtype)
     down, up = leaf.adapter.down.astype(kind), leaf.adapter.up.astype(kind)
-    added = jnp.tensordot(down, up, 1, precision=lax.Precision.HIGHEST)
-    return (leaf.weight.astype(kind) + added).astype(leaf.weight.dtype)
+    return (leaf.weight.astype(kind) + multiply(down, up, 1)).astype(leaf.weight.dtype)
 
 
 def _plain(params: Params, change: Any) -> Params:

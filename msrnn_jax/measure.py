@@ -86,7 +86,8 @@ class _Run:
         self.rows: dict[tuple, Line] = {}
         for line in journal.lines:
             self._remember(line)
-        check_same("what is measured", json_hash([self.identity, _as_json(settings)]))
+        asked = {name: value for name, value in _as_json(settings).items() if name not in ("checkpoint", "texts")}
+        check_same({**self.identity, **asked})  # wherever a host has its copies
         batches = from_first([self._choose_batch(plan) for plan in self.plans])  # the memory of hosts may differ
         self.batch = {plan.policy: batch for plan, batch in zip(self.plans, batches, strict=True)}
         self.streams: dict[int, np.ndarray] = {}  # by segment, [length - 1, D]
@@ -214,10 +215,11 @@ class _Run:
 
     def _halve(self, plan: Plan, error: Exception) -> None:
         batch = self.batch[plan.policy]
-        if batch // 2 % self.sharers or batch == 1:
+        if batch == self.sharers:
             raise MemoryError(str(error)) from error
-        self.batch[plan.policy] = batch // 2
-        self.note(f"{plan.policy}: a batch of {batch} rows needs more memory than there is; going on with {batch // 2}")
+        half = batch // self.sharers // 2 * self.sharers
+        self.batch[plan.policy] = half
+        self.note(f"{plan.policy}: a batch of {batch} rows needs more memory than there is; going on with {half}")
 
     def _streams_of(self, segments: Sequence[int], group: range) -> np.ndarray:
         """The full model's residual streams [B, T - 1, D], computed again where a run goes on that was cut off."""

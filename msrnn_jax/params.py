@@ -23,7 +23,7 @@ class Adapter(struct.PyTreeNode):
 class LowRank(struct.PyTreeNode):
     """A weight with a low-rank adapter (LoRA, arXiv:2106.09685) beside it, which `layers.project` adds.
 
-    It stands in the place of a matrix of a decoder layer; see `add_adapters`.
+    It stands in the place of a matrix of a decoder layer; see `attach_adapters`.
     """
 
     weight: Array  # [I..., O...]

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -394,6 +395,26 @@ def test_a_loss_that_is_no_number_stops_it_and_leaves_what_was_kept(tmp_path, mo
     assert losses_of(tmp_path / "out") == losses_of(tmp_path / "undisturbed")
 
 
+def test_everything_at_once_goes_on_to_the_bit(tmp_path, monkeypatch) -> None:
+    """Adapters, a teacher, steps that are put together and bfloat16, interrupted between two steps of one update."""
+    settings = make_settings(tmp_path, steps=8, accumulate=2, keep_every=3, lora=2, distill=0.5, compute="bfloat16")
+    run(settings, tmp_path / "undisturbed", QUIET)
+    calls = []
+
+    def interrupted(*args):
+        calls.append(None)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return train(*args)
+
+    with monkeypatch.context() as breaking:
+        breaking.setattr(running, "train", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings, tmp_path / "out", QUIET)
+    run(settings, tmp_path / "out", QUIET)
+    assert losses_of(tmp_path / "out") == losses_of(tmp_path / "undisturbed")
+
+
 def test_a_weight_that_is_no_number_is_told_at_the_first_step(tmp_path) -> None:
     settings = make_settings(tmp_path)
     ms.save(tmp_path / "toy2", tiny.CONFIG, tiny.params().replace(final_norm=jnp.full(24, jnp.nan)), files={
@@ -447,16 +468,18 @@ def test_rows_shared_out_among_devices_give_the_losses_of_one(tmp_path) -> None:
         ({"accumulate": 5}, "steps is 12; it must be a multiple of accumulate, 5"),
         ({"policy": "tofa"}, "tofa"),
         ({"budget": 0}, "budget is 0"),
-        ({"compute": "int8"}, "dtype is 'int8'"),
+        ({"compute": "int8"}, "compute is 'int8'; it must be one of bfloat16, float32"),
         ({"lora": 2, "lora_weights": ("embedding",)}, "weight 'embedding' takes no adapter"),
         ({"data": ("nowhere.txt",)}, "nowhere.txt"),
+        ({"seed": 2**70}, "seed is 1180591620717411303424; it must be at most 2147483647"),
+        ({"clip": float("inf")}, "clip is inf; it must be above 0 and at most 1e"),
         ({"length": 160, "segment": 16}, "data has no text of 161 tokens"),
     ],
 )
 def test_refuses_what_cannot_be_done_before_it_writes(tmp_path, changes, message) -> None:
     with pytest.raises(ValueError, match=message):
         run(make_settings(tmp_path, **changes), tmp_path / "out", QUIET)
-    assert not list((tmp_path / "out").glob("m*"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_refuses_a_folder_of_another_run(tmp_path) -> None:
@@ -464,6 +487,13 @@ def test_refuses_a_folder_of_another_run(tmp_path) -> None:
     kept = sorted(path.name for path in (tmp_path / "out").iterdir())
     with pytest.raises(ValueError, match="was begun with budget 8, not 9; go on with that, or choose another folder"):
         run(make_settings(tmp_path, steps=3, budget=9), tmp_path / "out", QUIET)
+    books = [str(tmp_path / "books" / name) for name in ("1.txt", "0.txt")]
+    with pytest.raises(ValueError, match="was begun with another data"):  # in another order
+        run(make_settings(tmp_path, steps=3, data=tuple(books)), tmp_path / "out", QUIET)
+    own = tmp_path / "own"
+    shutil.copytree(tmp_path / "toy", own / "model")
+    with pytest.raises(ValueError, match="was not written by finetune and is not replaced"):
+        run(make_settings(tmp_path, steps=3, checkpoint=str(own / "model")), own, QUIET)
     (tmp_path / "books" / "0.txt").write_text("h" * 150)
     with pytest.raises(ValueError, match="was begun with another data"):
         run(make_settings(tmp_path, steps=3), tmp_path / "out", QUIET)
@@ -483,14 +513,22 @@ def test_refuses_kept_training_that_is_damaged(tmp_path) -> None:
     with pytest.raises(ValueError, match="is no training that was kept"):
         run(settings, tmp_path / "out", QUIET)
     about.write_text(text)
+    losses = tmp_path / "out" / "losses.jsonl"
+    losses.rename(tmp_path / "losses.jsonl")
+    with pytest.raises(ValueError, match="lacks losses of the 3 steps that were kept"):
+        run(settings, tmp_path / "out", QUIET)
+    (tmp_path / "losses.jsonl").rename(losses)
+    written = losses.read_text()
     for path in (tmp_path / "out" / "training" / "arrays").rglob("*"):
         if path.is_file() and path.stat().st_size > 1000:
             path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="the training that was kept cannot be read"):
         run(settings, tmp_path / "out", QUIET)
-    (tmp_path / "out" / "losses.jsonl").unlink()
-    with pytest.raises(ValueError, match="lacks losses of the 3 steps that were kept"):
+    assert losses.read_text() == written
+    shutil.rmtree(tmp_path / "out" / "training")
+    with pytest.raises(ValueError, match="has 3 steps, but .*training' is gone, from which to go on"):
         run(settings, tmp_path / "out", QUIET)
+    assert losses.read_text() == written
 
 
 # What it changed.

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,6 +34,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def arguments(folder: pathlib.Path, *more: str) -> list[str]:
     given = ["perplexity", str(folder / "toy"), "--text", str(folder / "books"), "--segment", "40", "--batch", "2"]
     return [*given, "--policy", "full", "--policy", "tova", "--budget", "4", "--budget", "9", "--json", *more]
+
+
+def _free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
 
 
 def start(*given: str, **options) -> subprocess.Popen[str]:
@@ -105,18 +112,22 @@ def _process(launcher: int, number: str) -> int:
     raise AssertionError("no such process")
 
 
-def test_hosts_started_by_hand_find_each_other(folder: pathlib.Path, wanted: list[dict]) -> None:
-    import socket
-
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port = listening.getsockname()[1]
-    launch = ("launch", "--processes", "2", "--coordinator", f"127.0.0.1:{port}", "--process")
+def test_hosts_started_by_hand_find_each_other_and_see_when_one_is_gone(
+    folder: pathlib.Path, wanted: list[dict]
+) -> None:
+    launch = ("launch", "--processes", "2", "--coordinator", f"127.0.0.1:{_free_port()}", "--process")
     given = arguments(folder, "--mesh", "data=2")
     running = [start(*launch, str(number), "--", *given) for number in range(2)]
     (output, said), (other, _) = (process.communicate(timeout=300) for process in running)
     same(results(output), wanted)
     assert other == "" and [process.returncode for process in running] == [0, 0], said
+    second = start(*launch, "1", "--", *given)
+    first = _started(folder, "by_hand.jsonl", *launch, "0", "--")
+    os.kill(_process(second.pid, "1"), signal.SIGKILL)
+    _, said = first.communicate(timeout=30)
+    assert first.returncode == 3 and "another process is gone" in said and "goes on from the results" in said
+    _, said = second.communicate(timeout=30)
+    assert "process 1 of 2 was killed by SIGKILL" in said
 
 
 def test_what_is_wrong_is_said_once_and_all_processes_end(folder: pathlib.Path) -> None:
@@ -127,13 +138,41 @@ def test_what_is_wrong_is_said_once_and_all_processes_end(folder: pathlib.Path) 
 
 
 def test_ending_the_launcher_ends_its_processes(folder: pathlib.Path) -> None:
-    running = start(*TWO, *arguments(folder, "--mesh", "data=2"))
-    time.sleep(2)
+    running = _started(folder, "ended.jsonl", *TWO)
     ours = [_process(running.pid, number) for number in "01"]
+    start_of_end = time.monotonic()
     running.terminate()
     running.communicate(timeout=60)
     assert running.returncode == 128 + signal.SIGTERM
+    assert time.monotonic() - start_of_end < 4.5  # they listen to SIGTERM, and are not killed after 5 s
     assert not any(pathlib.Path(f"/proc/{process}").exists() for process in ours)
+
+
+def _started(folder: pathlib.Path, name: str, *launch: str) -> subprocess.Popen[str]:
+    """A measurement that has written some lines."""
+    out = folder / name
+    running = start(*launch, *arguments(folder, "--mesh", "data=2", "--out", str(out)))
+    while not (out.exists() and out.read_text().count("\n") >= 3):
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.02)
+    return running
+
+
+def test_the_reason_is_shown_and_not_what_it_leads_to(folder: pathlib.Path) -> None:
+    """Process 1 alone lacks its checkpoint; process 0 waits for it, or finds it gone."""
+    code = "import sys, os, runpy; sys.argv[2] += '-' * int(os.environ['MSRNN_PROCESS']); " + (
+        "runpy.run_module('msrnn_jax', run_name='__main__', alter_sys=True)"
+    )
+    shared = {"MSRNN_COORDINATOR": f"127.0.0.1:{_free_port()}", "MSRNN_PROCESSES": "2"}
+    settings = [{**shared, "MSRNN_PROCESS": str(number)} for number in range(2)]
+    program = "from msrnn_jax.commands.launch import run; import json, sys; sys.exit(run(*json.loads(sys.argv[1])))"
+    command = [sys.executable, "-c", code, *arguments(folder, "--mesh", "data=2")]
+    ended = subprocess.run(
+        [sys.executable, "-c", program, json.dumps([command, settings])], capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 2
+    assert "toy-' does not exist" in ended.stderr and "process 1 of 2 ended with exit code 2" in ended.stderr
+    assert "cannot be read" not in ended.stderr
 
 
 @pytest.mark.parametrize(
@@ -143,7 +182,10 @@ def test_ending_the_launcher_ends_its_processes(folder: pathlib.Path) -> None:
         (["--processes", "0", "--", "perplexity", "x"], "processes is 0"),
         (["--processes", "2", "--process", "1", "--", "perplexity", "x"], "--coordinator HOST:PORT must be given"),
         (["--processes", "2", "--process", "2", "--coordinator", "a:1", "--", "perplexity", "x"], "from 0 to 1"),
-        (["--cluster", "--process", "2", "--", "perplexity", "x"], "give neither with --cluster"),
+        (["--cluster", "--processes", "2", "--", "perplexity", "x"], "give --cluster alone"),
+        (["--coordinator", "a:b", "--", "perplexity", "x"], "coordinator is 'a:b'; it must be HOST:PORT"),
+        (["--coordinator", "a:99999", "--", "perplexity", "x"], "coordinator is 'a:99999'; it must be HOST:PORT"),
+        (["--", "perplexity", "x", "--text", "-"], "several processes cannot share standard input"),
     ],
 )
 def test_refuses_what_cannot_be_launched(options: list[str], message: str) -> None:

@@ -27,7 +27,7 @@ def meter(console: Console, done: int, steps: int, tokens: int) -> Iterator[Mete
     def words(step: int, loss: float) -> str:
         # The first step of a run compiles the program, for minutes perhaps.
         speed = tokens * (step - done - 1) / (time.monotonic() - begun) if step > done + 1 else 0.0
-        return f"loss {loss:.4f}, {speed:,.0f} tokens/s"
+        return f"loss {loss:.4f}" + (f", {speed:,.0f} tokens/s" if speed else "")
 
     begun = start
     columns = (TextColumn("finetune: step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))

@@ -1,5 +1,6 @@
 """Which tokens every step of training reads: a function of the step, so that a run can go on anywhere."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -44,8 +45,12 @@ class Order:
 
     def _stretch(self, number: int) -> np.ndarray:
         epoch, place = divmod(number, len(self.stretches))
-        drawn = np.random.default_rng([self._seed, epoch]).permutation(len(self.stretches))
-        return self.stretches[drawn[place]]
+        return self.stretches[_drawn(self._seed, epoch, len(self.stretches))[place]]
+
+
+@functools.lru_cache(maxsize=4)
+def _drawn(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def _starts(count: int, length: int) -> list[int]:

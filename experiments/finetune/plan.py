@@ -1,11 +1,13 @@
 """What a run of training works with, and what another that goes on with it must have too."""
 
 import dataclasses
+import importlib.metadata
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 from rich.console import Console
 
 import msrnn_jax as ms
@@ -19,6 +21,7 @@ from experiments.forgetting import named, policies_of
 from msrnn_jax.cache import keep_compilations
 from msrnn_jax.checkpoint import fingerprint
 from msrnn_jax.measure import environment
+from msrnn_jax.params import is_low_rank
 from msrnn_jax.policies import parse_policy
 from msrnn_jax.record import json_hash, tokens_hash
 
@@ -46,6 +49,10 @@ def make_plan(settings: Settings, console: Console) -> Plan:
     places = Places(settings.batch)
     keep_compilations()
     stored, params = ms.load(settings.checkpoint, dtype="float32")
+    if settings.lora and any(map(is_low_rank, jax.tree.leaves(params, is_leaf=is_low_rank))):
+        raise ValueError(
+            f"checkpoint {settings.checkpoint!r} has adapters already; lora must be 0, which trains these too"
+        )
     if settings.length > stored.max_length:
         raise ValueError(f"length is {settings.length}; the model was made for {stored.max_length} tokens at most")
     policy = parse_policy(settings.policy)
@@ -77,11 +84,14 @@ def _about(
     settings: Settings, policy: ms.Policy, params: ms.Params, books: list[Book], places: Places
 ) -> dict[str, Any]:
     fixed = {name: value for name, value in dataclasses.asdict(settings).items() if name not in FREE}
+    if not policy.forgets:
+        fixed["budget"] = None
     return {
         "settings": json.loads(json.dumps({**fixed, **named(policy)})),
         "model_sha256": fingerprint(params),
-        "data_sha256": {book.name: tokens_hash(book.tokens) for book in books},
-        "environment": json_hash(environment()),
+        # In their order, which is that of the stretches.
+        "data_sha256": [[book.name, tokens_hash(book.tokens)] for book in books],
+        "environment": json_hash([environment(), importlib.metadata.version("optax")]),
         "devices": places.devices,
     }
 

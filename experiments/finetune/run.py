@@ -3,8 +3,6 @@
 import json
 import math
 import pathlib
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +21,13 @@ from msrnn_jax.checkpoint import CHECKPOINT
 from msrnn_jax.journal import Journal, Line, open_journal
 from msrnn_jax.making import prepare
 from msrnn_jax.measure import environment
+from msrnn_jax.plot import check_plot
+from msrnn_jax.policies import parse_policy
 from msrnn_jax.record import write_text
 
 LOSSES, PICTURE, KEPT, MODEL = "losses.jsonl", "losses.png", "training", "model"
 KINDS = ("finetune run", "finetune step")
+ABOUT = "finetune.json"  # in the checkpoint: how it was made
 BESIDE = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "source.json")
 
 
@@ -42,19 +43,17 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
         number; then what was kept last stays.
     """
     plan = make_plan(settings, console)
-    prepare(out / MODEL, CHECKPOINT, overwrite=True)
+    _check_out(out, settings)
+    training, frozen = _begin(plan)
     with open_journal(out / LOSSES, KINDS) as journal:
         about, done = about_kept(out / KEPT), 0
         if about is not None:
             check_same(out / KEPT, about, plan.about)
             done = about["step"]
-        _check_lines(out, journal, plan.about)
-        _cut_back(out / LOSSES, journal, plan, done)
-        if done:
-            say(console, f"finetune: going on after step {done} of {settings.steps}")
-        training, frozen = _begin(plan)
-        if done:
             training = read_kept(out / KEPT, training)
+            say(console, f"finetune: going on after step {done} of {settings.steps}")
+        _check_lines(out, journal, plan, done)
+        _cut_back(out / LOSSES, journal, plan, done)
         training = _take_steps(plan, training, frozen, journal, out, console)
         lines = [line for line in journal.lines if line["kind"] == KINDS[1]]
         plot_losses(out / PICTURE, lines, _title(settings), settings.length // settings.segment)
@@ -63,11 +62,27 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
     return lines
 
 
-def _check_lines(out: pathlib.Path, journal: Journal, ours: Mapping[str, Any]) -> None:
-    """Refuses losses of another run."""
-    for line in journal.lines:
+def _check_out(out: pathlib.Path, settings: Settings) -> None:
+    """Refuses to write over anything but what a run has written."""
+    check_plot(out / PICTURE)
+    prepare(out / MODEL, CHECKPOINT, overwrite=True)
+    if (out / MODEL).exists() and not (out / MODEL / ABOUT).is_file():
+        raise ValueError(f"{str(out / MODEL)!r} was not written by finetune and is not replaced; choose another folder")
+    if (out / MODEL).resolve() == pathlib.Path(settings.checkpoint).resolve():
+        raise ValueError(f"{str(out / MODEL)!r} is the model that is to be trained; choose another folder")
+
+
+def _check_lines(out: pathlib.Path, journal: Journal, plan: Plan, done: int) -> None:
+    """Refuses losses of another run, and those of one whose training is gone."""
+    steps = sum(line["kind"] == KINDS[1] for line in journal.lines)
+    for line in journal.lines if steps else ():
         if line["kind"] == KINDS[0]:
-            check_same(out / LOSSES, line, ours)
+            check_same(out / LOSSES, line, plan.about)
+    if not done and steps >= plan.settings.keep_every:
+        raise ValueError(
+            f"{str(out / LOSSES)!r} has {steps} steps, but {str(out / KEPT)!r} is gone, from which to go on; "
+            "remove the folder to begin anew, or choose another"
+        )
 
 
 def _cut_back(path: pathlib.Path, journal: Journal, plan: Plan, done: int) -> None:
@@ -136,15 +151,17 @@ def _write_model(path: pathlib.Path, plan: Plan, training: Training) -> None:
     config = plan.method.config.replace(dtype="float32")
     if plan.settings.lora:
         params = ms.attach_adapters(config, plan.params, training.trained)
-        params = ms.merge_adapters(params) if plan.settings.merge else params
     else:
         params = training.trained
+    if plan.settings.merge:
+        params = ms.merge_adapters(params)
     source = pathlib.Path(plan.settings.checkpoint)
     files = {name: (source / name).read_text(encoding="utf-8") for name in BESIDE if (source / name).is_file()}
-    files["finetune.json"] = json.dumps({**plan.about, "steps_done": int(training.step)}, indent=2) + "\n"
+    files[ABOUT] = json.dumps({**plan.about, "steps_done": int(training.step)}, indent=2) + "\n"
     ms.save(path, config, params, files=files, overwrite=True)
 
 
 def _title(settings: Settings) -> str:
     what = f"LoRA {settings.lora}" if settings.lora else "all weights"
-    return f"{settings.policy}, budget {settings.budget}: {what}"
+    policy = parse_policy(settings.policy)
+    return f"{policy}, budget {settings.budget}: {what}" if policy.forgets else f"{policy}: {what}"

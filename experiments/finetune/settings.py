@@ -1,15 +1,15 @@
 """How a model is trained, and what of that is refused."""
 
 import dataclasses
-import math
 
-from msrnn_jax.checks import check_dtype, whole
+from msrnn_jax.checks import whole
 from msrnn_jax.params import INPUTS
 
+DTYPES = ("bfloat16", "float32")  # float16 would need its gradients scaled
 RANGES = {  # of numbers that are no sizes
     "learning_rate": (0.0, 1.0),
     "weight_decay": (0.0, 1.0),
-    "clip": (0.0, math.inf),
+    "clip": (0.0, 1e9),
     "distill": (0.0, 1.0),
 }
 
@@ -64,7 +64,10 @@ def check(settings: Settings) -> None:
     for name in ("steps", "batch", "length", "segment", "accumulate", "chunk", "keep_every"):
         whole(name, getattr(settings, name), 1)
     for name in ("warmup", "lora", "seed"):
-        whole(name, getattr(settings, name), 0)
+        whole(name, getattr(settings, name), 0, 2**31 - 1)
+    for name in settings.lora_weights:
+        if name not in INPUTS:
+            raise ValueError(f"weight {name!r} takes no adapter; it must be one of {', '.join(INPUTS)}")
     for name, (least, most) in RANGES.items():
         value = getattr(settings, name)
         if not least <= value <= most or (name in ("learning_rate", "clip") and not value):
@@ -74,4 +77,5 @@ def check(settings: Settings) -> None:
         raise ValueError(f"length is {settings.length}; it must be a multiple of the segment, {settings.segment}")
     if settings.steps % settings.accumulate:
         raise ValueError(f"steps is {settings.steps}; it must be a multiple of accumulate, {settings.accumulate}")
-    check_dtype(settings.compute)
+    if settings.compute not in DTYPES:
+        raise ValueError(f"compute is {settings.compute!r}; it must be one of {', '.join(DTYPES)}")

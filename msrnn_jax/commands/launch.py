@@ -13,7 +13,8 @@ from typing import IO, Annotated, Any
 
 import typer
 
-from msrnn_jax.command import ending_when_told, plain_errors
+from msrnn_jax.command import LOST, ending_when_told, plain_errors
+from msrnn_jax.variables import CLUSTER, COORDINATOR, PROCESS, PROCESSES
 
 GRACE = 1.0  # seconds for others to fail, too
 PATIENCE = 5.0  # seconds that a process gets to end when it is told
@@ -40,14 +41,16 @@ def launch(
 
     Example: msrnn launch --processes 2 -- perplexity checkpoints/smollm2-135m --text books --mesh data=2
     """
-    from msrnn_jax.hosts import CLUSTER, COORDINATOR, PROCESS, PROCESSES
-
     if command[0] not in SHARED:
         raise ValueError(f"command is {command[0]!r}; it must be one of {', '.join(SHARED)}")
     if processes < 1:
         raise ValueError(f"processes is {processes}; it must be at least 1")
-    if cluster and (process is not None or coordinator is not None):
-        raise ValueError("a cluster says itself what --process and --coordinator are; give neither with --cluster")
+    if "-" in command:
+        raise ValueError("text is '-'; several processes cannot share standard input, so it must be a file")
+    if cluster and (process is not None or coordinator is not None or processes != 1):
+        raise ValueError("a cluster says by itself how many processes there are and where; give --cluster alone")
+    if coordinator is not None and not _is_address(coordinator):
+        raise ValueError(f"coordinator is {coordinator!r}; it must be HOST:PORT, such as 10.0.0.1:1234")
     if process is not None and (coordinator is None or not 0 <= process < processes):
         where = "" if coordinator else ", and --coordinator HOST:PORT must be given"
         raise ValueError(f"process is {process}; it must be from 0 to {processes - 1}{where}")
@@ -80,44 +83,51 @@ def run(command: Sequence[str], settings: Sequence[dict[str, str]]) -> int:
             for own, error in zip(settings, [None, *errors], strict=True)
         ]
         failed = _wait(running)
-        if failed is None:
+        if not failed:
             return 0
         _end(running)
-        code = running[failed].returncode
-        if failed:
-            errors[failed - 1].seek(0)
-            sys.stderr.write(errors[failed - 1].read().decode("utf-8", "replace"))
-        if failed or code < 0:  # what the first says of itself stands there already
-            typer.echo(f"error: process {failed} of {len(running)} {_in_words(code)}; no other goes on", err=True)
-        if code < 0:
+        number, code = failed[0], running[failed[0]].returncode
+        if number:  # the first has said it itself
+            errors[number - 1].seek(0)
+            sys.stderr.write(errors[number - 1].read().decode("utf-8", "replace"))
+        if number or code < 0:
+            place = settings[number].get(PROCESS, number), settings[number].get(PROCESSES, len(running))
+            typer.echo(f"error: process {place[0]} of {place[1]} {_in_words(code)}", err=True)
+        if code in (LOST, -signal.SIGKILL, -signal.SIGTERM):
             typer.echo("The same command goes on from the results that are written (--out).", err=True)
         return code if code > 0 else 128 - code
 
 
 @contextlib.contextmanager
 def _started(command: Sequence[str], own: dict[str, str], error: IO[bytes] | None) -> Any:
-    """A process that does not outlive the launcher."""
-    quiet: Any = {} if error is None else {"stdout": subprocess.DEVNULL, "stderr": error, "stdin": subprocess.DEVNULL}
-    process: Any = subprocess.Popen(command, env={**os.environ, **own}, **quiet)
+    """A process that is ended when the launcher ends, unless that is killed."""
+    quiet: Any = {} if error is None else {"stdout": subprocess.DEVNULL, "stderr": error}
+    process: Any = subprocess.Popen(command, env={**os.environ, **own}, stdin=subprocess.DEVNULL, **quiet)
     try:
         yield process
     finally:
         _end([process])
 
 
-def _wait(running: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """The number of the first process that failed, or None once all have ended well."""
+def _wait(running: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+    """The numbers of processes that failed by themselves, the one to look at first; none if all went well."""
+    seen: list[int] = []
     deadline = None
     while True:
         codes = [process.poll() for process in running]
-        wrong = [(code > 0, number) for number, code in enumerate(codes) if code]
-        if wrong and deadline is None:
+        seen += [number for number, code in enumerate(codes) if code and number not in seen]
+        if seen and deadline is None:
             deadline = time.monotonic() + GRACE
-        if deadline is not None and (None not in codes or time.monotonic() > deadline):
-            return min(wrong)[1]  # one that was killed: that is why others fail; else the first, which says the most
-        if None not in codes:
-            return None
+        if None not in codes or (deadline is not None and time.monotonic() > deadline):
+            break
         time.sleep(0.05)
+
+    def turn(number: int) -> int:
+        """One that was killed is why others fail; one that found another gone never is."""
+        code = codes[number] or 0
+        return 0 if code < 0 else 2 if code == LOST else 1
+
+    return sorted(seen, key=lambda number: (turn(number), number))
 
 
 def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -134,6 +144,11 @@ def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
 
 def _in_words(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and (":" not in host or host.startswith("[")) and port.isdecimal() and 0 < int(port) < 2**16
 
 
 def _free_port() -> int:
