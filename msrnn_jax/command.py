@@ -48,10 +48,7 @@ def plain_errors(patience: float = 1.0, *, in_thread: bool = True) -> Callable[[
                 line = in_words(error)
                 if line is None:
                     raise
-                if _is_lost(error):  # at its end JAX would wait for the other, for minutes
-                    os.write(2, f"error: {line}\n".encode())
-                    os._exit(LOST)
-                _end(f"error: {line}", 2)
+                _end(f"error: {line}", LOST if _is_lost(error) else 2)
 
         return guarded
 
@@ -181,4 +178,9 @@ def _first_line(error: BaseException) -> str:
 
 def _end(line: str, code: int) -> None:
     typer.echo(line, err=True)
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():  # its end would wait for the other processes, for minutes
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     raise typer.Exit(code) from None
