@@ -16,7 +16,7 @@ from msrnn_jax.config import Config
 from msrnn_jax.hosts import is_lost
 from msrnn_jax.low_rank import merged
 from msrnn_jax.making import Kind, check_space, making, prepare
-from msrnn_jax.params import Adapter, LowRank, Params, abstract_params, is_low_rank
+from msrnn_jax.params import Adapter, LowRank, Params, abstract_params, is_low_rank, without_adapters
 from msrnn_jax.policies.text import first_line
 from msrnn_jax.sizes import tree_bytes
 from msrnn_jax.weights import (
@@ -187,8 +187,7 @@ def _with_adapters(shapes: Params, stored: Mapping[str, Any]) -> Params:
 
 def _with_sharding(shapes: Params, sharding: Any) -> Params:
     try:
-        plain = jax.tree.map(lambda leaf: leaf.weight if is_low_rank(leaf) else leaf, shapes, is_leaf=is_low_rank)
-        spread = jax.tree.broadcast(sharding, plain)
+        spread = jax.tree.broadcast(sharding, without_adapters(shapes))
     except ValueError as error:
         raise ValueError(f"sharding is no tree shaped like the params: {first_line(error)}") from None
 

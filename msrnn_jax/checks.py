@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Int
 
 from msrnn_jax.config import DTYPES, Config
-from msrnn_jax.params import INPUTS, Params, abstract_params, is_low_rank
+from msrnn_jax.params import INPUTS, Params, abstract_params, is_low_rank, without_adapters
 from msrnn_jax.policies import Policy
 from msrnn_jax.state import POSITION_MODES, LayerState, MultiState
 from msrnn_jax.window import check_windows, most_held
@@ -276,7 +276,7 @@ def check_params(config: Config, params: Params, *, dtypes: bool = False) -> Non
     problems = []
     if jax.tree.structure(params) != tree:  # as it is with an adapter in it
         problems = _check_adapters(params, dtypes)
-        params = jax.tree.map(lambda leaf: leaf.weight if is_low_rank(leaf) else leaf, params, is_leaf=is_low_rank)
+        params = without_adapters(params)
     if jax.tree.structure(params) != tree:
         raise ValueError(
             "params do not have the weights that the config describes: layers, biases, norms or tying differ"

@@ -40,11 +40,12 @@ def facts_of(
       ValueError: for no checkpoint, and for a policy, budget or dtype out of range.
     """
     stored, config = read_config(checkpoint), read_config(checkpoint, dtype=dtype)
-    weights = tree_bytes(_weights(checkpoint, config))
+    shapes = _weights(checkpoint, config)
+    weights = tree_bytes(shapes)
     return {
         "checkpoint": str(checkpoint),
         "config": stored.to_dict(),
-        "parameters": _parameters(_weights(checkpoint, stored), stored, config),
+        "parameters": _parameters(shapes, stored, config),
         "dtype": config.dtype,
         "memory_bytes": memory,
         "weight_bytes": weights,

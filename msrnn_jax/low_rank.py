@@ -12,7 +12,7 @@ from jax import Array, lax
 from msrnn_jax.checks import check_dtype, check_params, whole
 from msrnn_jax.config import Config
 from msrnn_jax.layers import wide
-from msrnn_jax.params import INPUTS, Adapter, LowRank, Params, abstract_params, is_low_rank
+from msrnn_jax.params import INPUTS, Adapter, LowRank, Params, abstract_params, is_low_rank, without_adapters
 
 Adapters = tuple[dict[str, Adapter], ...]  # of every layer, by the name of the weight
 
@@ -78,12 +78,13 @@ def detach_adapters(params: Params) -> tuple[Params, Adapters]:
         {name: leaf.adapter for name, leaf in vars(layer).items() if isinstance(leaf, LowRank)}
         for layer in params.layers
     )
-    return _plain(params, lambda leaf: leaf.weight), found
+    return without_adapters(params), found
 
 
 def merge_adapters(params: Params) -> Params:
     """The model with its adapters added into the weights, in at least float32, in the weights' own dtype."""
-    return _plain(params, partial(merged, multiply=partial(jnp.tensordot, precision=lax.Precision.HIGHEST)))
+    multiply = partial(jnp.tensordot, precision=lax.Precision.HIGHEST)
+    return jax.tree.map(lambda leaf: merged(leaf, multiply) if is_low_rank(leaf) else leaf, params, is_leaf=is_low_rank)
 
 
 def merged(leaf: LowRank, multiply: Callable[[Any, Any, int], Any]) -> Any:
@@ -91,7 +92,3 @@ def merged(leaf: LowRank, multiply: Callable[[Any, Any, int], Any]) -> Any:
     kind = wide(leaf.weight.dtype)
     down, up = leaf.adapter.down.astype(kind), leaf.adapter.up.astype(kind)
     return (leaf.weight.astype(kind) + multiply(down, up, 1)).astype(leaf.weight.dtype)
-
-
-def _plain(params: Params, change: Any) -> Params:
-    return jax.tree.map(lambda leaf: change(leaf) if is_low_rank(leaf) else leaf, params, is_leaf=is_low_rank)

@@ -45,6 +45,11 @@ def is_low_rank(leaf: Any) -> bool:
     return isinstance(leaf, LowRank)
 
 
+def without_adapters(params: Any) -> Any:
+    """The same tree with weights alone where there were `LowRank` ones."""
+    return jax.tree.map(lambda leaf: leaf.weight if is_low_rank(leaf) else leaf, params, is_leaf=is_low_rank)
+
+
 class LayerParams(struct.PyTreeNode):
     """One decoder layer. A bias, or a norm of queries and keys, is None where the config has none.
 

@@ -1,7 +1,6 @@
 """Training through the state: what is read when, what is made small, and runs that are cut off and go on."""
 
 import json
-import os
 import pathlib
 import random
 import shutil
@@ -16,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from devices import environment
 from rich.console import Console
 from toy import make_toy
 from typer.testing import CliRunner
@@ -442,9 +442,8 @@ def test_rows_shared_out_among_devices_give_the_losses_of_one(tmp_path) -> None:
     settings = make_settings(tmp_path, batch=4, steps=6, lora=2, distill=0.5)
     run(settings, tmp_path / "one", QUIET)
     given = json.dumps({**vars(settings), "data": list(settings.data)})
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", MESH, given, str(tmp_path / "four")]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(4))
     assert ended.returncode == 0, ended.stderr
     for ours, theirs in zip(losses_of(tmp_path / "four"), losses_of(tmp_path / "one"), strict=True):
         for name in ("loss", "nats", "kl", "gradient"):

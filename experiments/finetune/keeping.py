@@ -60,15 +60,13 @@ def read_kept(folder: pathlib.Path, like: Training) -> Training:
     Raises:
       ValueError: where it is damaged or of another shape.
     """
-    wanted = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-        for name, leaf in _named(like).items()
-    }
+    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    wanted = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host) for name, leaf in _named(like).items()}
     try:
         stored = {name: tuple(leaf.shape) for name, leaf in stored_shapes(folder / ARRAYS).items()}
         if stored != {name: leaf.shape for name, leaf in wanted.items()}:
             raise ValueError("it is of another model, optimiser or batch")
-        found = read_weights(folder / ARRAYS, _on_host(wanted))
+        found = read_weights(folder / ARRAYS, wanted)
     except Exception as error:  # Orbax and TensorStore raise many kinds for missing and truncated files
         problem = first_line(error) or type(error).__name__
         raise ValueError(f"{str(folder)!r}: the training that was kept cannot be read: {problem}") from None
@@ -79,11 +77,6 @@ def read_kept(folder: pathlib.Path, like: Training) -> Training:
 def _placed(value: np.ndarray, like: jax.Array) -> jax.Array:
     """On the devices of `like`; not committed to one where that is not, or the next step would be compiled again."""
     return jax.device_put(value, like.sharding) if like.committed else jnp.asarray(value)
-
-
-def _on_host(wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
-    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host) for name, leaf in wanted.items()}
 
 
 def _named(training: Training) -> dict[str, jax.Array]:

@@ -11,6 +11,7 @@ import msrnn_jax as ms
 from msrnn_jax.evaluate import losses_of
 from msrnn_jax.extend import read
 from msrnn_jax.llama import unembed
+from msrnn_jax.readers import compare
 
 
 class Teacher(NamedTuple):
@@ -81,11 +82,11 @@ def _losses(
     def one(item: tuple[Array, ...]) -> Losses:
         x, targets, *full = item
         logits = unembed(config, params, x)
-        nats = losses_of(logits, targets)
         if teacher is None:
+            nats = losses_of(logits, targets)
             return Losses(nats, jnp.zeros_like(nats))
-        ours, theirs = (jax.nn.log_softmax(part) for part in (logits, unembed(config, teacher[0], full[0])))
-        return Losses(nats, jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1))
+        found = compare(logits, unembed(config, teacher[0], full[0]), targets)
+        return Losses(found["nats"], found["kl"])
 
     streams = (x, targets) if teacher is None else (x, targets, teacher[1])
     count = x.shape[0]

@@ -22,14 +22,7 @@ def meter(console: Console, done: int, steps: int, tokens: int) -> Iterator[Mete
       done: steps of an earlier run.
       tokens: of every step.
     """
-    start, told = time.monotonic(), 0.0
-
-    def words(step: int, loss: float) -> str:
-        # The first step of a run compiles the program, for minutes perhaps.
-        speed = tokens * (step - done - 1) / (time.monotonic() - begun) if step > done + 1 else 0.0
-        return f"loss {loss:.4f}" + (f", {speed:,.0f} tokens/s" if speed else "")
-
-    begun = start
+    begun = told = 0.0
     columns = (TextColumn("finetune: step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("compiling", total=steps, completed=done)
@@ -37,15 +30,16 @@ def meter(console: Console, done: int, steps: int, tokens: int) -> Iterator[Mete
         def update(step: int, loss: float) -> None:
             nonlocal begun, told
             now = time.monotonic()
-            if step == done + 1:
+            text, left = f"loss {loss:.4f}", ""
+            if step == done + 1:  # it compiles the program, for minutes perhaps
                 begun = now
                 bar.reset(task, total=steps, completed=step)
-            text = words(step, loss)
+            else:
+                each = (now - begun) / (step - done - 1)
+                text, left = f"{text}, {tokens / each:,.0f} tokens/s", f", {each * (steps - step):,.0f} s left"
             bar.update(task, completed=step, description=text)
             if not console.is_terminal and (now - told >= EVERY or step == steps):
                 told = now
-                rate = (now - begun) / (step - done - 1) if step > done + 1 else 0.0
-                left = f", {rate * (steps - step):,.0f} s left" if rate else ""
                 say(console, f"finetune: step {step} of {steps}, {text}{left}")
 
         yield update

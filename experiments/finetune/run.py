@@ -18,17 +18,19 @@ from experiments.finetune.training import Training, begin, empty_states, train
 from experiments.results import commit, hardware
 from experiments.shown import say
 from msrnn_jax.checkpoint import CHECKPOINT
+from msrnn_jax.facts import SOURCE_FILE
 from msrnn_jax.journal import Journal, Line, open_journal
 from msrnn_jax.making import prepare
 from msrnn_jax.measure import environment
 from msrnn_jax.plot import check_plot
 from msrnn_jax.policies import parse_policy
 from msrnn_jax.record import write_text
+from msrnn_jax.tokenizer import SETTINGS_FILE, TEMPLATE_FILE, TOKENIZER_FILE
 
 LOSSES, PICTURE, KEPT, MODEL = "losses.jsonl", "losses.png", "training", "model"
 KINDS = ("finetune run", "finetune step")
 ABOUT = "finetune.json"  # in the checkpoint: how it was made
-BESIDE = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "source.json")
+BESIDE = (TOKENIZER_FILE, SETTINGS_FILE, TEMPLATE_FILE, SOURCE_FILE)
 
 
 def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:

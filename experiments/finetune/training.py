@@ -80,14 +80,15 @@ def train(
     """One step: reads the next segment of every row and changes what is trained.
 
     Args:
-      frozen: the weights that adapters are put on, and the teacher's; None where neither is.
+      frozen: the weights that adapters are put on, and the teacher's, in the dtype of the method's config; None where
+        neither is.
     """
 
     def loss(trained: Trained) -> tuple[Array, tuple[Losses, Any]]:
         params = model_of(method, trained, frozen)
 
         def row(state: ms.MultiState, behind: Any, tokens: Array) -> tuple[Losses, Any]:
-            teacher = Teacher(_cast(method, frozen), behind) if method.distill else None
+            teacher = Teacher(frozen, behind) if method.distill and frozen is not None else None
             return read_segment(method.config, method.policy, params, state, tokens, teacher, method.chunk)
 
         losses, after = jax.vmap(row)(training.states, training.teachers, tokens)
@@ -105,12 +106,8 @@ def train(
 
 def model_of(method: Method, trained: Any, frozen: ms.Params | None) -> ms.Params:
     """The model that reads, in the dtype that is computed in."""
-    trained = _cast(method, trained)
+    trained = jax.tree.map(lambda leaf: leaf.astype(method.config.dtype), trained)
     if isinstance(trained, ms.Params):
         return trained
     assert frozen is not None
-    return ms.attach_adapters(method.config, _cast(method, frozen), trained)
-
-
-def _cast(method: Method, tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf.astype(method.config.dtype), tree)
+    return ms.attach_adapters(method.config, frozen, trained)
