@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from msrnn_jax.public import *  # noqa: F403
 
 
-NAMED_ALIKE = ("adopt", "compress", "extend", "generate", "prefill")  # functions of modules of the same name
+NAMED_ALIKE = ("adopt", "compress", "extend", "fork", "generate", "prefill")  # functions of modules of the same name
 
 
 class _Package(types.ModuleType):
