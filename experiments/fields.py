@@ -11,7 +11,8 @@ from experiments.retention.maps import fits, is_map
 from msrnn_jax.journal import Line
 
 MODEL = ("model_sha256", "config_sha256", "dtype")  # see `Model.about`
-IDENTITY = ("experiment", *MODEL, "environment")
+NAMED = ("experiment", *MODEL, "environment")
+IDENTITY = (*NAMED, "mesh")  # null for one device
 LARGEST = 1e300  # beyond it nothing is measured, and sums overflow
 
 
@@ -36,6 +37,8 @@ def _is_list(value: Any, kind: Callable[[Any], bool]) -> bool:
 
 
 TEXT = Kind("a text", lambda value: isinstance(value, str))
+NAME = Kind("a text or null", lambda value: value is None or isinstance(value, str))
+TRUE = Kind("true", lambda value: value is True)
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(map(TEXT.holds, value)))
 NUMBER = Kind("a number", is_number)
@@ -57,11 +60,9 @@ LIVES = Kind(
     ),
 )
 
-HEADER = {**dict.fromkeys(IDENTITY, TEXT), "settings": OBJECT, "planned": TEXTS}
-RESULT = {
-    **dict.fromkeys(IDENTITY, TEXT),
-    **{"setting": OBJECT, "document": TEXT, "sha256": TEXT, "seconds": NUMBER},
-}
+_ABOUT = {**dict.fromkeys(NAMED, TEXT), "mesh?": NAME}
+HEADER = {**_ABOUT, "settings": OBJECT, "planned": TEXTS}
+RESULT = {**_ABOUT, "setting": OBJECT, "document": TEXT, "sha256": TEXT, "seconds": NUMBER, "failed?": TRUE}
 _STATE = {"setting.policy": TEXT, "setting.budget": SIZE}
 FIELDS: dict[str, dict[str, Kind]] = {  # a name that ends in ? may be left out
     "language_modeling": {

@@ -66,6 +66,7 @@ class Study:
                 "document": key.document,
                 "sha256": key.sha256,
                 **numbers,
+                **({} if _are_numbers(numbers) else {"failed": True}),
                 "seconds": round(seconds / len(keys), 3),
             }
             for key, numbers in zip(keys, results, strict=True)
@@ -76,7 +77,13 @@ class Study:
         self._found |= find(self._journal.lines[count:], self._identity)
 
     def complete(self, units: Iterable[Unit], console: Console) -> list[Line]:
-        """Works through the units that have something missing, and returns the lines of the plan, in its order."""
+        """Works through the units that have something missing, and returns the lines of the plan, in its order.
+
+        Lines of what came to no number are left out, and spoken of.
+
+        Raises:
+          ValueError: where all came to none.
+        """
         done = len(self.plan) - sum(map(self.lacks, self.plan))
         if done:
             console.print(f"{self.name}: {done} of {len(self.plan)} results are there already", highlight=False)
@@ -94,7 +101,34 @@ class Study:
                 results = unit.work()
                 self.add(unit.keys, results, time.perf_counter() - start)
                 done += missing
-        return [self._found[spell(key)] for key in self.plan]
+        return self._sound([self._found[spell(key)] for key in self.plan], console)
+
+    def _sound(self, lines: list[Line], console: Console) -> list[Line]:
+        wrong = list(filter(failed, lines))
+        if wrong:
+            said = f"{len(wrong):,} of {len(lines):,} results came to no number, such as {about(wrong[0])}"
+            if len(wrong) == len(lines):
+                raise ValueError(f"{self.name}: {said}; the model must compute numbers")
+            say(console, f"note: {said}, and are left out")
+        return [line for line in lines if not failed(line)]
+
+
+def _are_numbers(numbers: Numbers) -> bool:
+    try:
+        json.dumps(dict(numbers), allow_nan=False)
+    except ValueError:
+        return False
+    return True
+
+
+def failed(line: Line) -> bool:
+    """Whether something of a result is nan or inf, null in the file: the rest of it counts no more."""
+    return "failed" in line
+
+
+def about(line: Line) -> str:
+    """What a result is of, in words."""
+    return f"{line['document']} ({_brief(line['setting'])})"
 
 
 @contextlib.contextmanager
@@ -154,17 +188,23 @@ class Record(NamedTuple):
     """A file of results, as a reader finds it."""
 
     header: Line  # of the latest run
-    lines: list[Line]  # what it asked for and is there, in its order
+    lines: list[Line]  # what it asked for and came to numbers, in its order
+    failed: list[Line]  # what came to none
     commits: list[str]  # of the code that found these, in the order of the file
 
     @property
     def is_complete(self) -> bool:
-        return len(self.lines) == len(self.header["planned"])
+        return self.found == len(self.header["planned"])
+
+    @property
+    def found(self) -> int:
+        """Results that are there, whatever they came to."""
+        return len(self.lines) + len(self.failed)
 
     @property
     def seconds(self) -> float:
         """Of work on these lines, whenever it was done."""
-        return sum(line["seconds"] for line in self.lines)
+        return sum(line["seconds"] for line in (*self.lines, *self.failed))
 
 
 def read_record(path: pathlib.Path, name: str) -> Record:
@@ -180,9 +220,10 @@ def read_record(path: pathlib.Path, name: str) -> Record:
     headers = [line for line in lines if line["kind"] == f"{name} run"]
     if not headers:
         raise ValueError(f"results {str(path)!r} are of no run; python -m experiments.{name} makes them")
-    found = find(lines, {key: headers[-1][key] for key in IDENTITY})
+    found = find(lines, {key: headers[-1].get(key) for key in IDENTITY})
     mine = [found[key] for key in headers[-1]["planned"] if key in found]
-    return Record(headers[-1], mine, _commits(lines, mine))
+    sound = [line for line in mine if not failed(line)]
+    return Record(headers[-1], sound, list(filter(failed, mine)), _commits(lines, mine))
 
 
 def _commits(lines: Iterable[Line], mine: Sequence[Line]) -> list[str]:

@@ -1,6 +1,7 @@
 """Results of experiments as JSON lines: what counts, what is found again, and what starts anew."""
 
 import dataclasses
+import io
 import json
 import pathlib
 from collections.abc import Sequence
@@ -168,10 +169,20 @@ def test_a_record_does_not_change_what_it_reads(tmp_path: pathlib.Path) -> None:
     assert len(read_record(path, "trial").lines) == 2 and path.read_bytes() == torn
 
 
-def test_what_is_no_number_is_null(tmp_path: pathlib.Path) -> None:
-    with open_study(tmp_path / "trial.jsonl", "trial", Settings(), MODEL, KEYS[:1]) as study:
-        found = study.complete([Unit(KEYS[:1], lambda: [{"value": float("nan")}])], QUIET)
-    assert found[0]["value"] is None
+def test_what_came_to_no_number_is_left_out_and_said(tmp_path: pathlib.Path) -> None:
+    path, said = tmp_path / "trial.jsonl", io.StringIO()
+    nan = Unit(KEYS[:1], lambda: [{"value": float("nan")}])
+    fine = Unit(KEYS[1:2], lambda: [{"value": 2, "deeper": [1.0, {"unknown": None}]}])
+    worse = Unit(KEYS[2:3], lambda: [{"value": 1, "deeper": [1.0, {"value": float("inf")}]}])
+    with open_study(path, "trial", Settings(), MODEL, KEYS[:3]) as study:
+        found = study.complete([nan, fine, worse], Console(file=said, width=200))
+    assert [line["value"] for line in found] == [2]
+    assert "note: 2 of 3 results came to no number, such as one (" in said.getvalue()
+    record = read_record(path, "trial")
+    assert record.lines == found and [line["value"] for line in record.failed] == [None, 1] and record.is_complete
+    with open_study(path, "trial", Settings(), MODEL, [KEYS[0], KEYS[2]]) as study:
+        with pytest.raises(ValueError, match="trial: 2 of 2 results came to no number"):
+            study.complete([nan, worse], QUIET)
 
 
 def test_refusals(tmp_path: pathlib.Path) -> None:

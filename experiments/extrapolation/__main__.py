@@ -17,7 +17,7 @@ from experiments.extrapolation.reading import read_streams
 from experiments.extrapolation.tables import summarise, table
 from experiments.forgetting import named, policies_of
 from experiments.model import Model, open_model
-from experiments.options import Books, Checkpoint, Dtype, Out, Policies, Preset, settings_of
+from experiments.options import Books, Checkpoint, Dtype, MeshText, Out, Policies, Preset, settings_of
 from experiments.shown import show
 from experiments.study import Key, Unit, complete
 from msrnn_jax.checks import whole
@@ -48,6 +48,7 @@ class Settings:
     books: int = 2
     batch: int = 2
     dtype: str | None = None
+    mesh: str | None = None
 
 
 PRESETS = {"small": Settings(), "paper": Settings(books=52, batch=4)}
@@ -55,7 +56,7 @@ PRESETS = {"small": Settings(), "paper": Settings(books=52, batch=4)}
 
 def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
     """Measures what is missing, and returns all lines."""
-    model = open_model(settings.checkpoint, settings.dtype)
+    model = open_model(settings.checkpoint, settings.dtype, settings.mesh)
     whole("tokens", settings.tokens, 2)
     whole("books", settings.books, 0)
     whole("batch", settings.batch, 1)
@@ -104,6 +105,7 @@ def main(
     books: Annotated[int | None, typer.Option(help="The first ones that are long enough; 0 for all.")] = None,
     batch: Annotated[int | None, typer.Option(help="Books read side by side.")] = None,
     dtype: Dtype = None,
+    mesh: MeshText = None,
     out: Out = pathlib.Path("results/extrapolation.jsonl"),
 ) -> None:
     settings = settings_of(
@@ -118,6 +120,7 @@ def main(
         books=books,
         batch=batch,
         dtype=dtype,
+        mesh=mesh,
     )
     lines = run(settings, out, Console(stderr=True))
     show(table(summarise(lines)))

@@ -43,11 +43,11 @@ def read_streams(
     rows, count = tokens.shape[0], tokens.shape[1] - 1
     whole = -(-count // BLOCK) * BLOCK
     padded = np.pad(tokens, ((0, 0), (0, whole + 1 - tokens.shape[1])))
-    state = fork(init_state(model.config, policy, budget, positions=positions), rows)
+    state = model.states(policy, fork(init_state(model.config, policy, budget, positions=positions), rows), positions)
     sums, counts = [], []
     for start in range(0, count, BLOCK):
         length = min(BLOCK, count - start)
-        block = jnp.asarray(padded[:, start : start + BLOCK + 1])
+        block = model.rows(jnp.asarray(padded[:, start : start + BLOCK + 1]))
         state, nats = _read(model.config, policy, model.params, state, block, jnp.int32(length))
         sums.append(np.asarray(nats).sum(axis=1, dtype=np.float64))
         counts.append(length)

@@ -25,7 +25,7 @@ from experiments.generation.scoring import distinct, foreseen, same_until
 from experiments.generation.tables import judge_table, summarise, summarise_judge, table
 from experiments.generation.writing import Manner, Story, shape_of, write_stories
 from experiments.model import Model, open_model
-from experiments.options import Budgets, Chat, Checkpoint, Dtype, Mode, Out, Policies, Preset, settings_of
+from experiments.options import Budgets, Chat, Checkpoint, Dtype, MeshText, Mode, Out, Policies, Preset, settings_of
 from experiments.shown import show
 from experiments.study import Key, Unit, complete
 from msrnn_jax.checks import whole
@@ -74,6 +74,7 @@ class Settings:
     mode: str = "stepwise"
     batch: int = 10
     dtype: str | None = None
+    mesh: str | None = None
 
 
 PRESETS = {"small": Settings(), "paper": Settings(stories=100, max_new_tokens=0)}
@@ -81,7 +82,7 @@ PRESETS = {"small": Settings(), "paper": Settings(stories=100, max_new_tokens=0)
 
 def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
     """Writes the stories that are missing, and returns all lines."""
-    model = open_model(settings.checkpoint, settings.dtype)
+    model = open_model(settings.checkpoint, settings.dtype, settings.mesh)
     chat = model.tokenizer.template is not None if settings.chat is None else settings.chat
     context = model.context if settings.context is None else settings.context
     settings = dataclasses.replace(settings, chat=chat, context=context)
@@ -199,6 +200,7 @@ def main(
     mode: Mode = None,
     batch: Annotated[int | None, typer.Option(help="Stories that are written at once.")] = None,
     dtype: Dtype = None,
+    mesh: MeshText = None,
     judge: Annotated[str | None, typer.Option(help="An endpoint, such as https://api.openai.com/v1.")] = None,
     judge_model: Annotated[str | None, typer.Option(help="The name of the model there.")] = None,
     judge_key_env: Annotated[
@@ -231,6 +233,7 @@ def main(
         mode=mode,
         batch=batch,
         dtype=dtype,
+        mesh=mesh,
     )
     asked: dict[str, Any] = {"model": judge_model, "key_env": judge_key_env, "timeout": judge_timeout}
     asked |= {"tries": judge_tries, "out": judge_out}

@@ -44,14 +44,14 @@ def judge_stories(judge: Judge, out: pathlib.Path, lines: Sequence[Line], consol
     """Asks what has not been asked yet, and returns all judgements.
 
     Args:
-      lines: of stories, the full model's among them.
+      lines: of stories, the full model's among them; those it has no story beside are left out.
 
     Returns:
       Two lines for every other story, by which text came first: `choice` is "policy", "full", "equal", "unreadable",
       or "dropped" where there was nothing to compare, and nobody was asked; `answer` is its beginning.
     """
     full = {line["document"]: line for line in lines if line["setting"]["policy"] == FULL}
-    others = [line for line in lines if line["setting"]["policy"] != FULL]
+    others = [line for line in lines if line["setting"]["policy"] != FULL and line["document"] in full]
     units = [unit for line in others for unit in _units(judge, line, full[line["document"]])]
     about = {name: lines[0][name] for name in MODEL}
     return complete(out, NAME, judge, about, units, console)

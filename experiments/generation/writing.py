@@ -73,7 +73,7 @@ def write_stories(
         model.config,
         policy,
         model.params,
-        padded,
+        model.rows(jnp.asarray(padded)),
         [len(prompt.tokens) for prompt in rows],
         budget=shape.room if budget is None else budget,
         max_new_tokens=shape.new,

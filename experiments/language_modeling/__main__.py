@@ -20,7 +20,19 @@ from experiments.forgetting import BASELINE, FULL, named, policies_of
 from experiments.language_modeling.reading import Full, read_budgets, read_full, read_short, together
 from experiments.language_modeling.tables import summarise, table
 from experiments.model import Model, open_model
-from experiments.options import Books, Budgets, Checkpoint, Dtype, NumBooks, Out, Policies, Preset, Segment, settings_of
+from experiments.options import (
+    Books,
+    Budgets,
+    Checkpoint,
+    Dtype,
+    MeshText,
+    NumBooks,
+    Out,
+    Policies,
+    Preset,
+    Segment,
+    settings_of,
+)
 from experiments.shown import show
 from experiments.study import Key, Unit, complete
 from msrnn_jax.checks import whole
@@ -54,6 +66,7 @@ class Settings:
     other_segments: int = 1
     books: int = 0
     dtype: str | None = None
+    mesh: str | None = None
 
 
 PRESETS = {"small": Settings(), "paper": Settings(segments=0, other_segments=0)}
@@ -61,7 +74,7 @@ PRESETS = {"small": Settings(), "paper": Settings(segments=0, other_segments=0)}
 
 def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
     """Measures what is missing, and returns all lines."""
-    model = open_model(settings.checkpoint, settings.dtype)
+    model = open_model(settings.checkpoint, settings.dtype, settings.mesh)
     size = whole("segment", model.context if settings.segment is None else settings.segment, 2)
     settings = dataclasses.replace(settings, segment=size)
     _check(settings, model, size)
@@ -133,6 +146,7 @@ def main(
     other_segments: Annotated[int | None, typer.Option(help="Of every book, for --other.")] = None,
     books: NumBooks = None,
     dtype: Dtype = None,
+    mesh: MeshText = None,
     out: Out = pathlib.Path("results/language_modeling.jsonl"),
 ) -> None:
     settings = settings_of(
@@ -148,6 +162,7 @@ def main(
         other_segments=other_segments,
         books=books,
         dtype=dtype,
+        mesh=mesh,
     )
     lines = run(settings, out, Console(stderr=True))
     show(table(summarise(lines)))

@@ -55,7 +55,7 @@ def read_budgets(
       For every budget sums over the predicted tokens: `nats`, those of the full model on the same tokens, KL
       divergence of the policy's predictions from the full model's in nats, and how often their likeliest tokens agree.
     """
-    numbers = jnp.asarray(budgets, jnp.int32)
+    numbers = model.rows(jnp.asarray(budgets, jnp.int32))
     segment = jnp.asarray(tokens)
     slots = max(budgets) + 1
     kept = _read_budgets(model.config, policy, model.params, segment, full.stream, numbers, slots=slots)

@@ -26,7 +26,7 @@ from experiments.needle.asking import Asked, ask
 from experiments.needle.haystack import Case, draw_case, needle_tokens
 from experiments.needle.prompts import ORDERS, Room, rooms_for, write_prompt
 from experiments.needle.tables import depth_table, summarise, summarise_depths, table
-from experiments.options import Books, Budgets, Checkpoint, Dtype, Mode, Out, Policies, Preset, settings_of
+from experiments.options import Books, Budgets, Checkpoint, Dtype, MeshText, Mode, Out, Policies, Preset, settings_of
 from experiments.shown import show
 from experiments.study import Key, Unit, complete
 from msrnn_jax.checks import whole
@@ -71,6 +71,7 @@ class Settings:
     chat: bool = False
     seed: int = 0
     dtype: str | None = None
+    mesh: str | None = None
 
 
 PRESETS = {
@@ -87,7 +88,7 @@ PRESETS = {
 
 def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
     """Asks what is missing, and returns all lines."""
-    model = open_model(settings.checkpoint, settings.dtype)
+    model = open_model(settings.checkpoint, settings.dtype, settings.mesh)
     settings = dataclasses.replace(settings, depths=tuple(round(depth, 6) + 0.0 for depth in settings.depths))
     _check(settings, model)
     rooms = rooms_for(model.tokenizer, settings.lengths, settings.chat)
@@ -179,6 +180,7 @@ def main(
     chat: Annotated[bool | None, typer.Option("--chat/--no-chat", help="Use the model's chat template.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
     dtype: Dtype = None,
+    mesh: MeshText = None,
     out: Out = pathlib.Path("results/needle.jsonl"),
 ) -> None:
     settings = settings_of(
@@ -196,6 +198,7 @@ def main(
         chat=chat,
         seed=seed,
         dtype=dtype,
+        mesh=mesh,
     )
     lines = run(settings, out, Console(stderr=True))
     show(table(summarise(lines)), depth_table(summarise_depths(lines)))

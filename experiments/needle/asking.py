@@ -45,7 +45,7 @@ def ask(
     Returns:
       Numbers for every case under the first budget, then under the next: see `_numbers`.
     """
-    batch = make_batch([one.prompt for one in asked], budgets, room)
+    batch = model.rows(make_batch([one.prompt for one in asked], budgets, room))
     about = model.config, policy, model.params
     slots = max(budgets) + 1 if policy.forgets else room.lead + room.tail + WRITTEN + 1
     if mode == "stepwise":

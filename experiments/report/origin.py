@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from experiments.names import last_part
 from experiments.report.records import NAMES, OPTIONAL, THROUGHPUT, Records
-from experiments.study import Record
+from experiments.study import Record, about
 
 _PLACES = {"checkpoint", "data", "texts", "text", "out"}  # settings that are paths
 _PLACE = re.compile(r"^([~/\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\])|://")  # what names a place wherever it stands
@@ -40,7 +40,7 @@ def origins(records: Records) -> list[Origin]:
 
 
 def missing(records: Records) -> list[str]:
-    """Every experiment without results, and every one that lacks some, in words."""
+    """Every experiment without results, and every one that lacks some or came to none, in words."""
     there = {one.name: one for one in origins(records)}
     said = []
     for name in NAMES:
@@ -48,16 +48,21 @@ def missing(records: Records) -> list[str]:
             said.append(f"{name}: {records.why(name)}" + (" (optional)" if name in OPTIONAL else ""))
         elif not there[name].is_complete:
             said.append(f"{name}: {there[name].found:,} of {there[name].planned:,} planned results are there")
+        wrong = records.found[name].failed if name in records.found else []
+        if wrong:
+            said.append(
+                f"{name}: {len(wrong):,} results came to no number, such as {about(wrong[0])}, and are left out"
+            )
     return said
 
 
 def _of(name: str, record: Record) -> Origin:
     header = record.header
     hashes: dict[str, set[str]] = {}
-    for line in record.lines:
+    for line in (*record.lines, *record.failed):
         hashes.setdefault(line["document"], set()).add(line["sha256"])
     documents = {document: " ".join(sorted(found)) for document, found in hashes.items()}
-    counts = len(record.lines), len(header["planned"])
+    counts = record.found, len(header["planned"])
     facts = {**_facts(header), "commit": ", ".join(record.commits)}
     weights = {header["dtype"]: header["model_sha256"]}
     return Origin(name, *counts, record.seconds, facts, shown(header["settings"]), documents, weights)

@@ -28,8 +28,12 @@ class Records(NamedTuple):
         return [line for line in self.found[name].lines if not is_map(line)] if name in self.found else []
 
     def maps(self) -> list[Line]:
-        """The records of retention themselves, by layer, row of slots and token."""
-        return [line for line in self.found["retention"].lines if is_map(line)] if "retention" in self.found else []
+        """The records of retention themselves, by layer, row of slots and token; none of a book that failed."""
+        if "retention" not in self.found:
+            return []
+        record = self.found["retention"]
+        wrong = {line["document"] for line in record.failed}
+        return [line for line in record.lines if is_map(line) and line["document"] not in wrong]
 
     def why(self, name: str) -> str:
         """Why there is no result of an experiment."""

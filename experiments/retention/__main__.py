@@ -17,7 +17,19 @@ from rich.console import Console
 from experiments.books import Passage, read_books, spread
 from experiments.forgetting import named, policies_of
 from experiments.model import Model, open_model
-from experiments.options import Books, Budgets, Checkpoint, Dtype, NumBooks, Out, Policies, Preset, Segment, settings_of
+from experiments.options import (
+    Books,
+    Budgets,
+    Checkpoint,
+    Dtype,
+    MeshText,
+    NumBooks,
+    Out,
+    Policies,
+    Preset,
+    Segment,
+    settings_of,
+)
 from experiments.retention.lives import numbers_of
 from experiments.retention.maps import pack
 from experiments.retention.recording import BATCH, record
@@ -53,6 +65,7 @@ class Settings:
     books: int = 8
     maps: int = 1
     dtype: str | None = None
+    mesh: str | None = None
 
 
 PRESETS = {"small": Settings(), "paper": Settings(books=31)}
@@ -61,7 +74,7 @@ PRESETS = {"small": Settings(), "paper": Settings(books=31)}
 def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
     """Records what is missing, and returns all lines."""
     tagger = tagger_version()
-    model = open_model(settings.checkpoint, settings.dtype)
+    model = open_model(settings.checkpoint, settings.dtype, settings.mesh)
     size = whole("segment", model.context if settings.segment is None else settings.segment, 2)
     settings = dataclasses.replace(settings, segment=size)
     _check(settings, model, size)
@@ -121,6 +134,7 @@ def main(
     books: NumBooks = None,
     maps: Annotated[int | None, typer.Option(help="Books whose whole record is written, too.")] = None,
     dtype: Dtype = None,
+    mesh: MeshText = None,
     out: Out = pathlib.Path("results/retention.jsonl"),
 ) -> None:
     settings = settings_of(
@@ -134,6 +148,7 @@ def main(
         books=books,
         maps=maps,
         dtype=dtype,
+        mesh=mesh,
     )
     rows = summarise(run(settings, out, Console(stderr=True)))
     names = dict.fromkeys(row["policy"] for row in rows)

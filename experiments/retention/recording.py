@@ -42,9 +42,11 @@ def record(model: Model, policy: Policy, budget: int, passages: Sequence[Int[np.
     watched = watch(policy)
     budgets = jnp.full(BATCH, budget, jnp.int32)
     state, freed = _start(model.config, watched, budgets, slots=budget + 1, count=count)
+    state, freed = model.states(watched, state), model.rows(freed)
     lost = []
     for start in range(0, count, BLOCK):
-        tokens, length = jnp.asarray(padded[:, start : start + BLOCK]), jnp.asarray(count - start, jnp.int32)
+        tokens = model.rows(jnp.asarray(padded[:, start : start + BLOCK]))
+        length = jnp.asarray(count - start, jnp.int32)
         state, freed, shares = _read(model.config, watched, model.params, state, freed, tokens, length)
         lost.append(np.asarray(shares))
     found, shares = np.asarray(freed), np.concatenate(lost, axis=1)[:, :count]

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from experiments.forgetting import policies_of
 from experiments.model import Model, open_model
-from experiments.options import Budgets, Chat, Checkpoint, Dtype, Out, Policies, Preset, settings_of
+from experiments.options import Budgets, Chat, Checkpoint, Dtype, MeshText, Out, Policies, Preset, settings_of
 from experiments.shown import show
 from experiments.study import complete
 from experiments.understanding.data import read_data
@@ -65,6 +65,7 @@ class Settings:
     documents: int = 0
     questions: int | None = None
     dtype: str | None = None
+    mesh: str | None = None
 
 
 PRESETS = {"small": Settings(), "paper": Settings(questions=0)}
@@ -72,7 +73,7 @@ PRESETS = {"small": Settings(), "paper": Settings(questions=0)}
 
 def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
     """Measures what is missing, and returns all lines."""
-    model = open_model(settings.checkpoint, settings.dtype)
+    model = open_model(settings.checkpoint, settings.dtype, settings.mesh)
     context = whole(
         "context", model.context if settings.context is None else settings.context, 2, model.config.max_length
     )
@@ -164,6 +165,7 @@ def main(
     documents: Annotated[int | None, typer.Option(help="Of each task, the first ones; 0 for all.")] = None,
     questions: Annotated[int | None, typer.Option(help="Of each document; 0 for all.")] = None,
     dtype: Dtype = None,
+    mesh: MeshText = None,
     out: Out = pathlib.Path("results/understanding.jsonl"),
 ) -> None:
     settings = settings_of(
@@ -181,6 +183,7 @@ def main(
         documents=documents,
         questions=questions,
         dtype=dtype,
+        mesh=mesh,
     )
     lines = run(settings, out, Console(stderr=True))
     show(table(summarise(lines)))

@@ -45,8 +45,8 @@ def examine(model: Model, policy: Policy, asked: Asked, readings: Sequence[Readi
 
 def _write(model: Model, policy: Policy, readings: Sequence[Reading], most: int) -> list[list[int]]:
     """The likeliest next tokens after every reading, up to a token that ends an answer, that one included."""
-    states = _stack(policy, [reading.state for reading in readings])
-    logits = jnp.stack([logits_after(model, reading) for reading in readings])
+    states = model.states(policy, _stack(policy, [reading.state for reading in readings]))
+    logits = model.rows(jnp.stack([logits_after(model, reading) for reading in readings]))
     return continue_greedily(model, policy, states, logits, most)
 
 
