@@ -57,19 +57,24 @@ def save_state(
 
 
 def load_state(
-    path: str | os.PathLike[str], config: Config, policy: Policy, params: Params
+    path: str | os.PathLike[str], config: Config, policy: Policy, params: Params, *, positions: str | None = None
 ) -> tuple[MultiState, dict[str, Any]]:
     """Reads a state that `save_state` wrote for the same model and policy.
+
+    Args:
+      positions: the position mode that it must have, see `init_state`; None takes what it has.
 
     Returns:
       The state, its budgets and slots those of the file, and the notes kept with it.
 
     Raises:
-      ValueError: where the file is missing, damaged, or belongs to another model or policy, naming both.
+      ValueError: where the file is missing, damaged, or belongs to another model, policy or position mode, naming both.
     """
     header = read_header(path)
     if header["policy"] != str(policy):
         raise ValueError(f"state {str(path)!r} was made under {header['policy']}, not {policy}")
+    if positions is not None and header["positions"] != positions:
+        raise ValueError(f"state {str(path)!r} has positions {header['positions']}, not {positions}")
     model = fingerprint(params)
     if header["model"] != model:
         raise ValueError(f"state {str(path)!r} belongs to model {header['model']}, not {model}")

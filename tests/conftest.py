@@ -4,10 +4,12 @@ import os
 import pathlib
 import sys
 import tempfile
+from typing import Any
 
 import filelock
 import jax
 import pytest
+from jax._src import compiler
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -37,6 +39,20 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(folder.cleanup)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+def _compile_with(options: Any = compiler.get_compile_options) -> Any:
+    """What JAX tells XLA; where optimisations are off, also to do without fusion emitters, which cost most of all."""
+
+    def quick(*args: Any, env_options_overrides: dict[str, Any] | None = None, **named: Any) -> Any:
+        if jax.config.read("jax_disable_most_optimizations"):
+            env_options_overrides = {"xla_cpu_use_fusion_emitters": False, **(env_options_overrides or {})}
+        return options(*args, env_options_overrides=env_options_overrides, **named)
+
+    return quick
+
+
+compiler.get_compile_options = _compile_with()  # JAX has no setting for it that could be changed from test to test
 
 
 @pytest.hookimpl(tryfirst=True)  # before fixtures of any scope

@@ -14,19 +14,23 @@ mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisTyp
 """
 
 
-def environment(count: int = 8) -> dict[str, str]:
-    """Of a process that sees so many devices."""
-    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "JAX_PLATFORMS": "cpu"}
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
 
 
-def on_devices(code: str, *arguments: object, quick: bool = False) -> str:
-    """What a program prints that sees eight devices, and a 2 x 4 mesh of them; `arguments` are its sys.argv[1:].
+def environment(count: int = 8, *, quick: bool = False) -> dict[str, str]:
+    """Of a process that sees so many devices.
 
     Args:
       quick: leave out XLA's optimisations, as the tests of this process do.
     """
+    flags = f"--xla_force_host_platform_device_count={count}"
+    both = {**QUICK, "XLA_FLAGS": f"{flags} {QUICK['XLA_FLAGS']}"} if quick else {"XLA_FLAGS": flags}
+    return {**os.environ, "JAX_PLATFORMS": "cpu", **both}
+
+
+def on_devices(code: str, *arguments: object, quick: bool = False) -> str:
+    """What a program prints that sees eight devices, and a 2 x 4 mesh of them; `arguments` are its sys.argv[1:]."""
     command = [sys.executable, "-c", START + textwrap.dedent(code), *map(str, arguments)]
-    variables = {**environment(), **({"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} if quick else {})}
-    result = subprocess.run(command, capture_output=True, text=True, env=variables)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment(quick=quick))
     assert result.returncode == 0, result.stderr
     return result.stdout

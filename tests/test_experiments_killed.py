@@ -1,19 +1,23 @@
-"""An experiment that is killed at any moment and started again ends in the lines of an undisturbed run."""
+"""An experiment that is killed, or whose disk is full, and started again ends in the lines of an undisturbed run."""
 
+import contextlib
 import importlib
 import json
+import os
 import pathlib
 import random
+import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
+from click.testing import Result
+from devices import QUICK
 from typer.testing import CliRunner
 
 from msrnn_jax.journal import Journal
-
-pytestmark = pytest.mark.optimised  # as the process is that is killed: its numbers must be those of this one
 
 # Each has a test module that offers `small_command`, arguments for a run of some seconds on data that it makes.
 EXPERIMENTS = {
@@ -48,11 +52,11 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_a_killed_experiment_ends_in_the_same_lines(
+def test_an_experiment_that_was_killed_or_had_no_room_ends_in_the_same_lines(
     name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = importlib.import_module(EXPERIMENTS[name]).small_command(tmp_path)
-    undisturbed, killed = tmp_path / "undisturbed.jsonl", tmp_path / "killed.jsonl"
+    undisturbed, killed, full = (tmp_path / f"{what}.jsonl" for what in ("undisturbed", "killed", "full"))
     writes = []
     with monkeypatch.context() as watching:
         append = Journal.append
@@ -65,18 +69,41 @@ def test_a_killed_experiment_ends_in_the_same_lines(
     assert len(results(killed)) < len(wanted)
     run(name, [*arguments, "--out", str(killed)])
     assert results(killed) == wanted
+    with room_for(int(dice.uniform(0.2, 0.99) * undisturbed.stat().st_size)):
+        refused = invoke(name, [*arguments, "--out", str(full)])
+    assert refused.exit_code == 2 and refused.stderr.splitlines()[-1].startswith("error: "), refused.output
+    assert str(full) in refused.stderr and len(results(full)) < len(wanted)
+    run(name, [*arguments, "--out", str(full)])
+    assert results(full) == wanted
+
+
+@contextlib.contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """Files may have so many bytes: of a write beyond it a part is done, and the next one fails, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def run(name: str, arguments: list[str]) -> None:
     """Runs the command in this process."""
-    result = CliRunner().invoke(importlib.import_module(f"experiments.{name}.__main__").app, arguments)
+    result = invoke(name, arguments)
     assert result.exit_code == 0, result.output
+
+
+def invoke(name: str, arguments: list[str]) -> Result:
+    """The same, whatever comes of it."""
+    return CliRunner().invoke(importlib.import_module(f"experiments.{name}.__main__").app, arguments)
 
 
 def kill(name: str, arguments: list[str], write: int, part: float) -> None:
     """Runs the command in a process that is killed when a part of what it writes at one time is on disk."""
     command = [sys.executable, "-c", KILLED, f"experiments.{name}", str(write), str(part), *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, **QUICK}  # as in this process: its numbers must be those of this one
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
 
 

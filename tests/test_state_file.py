@@ -38,8 +38,12 @@ def test_a_state_comes_back_to_the_bit(policy, options, tmp_path):
     ms.step(CONFIG, policy, tiny.params(), again, jnp.int32(1))
 
 
-def test_a_state_belongs_to_a_model_and_a_policy(tmp_path):
+def test_a_state_belongs_to_a_model_a_policy_and_a_position_mode(tmp_path):
     path = tmp_path / "state"
+    ms.save_state(path, CONFIG, ms.TOVA(), tiny.params(), state_after(ms.TOVA(), positions="cache"))
+    with pytest.raises(ValueError, match="has positions cache, not absolute"):
+        ms.load_state(path, CONFIG, ms.TOVA(), tiny.params(), positions="absolute")
+    assert ms.load_state(path, CONFIG, ms.TOVA(), tiny.params(), positions="cache")[0].mode == "cache"
     ms.save_state(path, CONFIG, ms.TOVA(), tiny.params(), state_after(ms.TOVA()))
     with pytest.raises(ValueError, match="was made under tova, not h2o"):
         ms.load_state(path, CONFIG, ms.H2O(), tiny.params())

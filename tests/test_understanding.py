@@ -128,14 +128,6 @@ def small_command(folder: pathlib.Path) -> list[str]:
     return [make_small(folder), "--data", data, "--policy", "tova", "--mode", "oneshot", *SIZES]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Programs here run for less time than they take to compile."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 SIZES = ["--context", str(CONTEXT), "--budget", str(BUDGET), "--max-new-tokens", str(MOST)]
 
 
