@@ -1,20 +1,18 @@
 """An experiment that is killed, or whose disk is full, and started again ends in the lines of an undisturbed run."""
 
-import contextlib
 import importlib
 import json
 import os
 import pathlib
 import random
-import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 from click.testing import Result
 from devices import QUICK
+from full_disk import room_for
 from typer.testing import CliRunner
 
 from msrnn_jax.journal import Journal
@@ -75,17 +73,6 @@ def test_an_experiment_that_was_killed_or_had_no_room_ends_in_the_same_lines(
     assert str(full) in refused.stderr and len(results(full)) < len(wanted)
     run(name, [*arguments, "--out", str(full)])
     assert results(full) == wanted
-
-
-@contextlib.contextmanager
-def room_for(size: int) -> Iterator[None]:
-    """Files may have so many bytes: of a write beyond it a part is done, and the next one fails, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def run(name: str, arguments: list[str]) -> None:

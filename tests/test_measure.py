@@ -20,6 +20,7 @@ import pytest
 import scipy.special
 import sweeping
 import tiny
+from full_disk import room_for
 from toy import make_toy
 from typer.testing import CliRunner
 
@@ -227,6 +228,18 @@ def test_a_run_killed_ten_times_ends_with_the_same_numbers(toy, text, tmp_path):
     assert process.returncode == 0
     assert rows(killed) == rows(undisturbed)
     assert printed == expected
+
+
+def test_a_run_whose_disk_is_full_says_so_and_goes_on_later(toy, text, tmp_path):
+    undisturbed, full = tmp_path / "undisturbed.jsonl", tmp_path / "full.jsonl"
+    expected = results(toy, "--text", text, *MANY, "--out", str(undisturbed))
+    for share in (0.3, 0.8):
+        with room_for(int(share * undisturbed.stat().st_size)):
+            refused = run(toy, "--text", text, *MANY, "--out", str(full), code=2)
+        assert refused.stderr.splitlines()[-1] == f"error: {full}: File too large"
+        assert len(full.read_bytes().splitlines()) < len(undisturbed.read_bytes().splitlines())
+    assert results(toy, "--text", text, *MANY, "--out", str(full)) == expected
+    assert rows(full) == rows(undisturbed)
 
 
 def test_a_file_torn_anywhere_continues_to_the_same_numbers(toy, text, tmp_path):
