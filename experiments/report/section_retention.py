@@ -30,7 +30,7 @@ COLUMNS = (
     Column("others_life", "of tokens 1 to 24", 0),
     Column("life", "of all tokens", 0),
     Column("paper_life", "paper", 0),
-    Column("lost", "attention on what was just freed, %", 2, 100.0),
+    Column("lost", "attention on what was just freed, %", 4, 100.0),
 )
 
 
