@@ -149,6 +149,7 @@ def test_every_section_runs(toy, tmp_path):
     assert rows[-1]["relative"]["median"] == 1.0
 
 
+@pytest.mark.optimised  # as it must be for XLA to widen bfloat16
 def test_bfloat16_and_random_weights_of_a_shape(tmp_path, monkeypatch):
     monkeypatch.setitem(SHAPES, "tiny", tiny.CONFIG.replace(dtype="bfloat16"))
     arguments = ["--shape", "tiny", "--random", "--no-peers", "--section", "decode", "--section", "memory"]
