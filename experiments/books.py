@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.names import last_part
-from experiments.shown import say
+from experiments.shown import left_out_note
 from msrnn_jax.record import tokens_hash
 from msrnn_jax.texts import read_documents
 from msrnn_jax.tokenizer import Tokenizer
@@ -52,10 +52,7 @@ def read_books(tokenizer: Tokenizer, paths: Sequence[str], least: int, console: 
     """
     books: list[Book] = []
     longest = 0
-
-    def left_out(problem: str) -> None:
-        say(console, f"note: {problem}, and is left out")
-
+    left_out = left_out_note(console)
     for document in read_documents(paths, unreadable=left_out):
         if most and len(books) >= most:
             break
@@ -63,8 +60,7 @@ def read_books(tokenizer: Tokenizer, paths: Sequence[str], least: int, console: 
         longest = max(longest, len(tokens))
         name = last_part(document.name)
         if len(tokens) < least:
-            note = f"note: {name} has {len(tokens):,} tokens, fewer than {least:,}, and is left out"
-            say(console, note)
+            left_out(f"{name} has {len(tokens):,} tokens, fewer than {least:,}")
             continue
         books.append(Book(name, tokens))
     if not books:

@@ -1,6 +1,6 @@
 """Tables and notes for reading, in a terminal and in a file."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +19,11 @@ def with_error(row: Mapping[str, Any], name: str, places: int) -> str:
 def say(console: Console, text: str) -> None:
     """Prints a line as it is, however long."""
     console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def left_out_note(console: Console) -> Callable[[str], None]:
+    """What prints why something was left out."""
+    return lambda problem: say(console, f"note: {problem}, and is left out")
 
 
 def show(*tables: Table) -> None:

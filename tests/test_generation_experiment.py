@@ -194,12 +194,7 @@ def test_without_data_and_template_the_instruction_has_a_form(toy, tmp_path, mon
 @pytest.mark.parametrize(
     ("rows", "arguments", "message"),
     [
-        ('{"prompt": "a"}\n\n{"prompt": ', [], "line 3 is not JSON"),
-        ('{"prompt": "a"}\n["b"]', [], "line 2 is an array of 1; it must be an object"),
         ('{"text": "a"}', [], "line 1 has neither 'prompt' nor 'turns'; give the field of its prompt, one of 'text'"),
-        ('{"text": "a"}\n{"prompt": "a"}', ["--field", "text"], "line 2 has no field 'text'; its fields are 'prompt'"),
-        ('{"prompt": "a"}\n{"turns": ["a"]}', [], "line 2 has no field 'prompt'; its fields are 'turns'"),
-        ('{"prompt": "a"}\n{"prompt": 3}', [], "line 2: field 'prompt' is 3; it must be text or an array"),
         ('{"turns": []}', [], "line 1: field 'turns' is an empty list; it must have a text"),
         ('{"prompt": " \\n"}', [], "line 1: field 'prompt' is empty; it must be text"),
         ('{"prompt": "\\ud800"}', [], "line 1: field 'prompt' holds half a surrogate pair, which is no character"),
@@ -251,9 +246,33 @@ def test_what_cannot_be_run_is_one_line_before_any_work(rows, arguments, message
         data.write_text(rows)
     arguments = [argument.replace("OUT", out) for argument in arguments]
     done = command(toy, "--data", str(data), *SHAPE, *arguments, "--out", out, code=2)
-    (line,) = done.stderr.splitlines()
+    *notes, line = done.stderr.splitlines()
+    assert [message in note for note in notes] == ["there is nothing to read" in line] * len(notes)
     assert line.startswith("error: ") and message in line and KEY not in line
     assert not pathlib.Path(out).exists()
+
+
+def test_rows_that_cannot_be_prompts_are_told_and_left_out(toy, tmp_path):
+    rows = ['{"prompt": "tell me"}', "", '{"prompt": ', '["b"]', '{"prompt": "x"}', '{"turns": ["a"]}', '{"prompt": 3}']
+    rows += ['{"prompt": "%s"}' % ("a" * 209), '{"prompt": "of the sea"}', '{"prompt": "not reached", "prompt": ""}']
+    data = tmp_path / "prompts.jsonl"
+    data.write_bytes("\n".join(rows).encode() + b'\n{"prompt": "\xff"}')
+    done = command(toy, "--data", str(data), *SHAPE, "--stories", "2", "--out", str(tmp_path / "out.jsonl"))
+    notes = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
+    wrong = {
+        3: "is not JSON",
+        4: "is an array of 1; it must be an object",
+        6: "has no field 'prompt'; its fields are 'turns'",
+        7: "field 'prompt' is 3; it must be text or an array",
+        10: "field 'prompt' is empty; it must be text",
+        11: "is not UTF-8: invalid start byte at byte 12",
+        5: "chat template: ",  # known only when prompts are made
+        8: "has 209 tokens; a prompt must have from 1 to 208",
+    }
+    for note, (number, problem) in zip(notes, wrong.items(), strict=True):
+        assert f"prompts {str(data)!r}, line {number}" in note and problem in note and note.endswith("is left out")
+    found = results(tmp_path / "out.jsonl")
+    assert {line["document"] for line in found} == {"prompts.jsonl:1#0", "prompts.jsonl:9#0"}
 
 
 def test_measures_of_a_story():

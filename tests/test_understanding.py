@@ -1,6 +1,7 @@
 """Questions on long texts, on a tiny model and made-up stories and papers in the published forms."""
 
 import copy
+import io
 import json
 import pathlib
 from typing import Any
@@ -382,6 +383,15 @@ def test_a_folder_gives_what_it_has(tmp_path):
     assert [one.task for one in read_data([str(tmp_path)], ["qasper"], CONSOLE)] == ["qasper"]
 
 
+def read_noted(path: str) -> tuple[list[str], list[str]]:
+    """The questions of some data, and the notes that were printed."""
+    console = Console(file=io.StringIO())
+    documents = read_data([path], [], console)
+    return [question.name for document in documents for question in document.questions], (
+        console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    )
+
+
 def changed(row: dict, path: list, value: Any) -> dict:
     """The row with another value at a place, or without it where the value is `...`."""
     row = copy.deepcopy(row)
@@ -415,16 +425,22 @@ FIRST = ["qas", 0, "answers", 0, "answer"]
         (changed(story(2), ["questions", 1, "question_number"], True), "question 2: field 'question_number' is True"),
         (changed(story(2), ["questions", 0, "responses"], []), "line 2, question 1 has no responses"),
         (changed(story(2), ["questions", 0, "responses", 1, "response_text"], ...), "question 1, response 2 has no"),
-        (story(1), "squality question '1/1' twice"),
     ],
 )
-def test_a_bad_story_is_refused_with_its_place(tmp_path, row, message):
-    path = write_stories(tmp_path / "dev.jsonl", story(1), row)
-    with pytest.raises(ValueError) as error:
+def test_a_bad_story_is_left_out_and_told_of_with_its_place(tmp_path, row, message):
+    """Of a story with one bad question the other remains."""
+    path = write_stories(tmp_path / "dev.jsonl", story(1), row, story(3))
+    names, (note,) = read_noted(path)
+    assert note.startswith("note: data file") and message in note and "dev.jsonl', line 2" in note
+    second = {"question 1": ["2/2"], "question 2": ["2/1"]}
+    expected = next((rest for place, rest in second.items() if place in message), [])
+    assert names == ["1/1", "1/2", *expected, "3/1", "3/2"]
+
+
+def test_a_question_counts_once(tmp_path):
+    path = write_stories(tmp_path / "dev.jsonl", story(1), story(2), story(1))
+    with pytest.raises(ValueError, match="squality question '1/1' twice"):
         read_data([path], [], CONSOLE)
-    assert message in str(error.value)
-    assert "dev.jsonl" in str(error.value) or "twice" in message
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -442,15 +458,17 @@ def test_a_bad_story_is_refused_with_its_place(tmp_path, row, message):
         (changed(paper(2), ["qas", 0, "answers", 0], {}), "question 1, answer 1 has no field 'answer'"),
     ],
 )
-def test_a_bad_paper_is_refused_with_its_place(tmp_path, row, message):
-    path = write_papers(tmp_path / "papers.json", {"good": paper(1), "bad": row})
-    with pytest.raises(ValueError) as error:
-        read_data([path], [], CONSOLE)
-    assert message in str(error.value) and "papers.json', paper 'bad'" in str(error.value)
+def test_a_bad_paper_is_left_out_and_told_of_with_its_place(tmp_path, row, message):
+    path = write_papers(tmp_path / "papers.json", {"bad": row, "good": paper(1)})
+    names, (note,) = read_noted(path)
+    assert message in note and "papers.json', paper 'bad'" in note and names[-3:] == ["p1q0", "p1q1", "p1q2"]
+    bad = {"question 1": ["p2q1", "p2q2"], "question 2": ["p2q0", "p2q2"], "answer 1": ["p2q1", "p2q2"]}
+    bad |= dict.fromkeys(("'unanswerable'",), ["p2q1", "p2q2"])
+    assert names[:-3] == next((rest for place, rest in bad.items() if place in message), [])
     form = {"id": "bad", **row} if row and isinstance(row, dict) else row
     path = write_papers(tmp_path / "rows.json", [loader_form("good", paper(1)), form])
-    with pytest.raises(ValueError, match="row 2"):
-        read_data([path], [], CONSOLE)
+    again, (note,) = read_noted(path)
+    assert "row 2" in note and sorted(again) == sorted(names)
 
 
 def test_files_that_cannot_be_data_are_refused(tmp_path):
@@ -463,16 +481,21 @@ def test_files_that_cannot_be_data_are_refused(tmp_path):
         other: "holds neither SQuALITY",
         torn: "torn.json' is not JSON",
         str(tmp_path / "empty"): "has no .json or .jsonl file",
-        str(latin): "is not UTF-8",
+        str(latin): r"holds neither .*latin.jsonl', line 1 is not UTF-8: invalid continuation byte at byte 15",
         str(tmp_path / "none"): "does not exist",
     }.items():
         with pytest.raises(ValueError, match=message):
             read_data([path], [], CONSOLE)
-    broken = story(2)
-    del broken["questions"]
-    write_stories(tmp_path / "first.jsonl", broken, story(1))
-    with pytest.raises(ValueError, match="first.jsonl', line 1 has no field 'questions'"):
-        read_data([str(tmp_path / "first.jsonl")], [], CONSOLE)
+    path = write_stories(tmp_path / "first.jsonl", changed(story(2), ["questions"], ...), story(1))
+    names, (note,) = read_noted(path)
+    assert "first.jsonl', line 1 has no field 'questions'" in note and names == ["1/1", "1/2"]
+    path = write_stories(tmp_path / "bad.jsonl", changed(story(2), ["document"], ...), "{")
+    with pytest.raises(ValueError, match="there is nothing to read: data file .*bad.jsonl', line 2 is not JSON"):
+        read_data([path], [], CONSOLE)
+    names, notes = read_noted(str(tmp_path))
+    assert names == ["1/1", "1/2"] and len(notes) == 6
+    for file, note in zip(("bad", "bad", "first", "latin", "other", "torn"), notes, strict=True):
+        assert f"{file}.json" in note and note.endswith(", and is left out")
     with pytest.raises(ValueError, match="data is missing"):
         read_data([], [], CONSOLE)
     stories = write_stories(tmp_path / "dev.jsonl", story(1))

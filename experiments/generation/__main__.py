@@ -26,11 +26,12 @@ from experiments.generation.tables import judge_table, summarise, summarise_judg
 from experiments.generation.writing import Manner, Story, shape_of, write_stories
 from experiments.model import Model, open_model
 from experiments.options import Budgets, Chat, Checkpoint, Dtype, MeshText, Mode, Out, Policies, Preset, settings_of
-from experiments.shown import show
+from experiments.shown import left_out_note, show
 from experiments.study import Key, Unit, complete
 from msrnn_jax.checks import whole
 from msrnn_jax.command import plain_errors
 from msrnn_jax.journal import Line
+from msrnn_jax.leaving_out import Note, refuse
 from msrnn_jax.policies import Full, Policy, parse_policy
 from msrnn_jax.prefill import check_mode
 from msrnn_jax.sampling import make_sampler
@@ -86,7 +87,7 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
     chat = model.tokenizer.template is not None if settings.chat is None else settings.chat
     context = model.context if settings.context is None else settings.context
     settings = dataclasses.replace(settings, chat=chat, context=context)
-    manner, prompts = _prepare(settings, model, context)
+    manner, prompts = _prepare(settings, model, context, left_out_note(console))
     units = [
         unit
         for start in range(0, len(prompts), manner.shape.rows)
@@ -95,7 +96,7 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
     return complete(out, NAME, settings, model.about, units, console)
 
 
-def _prepare(settings: Settings, model: Model, context: int) -> tuple[Manner, list[Prompt]]:
+def _prepare(settings: Settings, model: Model, context: int, unreadable: Note) -> tuple[Manner, list[Prompt]]:
     """Checks everything before any work."""
     whole("context", context, 2, model.config.max_length)
     whole("max_new_tokens", settings.max_new_tokens, 0, context - 1)
@@ -107,12 +108,12 @@ def _prepare(settings: Settings, model: Model, context: int) -> tuple[Manner, li
     policies_of(model.config, settings.policies, settings.budgets, context)
     most = context - (settings.max_new_tokens or 1)
     if settings.data is None:
-        rows = [Row("story", "the story instruction", STORY)]
+        rows, unreadable = [Row("story", "the story instruction", STORY)], refuse
         if settings.field is not None:
             raise ValueError(f"field is {settings.field!r}, but there is no data whose rows could have it")
     else:
-        rows = read_rows(settings.data, settings.field)
-    prompts = make_prompts(rows, settings.stories, functools.partial(_encode, settings, model), most)
+        rows = read_rows(settings.data, settings.field, unreadable)
+    prompts = make_prompts(rows, settings.stories, functools.partial(_encode, settings, model), most, unreadable)
     if not sampler.random and any(prompt.draw for prompt in prompts):
         raise ValueError(
             f"temperature is 0, which writes one story of a prompt, but {settings.stories} are asked for and there are "

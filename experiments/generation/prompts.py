@@ -1,16 +1,20 @@
 """What stories are asked for: rows of a file or one instruction, each with how often it was asked for before."""
 
+import functools
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.names import last_part
-from msrnn_jax.json_rows import check, field, filled, names_of, parse
-from msrnn_jax.texts import read_text
+from msrnn_jax.files import called, read_bytes
+from msrnn_jax.files import read_rows as read_lines
+from msrnn_jax.json_rows import check, field, filled, names_of
+from msrnn_jax.leaving_out import Note, left_out, refuse, what_remains
 
+KIND = "prompts"
 FIELDS = ("prompt", "turns")  # that are recognised, in this order
 
 
@@ -40,27 +44,27 @@ class Prompt(NamedTuple):
         return hashlib.sha256(self.tokens.astype("<i4").tobytes() + f"#{self.draw}".encode()).hexdigest()[:16]
 
 
-def read_rows(path: str, field: str | None = None) -> list[Row]:
+def read_rows(path: str, field: str | None = None, unreadable: Note = refuse) -> list[Row]:
     """Reads a file of JSON lines, a prompt in each; of a list of turns the first.
 
     Args:
       field: of a row, which holds its prompt, a text or a list of texts; None: the first of `FIELDS` that the first
-        row has.
+        row with any has.
+      unreadable: called with what is wrong with a row that is no JSON object with text in that field; it is left out.
 
     Raises:
-      ValueError: for a file that cannot be read, and for a row that is no JSON object with text in that field.
+      ValueError: for a file that cannot be read, or has no prompt.
     """
+    return what_remains(functools.partial(_read_rows, path, field), unreadable)
+
+
+def _read_rows(path: str, field: str | None, unreadable: Note) -> Iterator[Row]:
     name = last_part(path)
-    rows = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"prompts {path!r}, line {number}"
-        row = parse(line, where)
-        check(row, dict, where)
-        field = _recognise(where, row) if field is None else field
-        rows.append(Row(f"{name}:{number}", where, _prompt(where, row, field)))
-    return rows
+    for number, where, row in read_lines(called(path, KIND), read_bytes(path, KIND), unreadable):
+        with left_out(unreadable):
+            check(row, dict, where)
+            field = _recognise(where, row) if field is None else field
+            yield Row(f"{name}:{number}", where, _prompt(where, row, field))
 
 
 def _recognise(where: str, row: dict[str, Any]) -> str:
@@ -81,29 +85,43 @@ def _prompt(where: str, row: dict[str, Any], name: str) -> str:
     return filled(text, f"{where}: field {name!r}")
 
 
-def make_prompts(rows: Sequence[Row], count: int, encode: Callable[[str], list[int]], most: int) -> list[Prompt]:
+def make_prompts(
+    rows: Sequence[Row], count: int, encode: Callable[[str], list[int]], most: int, unreadable: Note = refuse
+) -> list[Prompt]:
     """So many prompts in tokens: the first rows, and where there are fewer, all of them again and again.
 
     Args:
       encode: a text in tokens, by the chat template or without.
       most: tokens that a prompt may have.
+      unreadable: called with what is wrong with a prompt that the template refuses or that is longer; it is left out.
 
     Raises:
-      ValueError: for a prompt that the template refuses, and for one that is longer.
+      ValueError: where no prompt is left.
     """
-    encoded = []
-    for row in rows[:count]:
-        try:
-            tokens = np.asarray(encode(row.text), np.int32)
-        except ValueError as error:
-            raise ValueError(f"{row.where}: {error}") from None
-        if not 0 < len(tokens) <= most:
-            raise ValueError(f"{row.where} has {len(tokens):,} tokens; a prompt must have from 1 to {most:,}")
-        encoded.append(tokens)
+    encoded = what_remains(functools.partial(_encode, rows, count, encode, most), unreadable)
     seen: Counter[bytes] = Counter()
     prompts = []
     for index in range(count):
-        row, tokens = rows[index % len(encoded)], encoded[index % len(encoded)]
+        row, tokens = encoded[index % len(encoded)]
         prompts.append(Prompt(row.name, row.text, tokens, seen[tokens.tobytes()]))
         seen[tokens.tobytes()] += 1
     return prompts
+
+
+def _encode(
+    rows: Sequence[Row], count: int, encode: Callable[[str], list[int]], most: int, unreadable: Note
+) -> Iterator[tuple[Row, np.ndarray]]:
+    """The first rows that can be prompts, at most so many."""
+    found = 0
+    for row in rows:
+        if found == count:
+            return
+        with left_out(unreadable):
+            try:
+                tokens = np.asarray(encode(row.text), np.int32)
+            except ValueError as error:
+                raise ValueError(f"{row.where}: {error}") from None
+            if not 0 < len(tokens) <= most:
+                raise ValueError(f"{row.where} has {len(tokens):,} tokens; a prompt must have from 1 to {most:,}")
+            found += 1
+            yield row, tokens

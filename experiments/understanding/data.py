@@ -1,17 +1,22 @@
-"""SQuALITY and QASPER from files and folders; a bad row is refused with its place."""
+"""SQuALITY and QASPER from files and folders; a bad row is left out, and told of with its place."""
 
+import codecs
+import functools
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
-from experiments.shown import say
+from experiments.shown import left_out_note
 from experiments.understanding.documents import Document, Row
 from experiments.understanding.qasper import read_paper
 from experiments.understanding.squality import read_story
+from msrnn_jax.files import called, decoded, read_bytes, read_rows
 from msrnn_jax.json_rows import check, parse
+from msrnn_jax.leaving_out import Note, left_out, what_remains
 
+KIND = "data file"
 SUFFIXES = (".json", ".jsonl")  # what is taken from a folder
 READERS = {"questions": read_story, "qas": read_paper}  # by a field that only their rows have
 
@@ -20,17 +25,18 @@ def read_data(paths: Sequence[str], tasks: Sequence[str], console: Console) -> l
     """Reads SQuALITY and QASPER; which of them a file holds is seen from its rows.
 
     Args:
-      paths: files, or folders, of which every .json and .jsonl below is taken that holds either; of others a note is
-        printed.
+      paths: files, or folders, of which every .json and .jsonl below is taken that holds either.
       tasks: the ones that are wanted; none for whatever there is.
+      console: where a note is printed of every row, question and file of a folder that is left out, since it cannot be
+        read: naming file, line or row, and what is wrong with it.
 
     Raises:
-      ValueError: for a path that cannot be read or holds neither, a bad row (naming file, line or row, and what is
-        wrong with it), a question that comes twice, and a wanted task that is not there.
+      ValueError: for a file that is named itself and cannot be read or holds neither, a question that comes twice, and
+        a wanted task that is not there; and where nothing can be read.
     """
     if not paths:
         raise ValueError("data is missing; name files or folders of SQuALITY or QASPER with --data")
-    documents = [document for path in paths for document in _below(path, console)]
+    documents = what_remains(functools.partial(_all, paths), left_out_note(console))
     seen: set[tuple[str, str]] = set()
     for document in documents:
         for question in document.questions:
@@ -46,54 +52,60 @@ def read_data(paths: Sequence[str], tasks: Sequence[str], console: Console) -> l
     return [document for document in documents if document.questions and (not tasks or document.task in tasks)]
 
 
-def _below(path: str, console: Console) -> Iterator[Document]:
-    place = pathlib.Path(path)
-    if not path or not place.exists():
-        raise ValueError(f"data {path!r} does not exist")
-    files = [place]
-    if place.is_dir():
-        files = sorted(file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        if not files:
-            raise ValueError(f"data folder {path!r} has no .json or .jsonl file in it")
-    for file in files:
-        rows = _rows(file)
-        fields = {name for row in rows if isinstance(row.content, dict) for name in row.content}
-        reader = next((READERS[name] for name in READERS if name in fields), None)
-        if reader is None:
-            what = f"{str(file)!r} holds neither SQuALITY (rows with 'questions') nor QASPER (rows with 'qas')"
-            if file is place:
-                raise ValueError(f"data file {what}")
-            say(console, f"note: {what}, and is left out")
-            continue
-        for row in rows:
-            yield reader(row)
+def _all(paths: Sequence[str], unreadable: Note) -> Iterator[Document]:
+    for path in paths:
+        place = pathlib.Path(path)
+        if not path or not place.exists():
+            raise ValueError(f"data {path!r} does not exist")
+        if place.is_dir():
+            files = sorted(file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            if not files:
+                raise ValueError(f"data folder {path!r} has no .json or .jsonl file in it")
+            for file in files:
+                with left_out(unreadable):
+                    yield from _read_file(file, unreadable)
+        else:
+            yield from _read_file(place, unreadable)  # what is named itself is meant
 
 
-def _rows(path: pathlib.Path) -> list[Row]:
+def _read_file(path: pathlib.Path, unreadable: Note) -> Iterator[Document]:
+    problems: list[str] = []
+    rows = list(_rows(path, problems.append))
+    fields = {name for row in rows if isinstance(row.content, dict) for name in row.content}
+    reader = next((READERS[name] for name in READERS if name in fields), None)
+    if reader is None:
+        what = f"{called(path, KIND)} holds neither SQuALITY (rows with 'questions') nor QASPER (rows with 'qas')"
+        raise ValueError(": ".join([what, *problems[:1]]))
+    for problem in problems:
+        unreadable(problem)
+    for row in rows:
+        with left_out(unreadable):
+            yield reader(row, unreadable)
+
+
+def _rows(path: pathlib.Path, unreadable: Note) -> Iterator[Row]:
     """The rows of a file: lines, an array, or an object of objects."""
-    name = f"data file {str(path)!r}"
-    try:
-        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
-    except OSError as error:
-        raise ValueError(f"{name} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from error
-    if path.suffix.lower() == ".jsonl" or _is_json(text.split("\n", 1)[0]):
-        lines = [(f"{name}, line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-        if len(lines) != 1:
-            return [Row(where, parse(line, where)) for where, line in lines]
-    whole = parse(text, name)
+    name, content = called(path, KIND), read_bytes(path, KIND)
+    if path.suffix.lower() == ".jsonl" or _has_lines(content):
+        for _, where, row in read_rows(name, content, unreadable):
+            yield Row(where, row)
+        return
+    whole = parse(decoded(name, content), name)
     if isinstance(whole, list):
-        return [Row(f"{name}, row {number}", row) for number, row in enumerate(whole, 1)]
-    check(whole, dict, name)
-    if any(name in whole for name in READERS):
-        return [Row(f"{name}, line 1", whole)]
-    return [Row(f"{name}, paper {key!r}", row, key) for key, row in whole.items()]
+        yield from (Row(f"{name}, row {number}", row) for number, row in enumerate(whole, 1))
+    else:
+        check(whole, dict, name)
+        if any(field in whole for field in READERS):
+            yield Row(f"{name}, line 1", whole)
+        else:
+            yield from (Row(f"{name}, paper {key!r}", row, key) for key, row in whole.items())
 
 
-def _is_json(text: str) -> bool:
+def _has_lines(content: bytes) -> bool:
+    """Whether a .json file has a row in every line: there are several, and the first is JSON by itself."""
+    lines = [line for line in content.removeprefix(codecs.BOM_UTF8).split(b"\n") if line.strip()]
     try:
-        json.loads(text)
-    except (ValueError, RecursionError):
+        json.loads(lines[0])
+    except (IndexError, ValueError, RecursionError):
         return False
-    return True
+    return len(lines) > 1

@@ -4,17 +4,21 @@ from typing import Any
 
 from experiments.understanding.documents import Document, Question, Row
 from msrnn_jax.json_rows import check, field, filled, sound, text
+from msrnn_jax.leaving_out import Note, left_out
 
 TASK = "qasper"
 
 
-def read_paper(row: Row) -> Document:
+def read_paper(row: Row, unreadable: Note) -> Document:
     """A paper, as the authors publish it or as the `datasets` loader yields it, where tables are objects of lists.
 
     The text is title, abstract, and every section's name and paragraphs, with a blank line between any two.
 
+    Args:
+      unreadable: called with what is wrong with a question, which is then left out.
+
     Raises:
-      ValueError: for a row that is none, and for a question without an answer.
+      ValueError: for a row that is no paper.
     """
     where, paper = row.where, row.content
     name = row.name if row.name is not None else text(paper, "id", where)
@@ -31,10 +35,10 @@ def read_paper(row: Row) -> Document:
             check(paragraph, str, f"{place}, a paragraph")
             parts.append(paragraph)
     whole = "\n\n".join(part.strip() for part in parts if part.strip())
-    questions = [
-        _question(question, f"{where}, question {number}")
-        for number, question in enumerate(_table(field(paper, "qas", (list, dict), where), f"{where}: 'qas'"), 1)
-    ]
+    questions = []
+    for number, question in enumerate(_table(field(paper, "qas", (list, dict), where), f"{where}: 'qas'"), 1):
+        with left_out(unreadable):
+            questions.append(_question(question, f"{where}, question {number}"))
     return Document(TASK, name, filled(whole, f"{where}: the paper"), tuple(questions))
 
 

@@ -1,16 +1,22 @@
 """SQuALITY: stories with questions that take a paragraph to answer (Wang et al., 2022, arXiv:2205.11465)."""
 
+from typing import Any
+
 from experiments.understanding.documents import Document, Question, Row
 from msrnn_jax.json_rows import field, filled, sound, text
+from msrnn_jax.leaving_out import Note, left_out
 
 TASK = "squality"
 
 
-def read_story(row: Row) -> Document:
+def read_story(row: Row, unreadable: Note) -> Document:
     """A story from a row of the published `dev.jsonl`; its questions are called passage/number.
 
+    Args:
+      unreadable: called with what is wrong with a question, which is then left out.
+
     Raises:
-      ValueError: for a row that is none.
+      ValueError: for a row that is no story.
     """
     where = row.where
     questions = field(row.content, "questions", list, where)
@@ -19,14 +25,18 @@ def read_story(row: Row) -> Document:
     sound(passage, f"{where}: field 'passage_id'")
     made = []
     for number, question in enumerate(questions, 1):
-        place = f"{where}, question {number}"
-        name = f"{passage}/{field(question, 'question_number', int, place)}"
-        responses = field(question, "responses", list, place)
-        if not responses:
-            raise ValueError(f"{place} has no responses; there must be at least one to compare with")
-        references = []
-        for index, response in enumerate(responses, 1):
-            references.append(text(response, "response_text", f"{place}, response {index}"))
-        made.append(Question(name, text(question, "question_text", place), tuple(references)))
+        with left_out(unreadable):
+            made.append(_question(passage, question, f"{where}, question {number}"))
     story = field(row.content, "document", str, where)
     return Document(TASK, passage, filled(story, f"{where}: field 'document'"), tuple(made))
+
+
+def _question(passage: str, question: Any, where: str) -> Question:
+    name = f"{passage}/{field(question, 'question_number', int, where)}"
+    responses = field(question, "responses", list, where)
+    if not responses:
+        raise ValueError(f"{where} has no responses; there must be at least one to compare with")
+    references = []
+    for index, response in enumerate(responses, 1):
+        references.append(text(response, "response_text", f"{where}, response {index}"))
+    return Question(name, text(question, "question_text", where), tuple(references))
