@@ -7,10 +7,11 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from msrnn_jax.cache import keep_compilations
-from msrnn_jax.checkpoint import fingerprint, load, read_config
+from msrnn_jax.checkpoint import fingerprint
 from msrnn_jax.config import Config
 from msrnn_jax.params import Params
-from msrnn_jax.policies import Full, Policy
+from msrnn_jax.placed import load_onto
+from msrnn_jax.policies import Policy
 from msrnn_jax.record import json_hash
 from msrnn_jax.sharding import DATA, parse_mesh, shardings, spell_mesh
 from msrnn_jax.state import MultiState
@@ -66,12 +67,9 @@ def open_model(checkpoint: str, dtype: str | None = None, mesh: str | None = Non
     """
     keep_compilations()
     devices = None if mesh is None else parse_mesh(mesh)
-    places = None
-    if devices is not None:
-        places = shardings(read_config(checkpoint, dtype=dtype), Full(), devices).params
     tokenizer = load_tokenizer(checkpoint)
     tokenizer.date = DATE
-    config, params = load(checkpoint, dtype=dtype, sharding=places)
+    config, params = load_onto(devices, checkpoint, dtype)
     about = {
         "model_sha256": fingerprint(params),
         "config_sha256": _beside(config, tokenizer),

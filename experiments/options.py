@@ -21,14 +21,6 @@ NumBooks = Annotated[int | None, typer.Option("--books", help="The first ones on
 Segment = Annotated[int | None, typer.Option(help="Tokens of a segment. Default: the context, at most 4,096.")]
 Mode = Annotated[str | None, typer.Option(help="How prompts are read: stepwise or oneshot.")]
 Chat = Annotated[bool | None, typer.Option("--chat/--no-chat", help="Use the chat template. Default: if there is one.")]
-MeshText = Annotated[
-    str | None,
-    typer.Option(
-        "--mesh",
-        help="Devices that share the rows of batches (data) and the model's layers (model).",
-        metavar="data=D,model=M",
-    ),
-]
 Out = Annotated[pathlib.Path, typer.Option(help="JSON lines to write, or to go on with.")]
 
 

@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from msrnn_jax.checkpoint import load, read_config
 from msrnn_jax.checks import as_tokens, check_dtype, whole
 from msrnn_jax.config import Config
 from msrnn_jax.evaluate import check_size
 from msrnn_jax.hosts import check_mesh
 from msrnn_jax.params import Params
+from msrnn_jax.placed import load_onto
 from msrnn_jax.policies import POLICIES, Full, Policy, parse_policy
 from msrnn_jax.record import text_hash
 from msrnn_jax.segments import Segments, cut_documents
-from msrnn_jax.sharding import DATA, parse_mesh, shardings
+from msrnn_jax.sharding import DATA, parse_mesh
 from msrnn_jax.sweep import check_settings
 from msrnn_jax.texts import read_documents
 from msrnn_jax.tokenizer import load_tokenizer
@@ -87,11 +87,9 @@ def read_inputs(settings: Settings) -> Inputs:
     segments = cut_documents(tokenizer, documents, settings.segment, settings.segments)
     mesh = None if settings.mesh is None else parse_mesh(settings.mesh)
     check_mesh(mesh)
-    places = None
     if mesh is not None:
-        places = shardings(read_config(settings.checkpoint, dtype=settings.dtype), Full(), mesh).params
         _check_batch(settings, mesh)
-    config, params = load(settings.checkpoint, dtype=settings.dtype, sharding=places)
+    config, params = load_onto(mesh, settings.checkpoint, settings.dtype)
     as_tokens(config, "the text", segments.tokens)
     digest = text_hash("\0".join(document.text for document in documents))
     return Inputs(config, params, segments, digest, tuple(unreadable), mesh)

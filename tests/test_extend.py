@@ -38,7 +38,7 @@ BUDGETS = np.array([*range(1, T + 1)] + [WATCHED] * (T - 1), np.int32)  # [R]
 LENGTHS = np.array([T] * T + [*range(1, T)], np.int32)  # [R]
 
 
-@partial(jax.jit, static_argnames="mode", compiler_options=tiny.QUICK)
+@partial(jax.jit, static_argnames="mode")
 def stepped(config, policy, params, tokens, mode):
     """`tiny.watch` for every budget from 1 to T, in one program."""
 
@@ -54,7 +54,7 @@ def empty(config, policy, mode):
     return jax.vmap(one)(jnp.arange(1, T + 1, dtype=jnp.int32))
 
 
-@partial(jax.jit, static_argnames=("mode", "chunk"), compiler_options=tiny.QUICK)
+@partial(jax.jit, static_argnames=("mode", "chunk"))
 def extended(config, policy, params, tokens, budgets, lengths, mode, chunk):
     """States and logits for every pair of a budget and a length, in one program."""
 
@@ -387,7 +387,7 @@ def test_a_row_of_a_batch_equals_the_row_alone(x64):
 FIRST, SECOND = 13, 11  # the longest parts
 
 
-@partial(jax.jit, static_argnames=("slots", "mode", "chunk"), compiler_options=tiny.QUICK)
+@partial(jax.jit, static_argnames=("slots", "mode", "chunk"))
 def in_parts(config, policy, params, first, second, then, lengths, budgets, slots, mode, chunk):
     """Extends, extends again, and steps; budgets [2, L]."""
     state = ms.init_state(config, policy, list(budgets[0]), slots=slots, positions=mode)
@@ -398,7 +398,7 @@ def in_parts(config, policy, params, first, second, then, lengths, budgets, slot
     return state, (before, after, last)
 
 
-@partial(jax.jit, static_argnames=("slots", "mode"), compiler_options=tiny.QUICK)
+@partial(jax.jit, static_argnames=("slots", "mode"))
 def in_steps(config, policy, params, tokens, changed, budgets, slots, mode):
     """Steps through tokens [T], the budgets being the second ones from step `changed` on; every state."""
 

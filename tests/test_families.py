@@ -10,7 +10,7 @@ those recorded. After a change of rows the record is renewed by
 import json
 import math
 import pathlib
-from functools import cache, partial
+from functools import cache
 from tempfile import TemporaryDirectory
 
 import jax
@@ -281,7 +281,7 @@ def record():
     RECORD.write_text(f"{{\n{lines}\n}}\n")
 
 
-@partial(jax.jit, compiler_options=tiny.QUICK)
+@jax.jit
 def run(config, params, state, tokens):
     """Logits [T, V]: the last few by `step`, all before them by `extend`."""
     state, first = ms.extend(config, ms.Full(), params, state, tokens[:-STEPS], chunk=37)

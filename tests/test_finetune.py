@@ -101,7 +101,7 @@ SCOPES = ("layer", "head")
 FLOAT64 = tiny.CONFIG.replace(dtype="float64", num_layers=1)
 
 
-@partial(jax.jit, static_argnames=("config", "policy"), compiler_options=tiny.QUICK)
+@partial(jax.jit, static_argnames=("config", "policy"))
 def segment_loss(config, policy, params, state, tokens):
     """The loss of a segment that goes on from a state, the state after it, and the gradient."""
 
@@ -215,7 +215,7 @@ def planned(segment: int, chunk: int) -> int:
     params = jax.eval_shape(partial(ms.init_params, config), jax.random.key(0))
     training = jax.eval_shape(lambda params: begin(method, params, jnp.zeros(2, jnp.uint32), 1), params)
     tokens = jax.ShapeDtypeStruct((1, segment + 1), jnp.int32)
-    analysis = train.lower(method, training, None, tokens).compile(tiny.QUICK).memory_analysis()
+    analysis = train.lower(method, training, None, tokens).compile().memory_analysis()
     assert analysis is not None
     return analysis.temp_size_in_bytes
 

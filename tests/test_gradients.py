@@ -39,11 +39,8 @@ def step_loss(config, policy, mode, params, tokens):
 by_extend = jax.jit(
     jax.value_and_grad(extend_loss, argnums=3),
     static_argnames=("config", "policy", "mode"),
-    compiler_options=tiny.QUICK,
 )
-by_step = jax.jit(
-    jax.value_and_grad(step_loss, argnums=3), static_argnames=("config", "policy", "mode"), compiler_options=tiny.QUICK
-)
+by_step = jax.jit(jax.value_and_grad(step_loss, argnums=3), static_argnames=("config", "policy", "mode"))
 
 
 def direction(params):
@@ -78,7 +75,7 @@ def test_under_vmap_equals_row_by_row(x64):
     policy, params = ms.TOVA(), tiny.params("float64")
     rows, lengths = np.stack([tiny.tokens(T, seed) for seed in range(3)]), np.array([19, 4, 11], np.int32)
 
-    @partial(jax.jit, compiler_options=tiny.QUICK)
+    @jax.jit
     def gradients(params, rows, lengths):
         def loss(params, tokens, length):
             state = ms.init_state(FLOAT64, policy, BUDGET)
@@ -122,7 +119,7 @@ def planned(mode, count):
         return ms.extend(SMALL, ms.TOVA(), params, state, tokens, chunk=SAVED, head=head)[1].sum()
 
     params = jax.eval_shape(partial(ms.init_params, SMALL), jax.random.key(0))
-    compiled = jax.jit(jax.grad(loss)).lower(params, jax.ShapeDtypeStruct((count,), jnp.int32)).compile(tiny.QUICK)
+    compiled = jax.jit(jax.grad(loss)).lower(params, jax.ShapeDtypeStruct((count,), jnp.int32)).compile()
     analysis = compiled.memory_analysis()
     assert analysis is not None
     return analysis.temp_size_in_bytes

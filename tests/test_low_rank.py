@@ -1,7 +1,6 @@
 """Low-rank adapters: the same model as with their product added into the weights, on disk as in memory."""
 
 import json
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ def adapted(config, params, *, weights=tuple(INPUTS), rank=2, scale=0.3):
     return ms.attach_adapters(config, params, jax.tree.unflatten(tree, made))
 
 
-@partial(jax.jit, compiler_options=tiny.QUICK)
+@jax.jit
 def logits_of(config, params, tokens):
     state = ms.init_state(config, ms.TOVA(), 6)
     return ms.extend(config, ms.TOVA(), params, state, tokens, chunk=5)[1]
@@ -69,7 +68,7 @@ def test_gradients_reach_adapters_only_where_asked():
     params, tokens = tiny.params(), jnp.asarray(tiny.tokens(20))
     plain, adapters = ms.detach_adapters(adapted(tiny.CONFIG, params))
 
-    @partial(jax.jit, compiler_options=tiny.QUICK)
+    @jax.jit
     def gradients(plain, adapters):
         def loss(plain, adapters):
             both = ms.attach_adapters(tiny.CONFIG, plain, adapters)

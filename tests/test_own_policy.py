@@ -6,7 +6,7 @@ import io
 import pathlib
 import re
 import shlex
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -53,13 +53,13 @@ class Early(DecayedAttention):
         return layer.stats[..., 1]
 
 
-@partial(jax.jit, compiler_options=tiny.QUICK)
+@jax.jit
 def by_step(policy, params, tokens):
     """Positions held after every token; [T, #K, S] for every layer."""
     return tiny.unroll(FLOAT64, policy, params, ms.init_state(FLOAT64, policy, BUDGET), tokens)[1][1]
 
 
-@partial(jax.jit, compiler_options=tiny.QUICK)
+@jax.jit
 def by_extend(policy, params, tokens):
     """The same, each from chunks of 7 that end there."""
     state = ms.init_state(FLOAT64, policy, BUDGET)

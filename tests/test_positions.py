@@ -18,7 +18,7 @@ CONFIG = tiny.CONFIG
 FLOAT64 = CONFIG.replace(dtype="float64")
 E = ms.EMPTY
 
-extend = jax.jit(ms.extend, static_argnames="chunk", compiler_options=tiny.QUICK)
+extend = jax.jit(ms.extend, static_argnames="chunk")
 
 
 def test_the_distances_of_rows_with_holes():

@@ -90,9 +90,9 @@ def test_watching_changes_nothing_and_sees_what_the_forgotten_were_given(text):
         state = ms.init_state(tiny.CONFIG, policy, BUDGET, slots=9)  # more than one is free
         return state, begin(state, COUNT)
 
-    plain = jax.jit(follow, compiler_options=tiny.QUICK)
+    plain = jax.jit(follow)
     state, freed = plain(tiny.CONFIG, policy, params, *start(policy), *arguments)
-    watching = jax.jit(follow_watched, compiler_options=tiny.QUICK)
+    watching = jax.jit(follow_watched)
     (watched, noted), shares = watching(tiny.CONFIG, watch(policy), params, *start(watch(policy)), *arguments)
     np.testing.assert_array_equal(noted, freed)
     layers = [layer.replace(stats=layer.stats[0]) for layer in watched.layers]

@@ -15,7 +15,7 @@ from msrnn_jax.survival import FREED_BEFORE, STILL_HELD, begin, follow, follow_o
 CONFIG = tiny.CONFIG.replace(dtype="float64")
 COUNT, BUDGET = 26, 6
 
-jitted = jax.jit(follow, compiler_options=tiny.QUICK)
+jitted = jax.jit(follow)
 
 
 def as_lists(freed: jax.Array) -> list[list[list[int | None]]]:
@@ -92,7 +92,7 @@ def test_nothing_of_the_size_of_a_history_is_kept():
         freed = jax.eval_shape(lambda state: begin(state, count), state)
         tokens = jax.ShapeDtypeStruct((count,), jnp.int32)
         lowered = jax.jit(follow).lower(tiny.CONFIG, ms.TOVA(), abstract_params(tiny.CONFIG), state, freed, tokens)
-        found = lowered.compile(compiler_options=tiny.QUICK).memory_analysis()
+        found = lowered.compile().memory_analysis()
         assert found is not None
         return found.temp_size_in_bytes
 

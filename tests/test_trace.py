@@ -98,7 +98,7 @@ def test_a_trace_says_what_a_scan_over_the_same_tokens_says(toy, tmp_path):
     assert (record["prompt_tokens"], record["generated_tokens"]) == (70, int(lengths[0]))
 
     state = ms.init_state(config, policy, 6)
-    follow_all = jax.jit(follow, compiler_options=tiny.QUICK)
+    follow_all = jax.jit(follow)
     _, freed = follow_all(config, policy, params, state, begin(state, len(tokens)), jnp.asarray(tokens))
     found = [[[STILL_HELD if t is None else t for t in row] for row in layer] for layer in record["freed"]]
     np.testing.assert_array_equal(found, freed)

@@ -53,7 +53,7 @@ def random_params(config):
     return jax.tree_util.tree_map_with_path(weight, abstract_params(config))
 
 
-@partial(jax.jit, static_argnames=("mode", "chunk", "budget"), compiler_options=tiny.QUICK)
+@partial(jax.jit, static_argnames=("mode", "chunk", "budget"))
 def both(config, policy, params, tokens, *, mode, chunk, budget=8):
     """Stepping and `extend`, from one state."""
     state = ms.init_state(config, policy, budget, positions=mode)

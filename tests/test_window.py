@@ -56,16 +56,16 @@ def expect(logits, layers, expected):
     assert [tiny.held(layer) for layer in layers] == expected[-1].kept
 
 
-extend = jax.jit(ms.extend, static_argnames="chunk", compiler_options=tiny.QUICK)
-prefill = jax.jit(ms.prefill, static_argnames=("mode", "chunk"), compiler_options=tiny.QUICK)
-unroll = jax.jit(tiny.unroll, compiler_options=tiny.QUICK)
+extend = jax.jit(ms.extend, static_argnames="chunk")
+prefill = jax.jit(ms.prefill, static_argnames=("mode", "chunk"))
+unroll = jax.jit(tiny.unroll)
 
 
 def row(tree, number):
     return jax.tree.map(lambda leaf: leaf[number], tree)
 
 
-@partial(jax.jit, static_argnames=("chunk", "slots"), compiler_options=tiny.QUICK)
+@partial(jax.jit, static_argnames=("chunk", "slots"))
 def batch(config, policy, params, tokens, budgets, lengths, *, chunk, slots):
     """`extend` for a batch of budgets and lengths; stepping where there is no chunk."""
 
@@ -166,7 +166,7 @@ def test_a_prompt_read_at_once(policy, mode, chunk, x64):
     np.testing.assert_allclose(logits, [moment.logits for moment in expected[prompt:]], rtol=0, atol=1e-9)
 
 
-@partial(jax.jit, compiler_options=tiny.QUICK)
+@jax.jit
 def remembering(state, tokens):
     """A chunk, and step after step, none of which forgets."""
     read = partial(advance, ONE, ms.TOVA(), params(ONE), forgetting=False)

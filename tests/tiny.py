@@ -10,9 +10,6 @@ import numpy as np
 import msrnn_jax as ms
 from msrnn_jax.compress import worth
 
-# For programs that run for less time than they take to compile: XLA's own passes, without LLVM's.
-QUICK: Any = {"xla_backend_optimization_level": 0}
-
 NEAR_TIE = 1e-5  # two lowest scores closer than this, relatively, may be taken for each other in float32
 
 CONFIG = ms.Config(

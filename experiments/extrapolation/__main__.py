@@ -17,11 +17,12 @@ from experiments.extrapolation.reading import read_streams
 from experiments.extrapolation.tables import summarise, table
 from experiments.forgetting import named, policies_of
 from experiments.model import Model, open_model
-from experiments.options import Books, Checkpoint, Dtype, MeshText, Out, Policies, Preset, settings_of
+from experiments.options import Books, Checkpoint, Dtype, Out, Policies, Preset, settings_of
 from experiments.shown import show
 from experiments.study import Key, Unit, complete
 from msrnn_jax.checks import whole
 from msrnn_jax.command import plain_errors
+from msrnn_jax.commands.options import MeshText
 from msrnn_jax.journal import Line
 from msrnn_jax.policies import Policy
 from msrnn_jax.usage import Command

@@ -25,11 +25,12 @@ from experiments.generation.scoring import distinct, foreseen, same_until
 from experiments.generation.tables import judge_table, summarise, summarise_judge, table
 from experiments.generation.writing import Manner, Story, shape_of, write_stories
 from experiments.model import Model, open_model
-from experiments.options import Budgets, Chat, Checkpoint, Dtype, MeshText, Mode, Out, Policies, Preset, settings_of
+from experiments.options import Budgets, Chat, Checkpoint, Dtype, Mode, Out, Policies, Preset, settings_of
 from experiments.shown import left_out_note, show
 from experiments.study import Key, Unit, complete
 from msrnn_jax.checks import whole
 from msrnn_jax.command import plain_errors
+from msrnn_jax.commands.options import MeshText
 from msrnn_jax.journal import Line
 from msrnn_jax.leaving_out import Note, refuse
 from msrnn_jax.policies import Full, Policy, parse_policy

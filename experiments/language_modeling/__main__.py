@@ -25,7 +25,6 @@ from experiments.options import (
     Budgets,
     Checkpoint,
     Dtype,
-    MeshText,
     NumBooks,
     Out,
     Policies,
@@ -37,6 +36,7 @@ from experiments.shown import show
 from experiments.study import Key, Unit, complete
 from msrnn_jax.checks import whole
 from msrnn_jax.command import plain_errors
+from msrnn_jax.commands.options import MeshText
 from msrnn_jax.journal import Line
 from msrnn_jax.policies import parse_policy
 from msrnn_jax.usage import Command

@@ -26,11 +26,12 @@ from experiments.needle.asking import Asked, ask
 from experiments.needle.haystack import Case, draw_case, needle_tokens
 from experiments.needle.prompts import ORDERS, Room, rooms_for, write_prompt
 from experiments.needle.tables import depth_table, summarise, summarise_depths, table
-from experiments.options import Books, Budgets, Checkpoint, Dtype, MeshText, Mode, Out, Policies, Preset, settings_of
+from experiments.options import Books, Budgets, Checkpoint, Dtype, Mode, Out, Policies, Preset, settings_of
 from experiments.shown import show
 from experiments.study import Key, Unit, complete
 from msrnn_jax.checks import whole
 from msrnn_jax.command import plain_errors
+from msrnn_jax.commands.options import MeshText
 from msrnn_jax.journal import Line
 from msrnn_jax.policies import Policy, parse_policy
 from msrnn_jax.prefill import check_mode

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from experiments.forgetting import policies_of
 from experiments.model import Model, open_model
-from experiments.options import Budgets, Chat, Checkpoint, Dtype, MeshText, Out, Policies, Preset, settings_of
+from experiments.options import Budgets, Chat, Checkpoint, Dtype, Out, Policies, Preset, settings_of
 from experiments.shown import show
 from experiments.study import complete
 from experiments.understanding.data import read_data
@@ -30,6 +30,7 @@ from experiments.understanding.tasks import TASKS
 from experiments.understanding.units import Exam, Trunk, make_units, read_full
 from msrnn_jax.checks import whole
 from msrnn_jax.command import plain_errors
+from msrnn_jax.commands.options import MeshText
 from msrnn_jax.journal import Line
 from msrnn_jax.policies import parse_policy
 from msrnn_jax.prefill import PROMPT_MODES, check_mode

@@ -50,3 +50,11 @@ Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
 TopK = Annotated[int | None, typer.Option(help="Draw from the k most likely tokens.")]
 TopP = Annotated[float | None, typer.Option(help="Draw from the fewest tokens that are as likely as this together.")]
 MinP = Annotated[float | None, typer.Option(help="Draw from tokens at least this likely, the most likely one being 1.")]
+MeshText = Annotated[
+    str | None,
+    typer.Option(
+        "--mesh",
+        help="Devices that share the rows (data) and every layer's heads, MLP and the vocabulary (model).",
+        metavar="data=D,model=M",
+    ),
+]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from msrnn_jax.command import plain_errors
-from msrnn_jax.commands.options import Checkpoint, Dtype, Json, PolicyTexts, Positions
+from msrnn_jax.commands.options import Checkpoint, Dtype, Json, MeshText, PolicyTexts, Positions
 from msrnn_jax.commands.policies import read_policy
 
 TEXT_HELP = (
@@ -16,7 +16,6 @@ TEXT_HELP = (
 )
 FIDELITY_HELP = "Also compare every prediction with the full model's: KL divergence and top-1 agreement."
 SHOWN = 5  # documents that cannot be read
-MESH_HELP = "Devices that share the rows (data) and every layer's heads, MLP and the vocabulary (model)."
 OUT_HELP = "JSON lines, one for each policy, budget and segment; given again, a run that was cut off goes on."
 
 
@@ -33,7 +32,7 @@ def perplexity(
     fidelity: Annotated[bool, typer.Option("--fidelity", help=FIDELITY_HELP)] = False,
     positions: Positions = "absolute",
     dtype: Dtype = None,
-    mesh: Annotated[str | None, typer.Option(help=MESH_HELP, metavar="data=D,model=M")] = None,
+    mesh: MeshText = None,
     out: Annotated[str | None, typer.Option(help=OUT_HELP, metavar="FILE.jsonl")] = None,
     plot: Annotated[str | None, typer.Option(help="Draw perplexity against budget.", metavar="FILE.png")] = None,
     as_json: Json = False,
