@@ -32,6 +32,7 @@ from experiments.finetune.run import run
 from experiments.finetune.settings import Settings
 from experiments.finetune.training import Method, begin, train
 from msrnn_jax.cli import app as msrnn
+from msrnn_jax.measure import environment as environment_of_results
 
 QUIET = Console(quiet=True)
 LETTERS = "abcdefgh"
@@ -448,7 +449,7 @@ def test_rows_shared_out_among_devices_give_the_losses_of_one(tmp_path) -> None:
     for ours, theirs in zip(losses_of(tmp_path / "four"), losses_of(tmp_path / "one"), strict=True):
         for name in ("loss", "nats", "kl", "gradient"):
             assert ours[name] == pytest.approx(theirs[name], rel=2e-3, abs=1e-6)
-    with pytest.raises(ValueError, match="was begun with another devices, 4, not 1"):
+    with pytest.raises(ValueError, match="was begun with devices 4, not 1"):
         run(settings, tmp_path / "four", QUIET)
 
 
@@ -481,20 +482,25 @@ def test_refuses_what_cannot_be_done_before_it_writes(tmp_path, changes, message
     assert not (tmp_path / "out").exists()
 
 
-def test_refuses_a_folder_of_another_run(tmp_path) -> None:
+def test_refuses_a_folder_of_another_run(tmp_path, monkeypatch) -> None:
     run(make_settings(tmp_path, steps=3), tmp_path / "out", QUIET)
     kept = sorted(path.name for path in (tmp_path / "out").iterdir())
     with pytest.raises(ValueError, match="was begun with budget 8, not 9; go on with that, or choose another folder"):
         run(make_settings(tmp_path, steps=3, budget=9), tmp_path / "out", QUIET)
     books = [str(tmp_path / "books" / name) for name in ("1.txt", "0.txt")]
-    with pytest.raises(ValueError, match="was begun with another data"):  # in another order
+    with pytest.raises(ValueError, match="was begun with data_sha256 "):  # in another order
         run(make_settings(tmp_path, steps=3, data=tuple(books)), tmp_path / "out", QUIET)
+    with monkeypatch.context() as patched:
+        newer = environment_of_results() | {"versions": {"jax": "99.0"}}
+        patched.setattr("experiments.finetune.plan.environment", lambda: newer)
+        with pytest.raises(ValueError, match=f"was begun with jax '{jax.__version__}', not '99.0'"):
+            run(make_settings(tmp_path, steps=3), tmp_path / "out", QUIET)
     own = tmp_path / "own"
     shutil.copytree(tmp_path / "toy", own / "model")
     with pytest.raises(ValueError, match="was not written by finetune and is not replaced"):
         run(make_settings(tmp_path, steps=3, checkpoint=str(own / "model")), own, QUIET)
     (tmp_path / "books" / "0.txt").write_text("h" * 150)
-    with pytest.raises(ValueError, match="was begun with another data"):
+    with pytest.raises(ValueError, match="was begun with data_sha256 "):
         run(make_settings(tmp_path, steps=3), tmp_path / "out", QUIET)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == kept
     (tmp_path / "elsewhere" / "model").mkdir(parents=True)

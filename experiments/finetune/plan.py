@@ -23,7 +23,7 @@ from msrnn_jax.checkpoint import fingerprint
 from msrnn_jax.measure import environment
 from msrnn_jax.params import is_low_rank
 from msrnn_jax.policies import parse_policy
-from msrnn_jax.record import json_hash, tokens_hash
+from msrnn_jax.record import tokens_hash
 
 FREE = ("checkpoint", "data", "keep_every", "merge")  # may differ in a run that goes on; hashes stand for the first two
 
@@ -91,24 +91,25 @@ def _about(
         "model_sha256": fingerprint(params),
         # In their order, which is that of the stretches.
         "data_sha256": [[book.name, tokens_hash(book.tokens)] for book in books],
-        "environment": json_hash([environment(), importlib.metadata.version("optax")]),
+        "environment": {**environment(), "optax": importlib.metadata.version("optax")},
         "devices": places.devices,
     }
 
 
 def check_same(folder: pathlib.Path, kept: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Refuses to go on with what was begun in another way, naming the first difference."""
-    for name, value in ours.items():
-        if name == "settings":
-            before = found if isinstance(found := kept.get(name), dict) else {}
-            for setting, wanted in value.items():
-                if before.get(setting) != wanted:
-                    raise ValueError(
-                        f"{str(folder)!r} was begun with {setting} {before.get(setting)!r}, not {wanted!r}; "
-                        "go on with that, or choose another folder"
-                    )
-        elif kept.get(name) != value:
+    before = _flat(kept)
+    for name, wanted in _flat(ours).items():
+        if before.get(name) != wanted:
             raise ValueError(
-                f"{str(folder)!r} was begun with another {name.removesuffix('_sha256')}, {kept.get(name)}, "
-                f"not {value}; choose another folder"
+                f"{str(folder)!r} was begun with {name} {before.get(name)!r}, not {wanted!r}; "
+                "go on with that, or choose another folder"
             )
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by the last of the names that lead to them, which are all different."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= _flat(value) if isinstance(value, dict) else {name: value}
+    return found

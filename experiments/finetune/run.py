@@ -21,7 +21,6 @@ from msrnn_jax.checkpoint import CHECKPOINT
 from msrnn_jax.facts import SOURCE_FILE
 from msrnn_jax.journal import Journal, Line, open_journal
 from msrnn_jax.making import prepare
-from msrnn_jax.measure import environment
 from msrnn_jax.plot import check_plot
 from msrnn_jax.policies import parse_policy
 from msrnn_jax.record import write_text
@@ -92,7 +91,7 @@ def _cut_back(path: pathlib.Path, journal: Journal, plan: Plan, done: int) -> No
     steps = [line for line in journal.lines if line["kind"] == KINDS[1]]
     if [line["step"] for line in steps[:done]] != list(range(1, done + 1)):
         raise ValueError(f"{str(path)!r} lacks losses of the {done} steps that were kept; choose another folder")
-    header = {"kind": KINDS[0], **plan.about, **environment(), "hardware": hardware(), "commit": commit()}
+    header = {"kind": KINDS[0], **plan.about, "hardware": hardware(), "commit": commit()}
     header["places"] = {"checkpoint": plan.settings.checkpoint, "data": list(plan.settings.data)}
     lines = [header, *steps[:done]]
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))

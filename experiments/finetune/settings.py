@@ -40,7 +40,7 @@ class Settings:
     batch: int = 4
     length: int = 2048
     segment: int = 512
-    learning_rate: float = 1e-5
+    learning_rate: float = 1e-4
     warmup: int = 20
     weight_decay: float = 0.1
     clip: float = 1.0
