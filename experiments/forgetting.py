@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from msrnn_jax.config import Config
-from msrnn_jax.plans import code_of
 from msrnn_jax.policies import Policy, parse_policy
+from msrnn_jax.policies.code import code_of
 from msrnn_jax.sweep import check_settings
 
 FULL, BASELINE = "full", "baseline"  # as keys name the full model, and the one that reads a short context

@@ -26,6 +26,7 @@ from experiments.shown import say
 from experiments.study import read_record
 from msrnn_jax.checks import check_dtype
 from msrnn_jax.command import ending_when_told, plain_errors
+from msrnn_jax.commands.options import MeshText
 from msrnn_jax.journal import Line
 from msrnn_jax.usage import Command
 
@@ -78,6 +79,7 @@ class Settings:
     preset: str
     out: pathlib.Path
     dtype: str | None = None
+    mesh: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +138,10 @@ def arguments_of(settings: Settings, experiment: Experiment) -> list[str]:
         places = sorted((settings.data / "prompts").glob("*.jsonl"))[:1]  # the paper has one instruction for all
     given = [settings.checkpoint, *(part for place in places for part in ("--data", str(place)))]
     if experiment.has_presets:
-        given += ["--preset", settings.preset, *(("--dtype", settings.dtype) if settings.dtype else ())]
+        given += ["--preset", settings.preset]
+        for option in ("dtype", "mesh"):
+            value = getattr(settings, option)
+            given += [] if value is None else [f"--{option}", value]
     return [*given, *experiment.beside.get(settings.preset, ()), "--out", str(experiment.result(settings.out))]
 
 
@@ -211,8 +216,10 @@ def check(settings: Settings, names: Sequence[str]) -> None:
     """Refuses, before any work, what could not be run.
 
     Raises:
-      ValueError: for an unknown experiment or preset, and for a data folder that is none.
+      ValueError: for an unknown experiment, preset or dtype, and for a data folder that is none.
     """
+    if settings.dtype is not None:
+        check_dtype(settings.dtype)
     for name in names:
         if name not in NAMES:
             raise ValueError(f"only is {name!r}; it must be one of {', '.join(NAMES)}")
@@ -234,10 +241,9 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help=f"Repeat it. Default: all, {', '.join(NAMES)}.")] = None,
     out: Annotated[pathlib.Path, typer.Option(help="Folder of results.")] = pathlib.Path("results"),
     dtype: Dtype = None,
+    mesh: MeshText = None,
 ) -> None:
-    if dtype is not None:
-        check_dtype(dtype)
-    settings, names = Settings(checkpoint, data, preset, out, dtype), only or NAMES
+    settings, names = Settings(checkpoint, data, preset, out, dtype, mesh), only or NAMES
     check(settings, names)
     with ending_when_told():
         ended = run(settings, names, Console(stderr=True))

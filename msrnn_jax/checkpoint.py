@@ -18,6 +18,7 @@ from msrnn_jax.low_rank import merged
 from msrnn_jax.making import Kind, check_space, making, prepare
 from msrnn_jax.params import Adapter, LowRank, Params, abstract_params, is_low_rank, without_adapters
 from msrnn_jax.policies.text import first_line
+from msrnn_jax.record import json_hash
 from msrnn_jax.sizes import tree_bytes
 from msrnn_jax.weights import (
     Deferred,
@@ -324,6 +325,11 @@ def _stay_inside(folder: pathlib.Path) -> None:
                 raise ValueError(f"{str(path)!r} leads out of the checkpoint's folder")
             if not target.is_dir() and not target.is_file():  # to read from a pipe or a device may never end
                 raise ValueError(f"{str(path)!r} is neither a file nor a folder")
+
+
+def config_hash(config: Config) -> str:
+    """16 hex digits of how a model computes: its config, but for the dtype, which the weights have."""
+    return json_hash({**config.to_dict(), "dtype": None})
 
 
 def fingerprint(params: Params) -> str:

@@ -1,8 +1,10 @@
-"""What stands in files that people name: bytes, text, rows of JSON lines."""
+"""Files that people name, one by one or by their folder, and what stands in them: bytes, text, rows of JSON lines."""
 
+import os
 import pathlib
+import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from msrnn_jax.json_rows import parse
@@ -26,15 +28,52 @@ def read_bytes(path: str | pathlib.Path, kind: str = "text file") -> bytes:
         if sys.stdin is None:
             raise ValueError("standard input is closed")
         return sys.stdin.buffer.read()
-    place, name = pathlib.Path(path), called(path, kind)
-    if not place.exists():
-        raise ValueError(f"{name} does not exist")
-    if not place.is_file():
-        raise ValueError(f"{name} is not a file")
+    name = called(path, kind)
     try:
-        return place.read_bytes()
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError(f"{name} is not a file")
+        return pathlib.Path(path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{name} does not exist") from None
     except OSError as error:
-        raise ValueError(f"{name} cannot be read: {error.strerror}") from error
+        raise ValueError(f"{name} cannot be read: {error.strerror}") from None
+
+
+def files_below(folder: str, suffixes: Sequence[str], kind: str, unreadable: Note) -> list[pathlib.Path]:
+    """All below a folder whose names end in one of `suffixes`, in any case, in the order of their paths.
+
+    Args:
+      kind: what they are called in messages.
+      unreadable: called with every folder below that cannot be opened.
+
+    Raises:
+      ValueError: for a folder that cannot be opened itself, or has nothing of such a name below it.
+    """
+
+    def told(error: OSError) -> None:
+        problem = f"folder {str(error.filename)!r} cannot be read: {error.strerror}"
+        (refuse if error.filename == folder else unreadable)(problem)
+
+    names = [pathlib.Path(place, name) for place, _, names in os.walk(folder, onerror=told) for name in names]
+    found = sorted(name for name in names if name.suffix.lower() in suffixes)
+    if not found:
+        raise ValueError(f"{kind.split()[0]} folder {folder!r} has no {' or '.join(suffixes)} file in it")
+    return found
+
+
+def once(path: str | pathlib.Path, seen: dict[str, str], kind: str = "text file") -> None:
+    """Refuses a file that was read before, by whatever name.
+
+    Args:
+      seen: files read before; gets this one.
+
+    Raises:
+      ValueError: naming both.
+    """
+    place = os.path.realpath(path)
+    if place in seen:
+        raise ValueError(f"{called(path, kind)} is read already, as {seen[place]!r}; it counts once")
+    seen[place] = str(path)
 
 
 def decoded(where: str, content: bytes) -> str:

@@ -10,12 +10,26 @@ def parse(text: str, where: str) -> Any:
     """The value that a piece of JSON says.
 
     Raises:
-      ValueError: for what is none.
+      ValueError: for what is none, and for an object with a name twice, of which others would take the last.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
+    except _Twice as error:
+        raise ValueError(f"{where} has {error}") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON: {error}") from None
+
+
+class _Twice(Exception):
+    pass
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(f"the field {max(names, key=names.count)!r} twice in one object")
+    return found
 
 
 def field(row: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:

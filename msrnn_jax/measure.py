@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from msrnn_jax.batch import automatic_batch
-from msrnn_jax.checkpoint import fingerprint
+from msrnn_jax.checkpoint import config_hash, fingerprint
 from msrnn_jax.hosts import check_same, from_first
 from msrnn_jax.journal import Journal, Line
 from msrnn_jax.plans import Inputs, Plan, Settings, make_plans
@@ -24,7 +24,7 @@ from msrnn_jax.sweep import Row, batches, fill, read_rows, rows_of
 RUN, SEGMENT = "msrnn perplexity run", "msrnn perplexity segment"  # kinds of lines
 
 # What a line must have to be counted.
-ROW = {"policy", "policy_sha256", "budget", "batch", *Source._fields, "nats"}
+ROW = {"policy", "policy_sha256", "budget", "batch", "width", *Source._fields, "nats"}
 
 STREAM_BYTES = 2**31  # of residual streams of the full model that are kept on the host at once
 
@@ -47,7 +47,7 @@ def measure(
 ) -> Iterator[Line]:
     """Measures every policy at every budget, and yields one JSON-ready summary for each pair as it is complete.
 
-    Rows that the journal has already, of the same model, text, settings, versions and device, are not run again.
+    Rows that the journal has already, of the same model, document, settings, versions and device, are not run again.
     All others run in batches that a run which was never cut off would make, so that their numbers are its own.
 
     Args:
@@ -76,7 +76,7 @@ class _Run:
         self.identity = {
             "environment": json_hash(self.environment),
             "model_sha256": fingerprint(inputs.params),
-            "text_sha256": inputs.text_sha256,
+            "config_sha256": config_hash(inputs.config),
             "dtype": inputs.config.dtype,
             "positions": settings.positions,
             "segment": settings.segment,
@@ -87,7 +87,7 @@ class _Run:
         for line in journal.lines:
             self._remember(line)
         asked = {name: value for name, value in _as_json(settings).items() if name not in ("checkpoint", "texts")}
-        check_same({**self.identity, **asked})  # wherever a host has its copies
+        check_same({**self.identity, **asked, "text_sha256": inputs.text_sha256})  # wherever a host has its copies
         batches = from_first([self._choose_batch(plan) for plan in self.plans])  # the memory of hosts may differ
         self.batch = {plan.policy: batch for plan, batch in zip(self.plans, batches, strict=True)}
         self.streams: dict[int, np.ndarray] = {}  # by segment, [length - 1, D]
@@ -113,7 +113,7 @@ class _Run:
 
     def _key(self, plan: Plan, row: Row) -> tuple:
         source = self.inputs.segments.sources[row.segment]
-        place = source.document_index, source.segment_index, source.tokens_sha256
+        place = source.document_sha256, source.copy, source.segment_index, source.tokens_sha256
         return str(plan.policy), plan.code, row.budget, *place, self.settings.fidelity
 
     def _is_mine(self, line: Line) -> bool:
@@ -127,25 +127,26 @@ class _Run:
             if not isinstance(line[name], int | float | None) or isinstance(line[name], bool):
                 raise ValueError(f"out holds a line whose {name} is {line[name]!r}; it must be a number")
         setting = line["policy"], line["policy_sha256"], line["budget"]
-        key = *setting, line["document_index"], line["segment_index"], line["tokens_sha256"]
+        place = line["document_sha256"], line["copy"], line["segment_index"], line["tokens_sha256"]
+        key = *setting, *place
         self.rows.setdefault((*key, False), line)  # what is compared with the full model has its losses too
         if "kl" in line:
             self.rows.setdefault((*key, True), line)
 
     def _choose_batch(self, plan: Plan) -> int:
-        """What is asked for, else that of rows or of an equal run that are there already, else what fits."""
+        """What is asked for, else that of rows as wide or of an equal run that are there already, else what fits."""
         rows = -(-len(plan.budgets) * len(self.inputs.segments.sources) // self.sharers) * self.sharers
         if self.settings.batch is not None:
             return min(self.settings.batch, rows)
         policy, fidelity = str(plan.policy), self.settings.fidelity
-        mine = [line for line in reversed(self.journal.lines) if self._is_mine(line)]
+        width = self.inputs.segments.tokens.shape[1]
+        mine = [line for line in reversed(self.journal.lines) if self._is_mine(line) and line.get("width") == width]
         for line in mine:
             if ROW <= set(line) and line["policy"] == policy and ("kl" in line) == fidelity:
                 return min(line["batch"], rows)
         for line in mine:
             if line["kind"] == RUN and line.get("settings") == _as_json(self.settings):
                 return min(line["batches"][policy], rows)
-        width = self.inputs.segments.tokens.shape[1]
         options: Any = {"positions": self.settings.positions, "fidelity": fidelity}
         each = automatic_batch(self.inputs.config, plan.policy, plan.slots, width, rows // self.sharers, **options)
         return each * self.sharers
@@ -250,6 +251,7 @@ class _Run:
             "policy_sha256": plan.code,
             "budget": row.budget,
             "batch": self.batch[plan.policy],
+            "width": self.inputs.segments.tokens.shape[1],
             "slots": plan.slots,
             **source._asdict(),
             **sums,
@@ -262,7 +264,10 @@ class _Run:
             **self.environment,
             "settings": _as_json(self.settings),
             "batches": {str(plan.policy): self.batch[plan.policy] for plan in self.plans},
+            "width": self.inputs.segments.tokens.shape[1],
+            "text_sha256": self.inputs.text_sha256,
             **_counts(self.inputs),
+            "unreadable": list(self.inputs.unreadable),
         }
 
     def _summary(self, plan: Plan, budget: int) -> Line:
@@ -275,13 +280,14 @@ class _Run:
         counts = {**_counts(self.inputs), "batches": sorted({line["batch"] for line in mine})}
         about = {name: value for name, value in self.identity.items() if name != "environment"}
         numbers = summarise(mine, full, fidelity=self.settings.fidelity)
-        if 0 < numbers["failed_segments"] < number:
+        if numbers["failed_segments"]:
             wrong = next(line for line in mine if failed(line))
             self.note(
                 f"{plan.policy}, budget {budget}: {numbers['failed_segments']} of {number} segments came to no number "
                 f"and are left out, such as segment {wrong['segment_index']} of {wrong['document']}"
             )
         asked = {name: getattr(self.settings, name) for name in ("checkpoint", "texts", "field", "fidelity")}
+        about["text_sha256"] = self.inputs.text_sha256
         return finite({**setting, **numbers, **counts, **about, **self.environment, **asked})
 
 

@@ -1,9 +1,6 @@
 """What is asked of a measurement: its settings, the model and text they name, and a plan for every policy."""
 
 import dataclasses
-import hashlib
-import pathlib
-import sys
 from typing import NamedTuple
 
 from jax.sharding import Mesh
@@ -14,7 +11,8 @@ from msrnn_jax.evaluate import check_size
 from msrnn_jax.hosts import check_mesh
 from msrnn_jax.params import Params
 from msrnn_jax.placed import load_onto
-from msrnn_jax.policies import POLICIES, Full, Policy, parse_policy
+from msrnn_jax.policies import Full, Policy, parse_policy
+from msrnn_jax.policies.code import code_of
 from msrnn_jax.record import text_hash
 from msrnn_jax.segments import Segments, cut_documents
 from msrnn_jax.sharding import DATA, parse_mesh
@@ -22,8 +20,6 @@ from msrnn_jax.sweep import check_settings
 from msrnn_jax.texts import read_documents
 from msrnn_jax.tokenizer import load_tokenizer
 from msrnn_jax.window import room_for
-
-LIBRARIES = ("msrnn_jax", "flax", "builtins")  # whose versions stand in the results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,16 +133,3 @@ def make_plans(settings: Settings, inputs: Inputs) -> list[Plan]:
     for plan in plans:
         check_settings(inputs.config, plan.policy, lengths, plan.budgets, positions=settings.positions)
     return plans
-
-
-def code_of(policy: Policy) -> str | None:
-    """Hash of the files that a user's own policy and the classes under it are written in."""
-    if type(policy) in POLICIES.values():
-        return None
-    names = [kind.__module__ for kind in type(policy).__mro__]
-    modules = [sys.modules.get(name) for name in names if name.split(".")[0] not in LIBRARIES]
-    files = dict.fromkeys(getattr(module, "__file__", None) for module in modules)
-    digest = hashlib.sha256()
-    for file in filter(None, files):
-        digest.update(pathlib.Path(file).read_bytes())
-    return digest.hexdigest()[:16]

@@ -1,5 +1,6 @@
 """Documents cut into segments of tokens, each with where it comes from and how many bytes it says."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from msrnn_jax.evaluate import segment
 from msrnn_jax.padding import pad
-from msrnn_jax.record import tokens_hash
+from msrnn_jax.record import text_hash, tokens_hash
 from msrnn_jax.texts import Document
 from msrnn_jax.tokenizer import Tokenizer
 
@@ -16,7 +17,8 @@ class Source(NamedTuple):
     """Where a segment comes from and what there is to predict in it."""
 
     document: str  # its name
-    document_index: int  # among all documents, those skipped too
+    document_sha256: str  # of its text, 16 hex digits
+    copy: int  # documents of the same text before it
     segment_index: int  # in its document
     tokens: int  # predicted: all but the first
     bytes: int  # of UTF-8 that they stand for
@@ -34,7 +36,7 @@ class Segments(NamedTuple):
     @property
     def documents(self) -> int:
         """Documents that have a segment."""
-        return len({source.document_index for source in self.sources})
+        return len({(source.document_sha256, source.copy) for source in self.sources})
 
     @property
     def predicted(self) -> int:
@@ -55,9 +57,12 @@ def cut_documents(tokenizer: Tokenizer, documents: Sequence[Document], size: int
     rows: list[np.ndarray] = []
     sources: list[Source] = []
     skipped = 0
-    for index, document in enumerate(documents):
+    seen: Counter[str] = Counter()
+    for document in documents:
         if most and len(rows) >= most:
             break
+        digest = text_hash(document.text)
+        copy, seen[digest] = seen[digest], seen[digest] + 1
         tokens, ends = tokenizer.encode_with_ends(document.text)
         if len(tokens) < 2:
             skipped += 1
@@ -68,7 +73,8 @@ def cut_documents(tokenizer: Tokenizer, documents: Sequence[Document], size: int
             first, last = number * cut, number * cut + int(length) - 1
             said = int(reached[last] - reached[first])
             rows.append(row[:length])
-            sources.append(Source(document.name, index, number, int(length) - 1, said, tokens_hash(row[:length])))
+            place = document.name, digest, copy, number
+            sources.append(Source(*place, int(length) - 1, said, tokens_hash(row[:length])))
     if not rows:
         raise ValueError("every document has fewer than 2 tokens; there is nothing to predict")
     rows, sources = (rows[:most], sources[:most]) if most else (rows, sources)

@@ -11,16 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from msrnn_jax.checkpoint import fingerprint
+from msrnn_jax.checkpoint import config_hash, fingerprint
 from msrnn_jax.checks import check_protection, check_state
 from msrnn_jax.config import Config
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
+from msrnn_jax.policies.code import code_of
 from msrnn_jax.record import check_writable, write_bytes
 from msrnn_jax.slots import init_state
 from msrnn_jax.state import EMPTY, MultiState
 
-FORMAT = "msrnn_jax state 1"
+FORMAT = "msrnn_jax state 2"
+NEEDED = {"model", "config", "policy", "policy_sha256", "positions", "notes"}
 
 
 def save_state(
@@ -39,7 +41,7 @@ def save_state(
       notes: JSON values to keep with it.
 
     Raises:
-      ValueError: for a state of another model or policy, and a path that cannot be written.
+      ValueError: for a state of another model or policy, notes that are no JSON, and a path that cannot be written.
     """
     import safetensors.numpy
 
@@ -47,9 +49,11 @@ def save_state(
     header = {
         "format": FORMAT,
         "model": fingerprint(params),
+        "config": config_hash(config),
         "policy": str(policy),
+        "policy_sha256": code_of(policy) or "",
         "positions": state.mode,
-        "notes": json.dumps(dict(notes or {})),
+        "notes": _as_json(notes or {}),
     }
     check_writable("state", path)
     leaves = {name: np.array(leaf, order="C") for name, leaf in _named(state).items()}
@@ -73,11 +77,15 @@ def load_state(
     header = read_header(path)
     if header["policy"] != str(policy):
         raise ValueError(f"state {str(path)!r} was made under {header['policy']}, not {policy}")
+    if header["policy_sha256"] != (code_of(policy) or ""):
+        raise ValueError(f"state {str(path)!r} was made under {policy} when its code was another")
     if positions is not None and header["positions"] != positions:
         raise ValueError(f"state {str(path)!r} has positions {header['positions']}, not {positions}")
     model = fingerprint(params)
     if header["model"] != model:
         raise ValueError(f"state {str(path)!r} belongs to model {header['model']}, not {model}")
+    if header["config"] != config_hash(config):
+        raise ValueError(f"state {str(path)!r} belongs to another config {header['config']}, not {config_hash(config)}")
     try:
         found = _read(pathlib.Path(path))
         slots, dtype = found[".layers[0].keys"].shape[1], found[".layers[0].keys"].dtype
@@ -117,7 +125,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, str]:
             raise ValueError("its notes are no JSON object")
     except Exception as error:  # safetensors raises its own, which is no ValueError
         raise ValueError(f"state {str(path)!r} cannot be read: {error}") from None
-    if header.get("format") != FORMAT or not {"model", "policy", "positions", "notes"} <= set(header):
+    if header.get("format") != FORMAT or not set(header) >= NEEDED:
         raise ValueError(f"state {str(path)!r} is no state of this version; it must be a file written by save_state")
     return header
 
@@ -142,6 +150,13 @@ def _check_values(config: Config, found: Mapping[str, np.ndarray], slots: int, m
                 raise ValueError(f"layer {index} holds a position twice")
             if len(held) == slots:
                 raise ValueError(f"layer {index} holds {slots} tokens in {slots} slots; one must be free")
+
+
+def _as_json(notes: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(dict(notes))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"notes of a state must be JSON values: {error}") from None
 
 
 def _named(state: Any) -> dict[str, Any]:

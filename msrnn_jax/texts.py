@@ -1,14 +1,16 @@
 """Texts to measure perplexity on: files, folders, rows of JSON lines, standard input."""
 
 import functools
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from msrnn_jax.files import STDIN, called, decoded, read_bytes, read_rows
+from msrnn_jax.files import STDIN, called, decoded, files_below, once, read_bytes, read_rows
 from msrnn_jax.json_rows import field, sound
 from msrnn_jax.leaving_out import Note, left_out, refuse, what_remains
 
+KIND = "text file"
 SUFFIXES = (".txt", ".jsonl")  # what is taken from a folder
 
 
@@ -48,12 +50,12 @@ def read_documents(paths: Sequence[str], field: str = "text", unreadable: Note =
       paths: files, one document each; `.jsonl` files, one document a row; folders, for every .txt and .jsonl
         below them in the order of their paths; `-` for standard input. None at all: Python's help topics.
       field: of a row, which holds its text.
-      unreadable: called with what is wrong with a row, or with a file of a folder; these are then left out. What is
-        named itself is always refused.
+      unreadable: called with what is wrong with a row, or with a file of a folder, one that was read before among
+        them; these are then left out. What is named itself is always refused.
 
     Raises:
-      ValueError: for a path that is missing, empty or not UTF-8, a folder without texts, and a row that is no
-        JSON object with text in that field; and where nothing can be read.
+      ValueError: for a path that is missing, empty, not UTF-8 or read before, a folder without texts, and a row that is
+        no JSON object with text in that field; and where nothing can be read.
     """
     if not paths:
         return [Document("pydoc_data.topics", default_text())]
@@ -65,28 +67,24 @@ def read_documents(paths: Sequence[str], field: str = "text", unreadable: Note =
 
 
 def _all(paths: Sequence[str], field: str, unreadable: Note) -> Iterator[Document]:
+    seen: dict[str, str] = {}
     for path in paths:
-        yield from _below(path, field, unreadable)
-
-
-def _below(path: str, field: str, unreadable: Note) -> Iterator[Document]:
-    place = pathlib.Path(path)
-    if path == STDIN:
-        yield Document(path, read_text(path))
-    elif place.is_dir():
-        files = sorted(file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        if not files:
-            raise ValueError(f"text folder {path!r} has no .txt or .jsonl file in it")
-        for file in files:
-            with left_out(unreadable):
-                if _has_rows(file):
-                    yield from _rows(file, field, unreadable)
-                else:
-                    yield Document(str(file), decoded(called(file), read_bytes(file)))
-    elif _has_rows(place):
-        yield from _rows(place, field, unreadable)
-    else:
-        yield Document(path, read_text(path))
+        if path == STDIN:
+            yield Document(path, read_text(path))
+        elif os.path.isdir(path):
+            for file in files_below(path, SUFFIXES, KIND, unreadable):
+                with left_out(unreadable):
+                    once(file, seen)
+                    if _has_rows(file):
+                        yield from _rows(file, field, unreadable)
+                    else:
+                        yield Document(str(file), decoded(called(file), read_bytes(file)))
+        else:  # what is named itself is meant
+            once(path, seen)
+            if _has_rows(pathlib.Path(path)):
+                yield from _rows(pathlib.Path(path), field, unreadable)
+            else:
+                yield Document(path, read_text(path))
 
 
 def _has_rows(path: pathlib.Path) -> bool:

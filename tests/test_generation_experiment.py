@@ -253,13 +253,14 @@ def test_what_cannot_be_run_is_one_line_before_any_work(rows, arguments, message
 
 
 def test_rows_that_cannot_be_prompts_are_told_and_left_out(toy, tmp_path):
-    rows = ['{"prompt": "tell me"}', "", '{"prompt": ', '["b"]', '{"prompt": "x"}', '{"turns": ["a"]}', '{"prompt": 3}']
-    rows += ['{"prompt": "%s"}' % ("a" * 209), '{"prompt": "of the sea"}', '{"prompt": "not reached", "prompt": ""}']
+    rows = ['{"turns": []}', '{"prompt": "tell me"}', '{"prompt": ', '["b"]', '{"prompt": "x"}', '{"turns": ["a"]}']
+    rows += ['{"prompt": 3}', '{"prompt": "%s"}' % ("a" * 209), '{"prompt": "of the sea"}', '{"prompt": ""}']
     data = tmp_path / "prompts.jsonl"
     data.write_bytes("\n".join(rows).encode() + b'\n{"prompt": "\xff"}')
     done = command(toy, "--data", str(data), *SHAPE, "--stories", "2", "--out", str(tmp_path / "out.jsonl"))
     notes = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
     wrong = {
+        1: "field 'turns' is an empty list; it must have a text",  # and prompts are no turns for that
         3: "is not JSON",
         4: "is an array of 1; it must be an object",
         6: "has no field 'prompt'; its fields are 'turns'",
@@ -272,7 +273,7 @@ def test_rows_that_cannot_be_prompts_are_told_and_left_out(toy, tmp_path):
     for note, (number, problem) in zip(notes, wrong.items(), strict=True):
         assert f"prompts {str(data)!r}, line {number}" in note and problem in note and note.endswith("is left out")
     found = results(tmp_path / "out.jsonl")
-    assert {line["document"] for line in found} == {"prompts.jsonl:1#0", "prompts.jsonl:9#0"}
+    assert {line["document"] for line in found} == {"prompts.jsonl:2#0", "prompts.jsonl:9#0"}
 
 
 def test_measures_of_a_story():

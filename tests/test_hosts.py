@@ -79,17 +79,22 @@ def test_two_processes_find_what_one_does(folder: pathlib.Path, wanted: list[dic
     assert len(lines) == 1 + 3 * 10 and len({json.dumps(line, sort_keys=True) for line in lines}) == len(lines)
 
 
-def test_a_killed_process_is_named_and_the_same_command_goes_on(folder: pathlib.Path, wanted: list[dict]) -> None:
-    out = folder / "killed.jsonl"
+@pytest.mark.parametrize("number", ["0", "1"])
+def test_a_killed_process_is_named_and_the_same_command_goes_on(
+    folder: pathlib.Path, wanted: list[dict], number: str
+) -> None:
+    """Process 0 writes the results, and is where the others meet."""
+    out = folder / f"killed_{number}.jsonl"
     given = arguments(folder, "--mesh", "data=2", "--out", str(out))
     running = start(*TWO, *given)
     while not (out.exists() and out.read_text().count("\n") >= 4):
         assert running.poll() is None, running.communicate()
         time.sleep(0.02)
-    os.kill(_process(running.pid, "1"), signal.SIGKILL)
+    os.kill(_process(running.pid, number), signal.SIGKILL)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 128 + signal.SIGKILL
-    assert "process 1 of 2 was killed by SIGKILL" in said and "goes on from the results that are written" in said
+    assert f"process {number} of 2 was killed by SIGKILL" in said
+    assert "goes on from the results that are written" in said
     assert "Traceback" not in said and "memory" not in said
     before = out.read_text()
     output, _ = start(*TWO, *given).communicate(timeout=300)

@@ -7,6 +7,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,8 +31,10 @@ from msrnn_jax.cli import app
 from msrnn_jax.evaluate import segment
 from msrnn_jax.journal import open_journal
 from msrnn_jax.measure import RUN, SEGMENT
-from msrnn_jax.plans import Settings, code_of, read_inputs
+from msrnn_jax.plans import Settings, read_inputs
 from msrnn_jax.plot import check_plot
+from msrnn_jax.policies.code import code_of
+from msrnn_jax.record import text_hash
 
 # The package shows functions under the names of these modules.
 measure, sweep = (importlib.import_module(f"msrnn_jax.{name}") for name in ("measure", "sweep"))
@@ -173,12 +176,12 @@ def test_documents_stand_in_the_rows(toy, tmp_path, monkeypatch):
     assert printed.stderr == "note: documents of fewer than 2 tokens, which are skipped: 1\n"
     (result,) = objects(printed.stdout)
     assert (result["documents"], result["skipped_documents"], result["segments"]) == (3, 1, 4)
-    places = [(row["document"], row["document_index"], row["segment_index"], row["tokens"]) for row in rows_in("out")]
+    places = [(row["document"], row["document_sha256"], row["segment_index"], row["tokens"]) for row in rows_in("out")]
     assert places == [
-        ("books/a.txt", 0, 0, SIZE - 1),
-        ("books/a.txt", 0, 1, len(PANGRAM) - SIZE - 1),
-        ("rows.jsonl:2", 2, 0, 11),
-        ("-", 3, 0, 9),
+        ("books/a.txt", text_hash(PANGRAM), 0, SIZE - 1),
+        ("books/a.txt", text_hash(PANGRAM), 1, len(PANGRAM) - SIZE - 1),
+        ("rows.jsonl:2", text_hash("the lazy dog"), 0, 11),
+        ("-", text_hash("from stdin"), 0, 9),
     ]
     assert sum(row["nats"] for row in rows_in("out")) / result["tokens"] == pytest.approx(result["nll"])
 
@@ -282,7 +285,10 @@ def test_more_policies_and_budgets_use_what_is_there(toy, text, tmp_path, monkey
 
 @pytest.mark.parametrize(
     "change",
-    [["--positions", "cache"], ["--dtype", "bfloat16"], ["--segment", "25"], "text", "versions", "policy", "fidelity"],
+    [
+        *(["--positions", "cache"], ["--dtype", "bfloat16"], ["--segment", "25"]),
+        *("text", "versions", "policy", "fidelity", "config"),
+    ],
     ids=str,
 )
 def test_rows_of_something_else_are_not_counted(change, toy, text, tmp_path, monkeypatch):
@@ -292,8 +298,12 @@ def test_rows_of_something_else_are_not_counted(change, toy, text, tmp_path, mon
     policy = f"{mine}:Mine" if change == "policy" else "window"
     arguments = ["--text", text, "--out", str(out), "--policy", policy, "--budget", "4"]
     first = results(toy, *arguments)
-    before = out.read_text()
-    if change == "text":
+    before, model = out.read_text(), toy
+    if change == "config":
+        model = str(shutil.copytree(toy, tmp_path / "toy"))
+        config = pathlib.Path(model, "config.json")
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"norm_eps": 0.1}))
+    elif change == "text":
         other = tmp_path / "other.txt"
         other.write_text(pathlib.Path(text).read_text() + "more")
         arguments[1] = str(other)
@@ -303,11 +313,12 @@ def test_rows_of_something_else_are_not_counted(change, toy, text, tmp_path, mon
         mine.write_text(f"{source}# changed")
     else:
         arguments += ["--fidelity"] if change == "fidelity" else change
-    found = results(toy, *arguments)
+    found = results(model, *arguments)
     assert out.read_text().startswith(before)  # they stay
+    assert change != "config" or found[0]["nll"] != first[0]["nll"]
     number = len([row for row in rows(out) if row["policy"] == policy])
     assert number == 9 + found[-1]["segments"]
-    assert results(toy, *arguments) == found  # and each continues beside the other
+    assert results(model, *arguments) == found  # and each continues beside the other
     monkeypatch.undo()
     mine.write_text(source)
     assert results(toy, "--text", text, *arguments[2:8]) == first
@@ -340,7 +351,7 @@ def test_heads_say_what_was_run(toy, text, tmp_path):
     assert head == lines[-1] and head["batches"] == {"full": 2, "window": 2}
     assert head["settings"]["texts"] == [text] and head["settings"]["budgets"] == [4]
     assert {"versions", "device", "python"} <= set(head)
-    shared = ("environment", "model_sha256", "text_sha256", "dtype", "positions", "segment")
+    shared = ("environment", "model_sha256", "config_sha256", "dtype", "positions", "segment", "width")
     assert all(row[name] == head[name] for name in shared)
     assert (row["policy"], row["budget"], row["batch"], row["slots"]) == ("window", 4, 2, 5)
     assert len(row["tokens_sha256"]) == 16 and row["document"] == text
@@ -532,4 +543,14 @@ def test_what_cannot_be_read_and_what_comes_to_no_number_is_told_and_the_rest_co
     assert "tova, budget 4: 1 of 3 segments came to no number and are left out, such as segment 0 of" in notes
     again = run(str(broken), "--text", str(books), *options, "--out", str(out))
     assert [json.loads(line) for line in again.stdout.splitlines()] == found  # a document that failed is not run again
-    assert sum('"msrnn perplexity segment"' in line for line in out.read_text().splitlines()) == 6
+    lines = rows(out)
+    assert len(lines) == 6
+    head = json.loads(out.read_text().splitlines()[0])
+    assert len(head["unreadable"]) == 2 and "d.txt' is not UTF-8" in head["unreadable"][0]
+    (books / "d.txt").write_text("cabbages" * 2)  # it is mended, and the others are not run again
+    mended = run(str(broken), "--text", str(books), *options, "--out", str(out))
+    assert [json.loads(line)["segments"] for line in mended.stdout.splitlines()] == [3, 3]
+    assert rows(out)[:6] == lines and [row["document"] for row in rows(out)[6:]] == [str(books / "d.txt")] * 2
+    alone = run(str(broken), "--text", str(books / "b.txt"), *options, code=2)
+    assert "1 of 1 segments came to no number and are left out" in alone.stderr
+    assert alone.stderr.endswith("error: every segment came to no number (nan, inf); the model must compute numbers\n")

@@ -98,12 +98,13 @@ def test_what_has_no_data_is_named_and_the_others_run(data, stand_in):
 
 def test_only_some(data, stand_in):
     options = ["--only", "needle", "--only", "throughput", "--preset", "paper", "--dtype", "bfloat16"]
+    options += ["--mesh", "data=2"]
     result = call(data, *options)
     assert result.exit_code == 0, result.output
     found = calls(data)
     assert list(found) == ["needle", "throughput", "report"]
-    assert found["needle"][3:7] == ["--preset", "paper", "--dtype", "bfloat16"]
-    assert "--dtype" not in found["throughput"]  # which times several
+    assert found["needle"][3:9] == ["--preset", "paper", "--dtype", "bfloat16", "--mesh", "data=2"]
+    assert not {"--dtype", "--mesh"} & set(found["throughput"])  # which times several dtypes, on one device
 
 
 def test_the_papers_stories_have_one_instruction(data):

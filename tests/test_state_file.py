@@ -49,11 +49,26 @@ def test_a_state_belongs_to_a_model_a_policy_and_a_position_mode(tmp_path):
         ms.load_state(path, CONFIG, ms.H2O(), tiny.params())
     with pytest.raises(ValueError, match="belongs to model [0-9a-f]{16}, not [0-9a-f]{16}"):
         ms.load_state(path, CONFIG, ms.TOVA(), tiny.params(seed=1))
+    with pytest.raises(ValueError, match="belongs to another config [0-9a-f]{16}, not [0-9a-f]{16}"):
+        ms.load_state(path, CONFIG.replace(norm_eps=0.1), ms.TOVA(), tiny.params())
     with pytest.raises(ValueError, match="layer 0 has 1 rows of slots, but h2o forgets by head"):
         ms.save_state(path, CONFIG, ms.H2O(), tiny.params(), state_after(ms.TOVA()))
     for wrong in (tmp_path, path / "state"):
         with pytest.raises(ValueError, match="state is '.*', which cannot be written: (Is|Not) a directory"):
             ms.save_state(wrong, CONFIG, ms.TOVA(), tiny.params(), state_after(ms.TOVA()))
+
+
+def test_a_state_belongs_to_the_code_of_a_policy_and_notes_are_json(tmp_path):
+    path, code = tmp_path / "state", tmp_path / "mine.py"
+    code.write_text("import msrnn_jax as ms\nclass Mine(ms.TOVA): pass\n")
+    policy = ms.parse_policy(f"{code}:Mine")
+    ms.save_state(path, CONFIG, policy, tiny.params(), state_after(policy))
+    assert ms.load_state(path, CONFIG, policy, tiny.params())[1] == {}
+    code.write_text(code.read_text() + "# changed\n")
+    with pytest.raises(ValueError, match="state '.*' was made under .*mine.py:Mine when its code was another"):
+        ms.load_state(path, CONFIG, policy, tiny.params())
+    with pytest.raises(ValueError, match="notes of a state must be JSON values: .*float32"):
+        ms.save_state(path, CONFIG, policy, tiny.params(), state_after(policy), notes={"a": np.float32(1)})
 
 
 def test_damaged_files_are_refused(tmp_path):
@@ -148,8 +163,8 @@ def test_what_cannot_be_adopted_is_refused():
         ms.adopt(ms.TOVA(sinks=7), state_after(ms.TOVA()))
 
 
-def test_a_state_of_other_windows_is_refused(tmp_path):
-    """The weights are the same, so only what it holds can tell."""
+def test_a_state_that_no_windows_let_be_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("msrnn_jax.state_file.config_hash", lambda config: "edited")
     policy, path = ms.Full(), tmp_path / "state"
     ms.save_state(path, CONFIG, policy, tiny.params(), state_after(policy))
     sliding = CONFIG.replace(sliding_window=5, sliding_layers=(1,))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from types import SimpleNamespace
 
@@ -90,8 +91,10 @@ def test_standard_input_is_read_once(monkeypatch):
 def test_segments_stay_in_their_document_and_short_ones_are_counted():
     documents = [Document("a", "abcdefghi"), Document("b", "x"), Document("c", "uvw"), Document("d", "")]
     cut = cut_documents(characters(), documents, 4)
-    place = [(source.document, source.document_index, source.segment_index, source.tokens) for source in cut.sources]
-    assert place == [("a", 0, 0, 3), ("a", 0, 1, 3), ("c", 2, 0, 2)]  # a's last token alone has nothing to predict
+    place = [(source.document, source.copy, source.segment_index, source.tokens) for source in cut.sources]
+    assert place == [("a", 0, 0, 3), ("a", 0, 1, 3), ("c", 0, 0, 2)]  # a's last token alone has nothing to predict
+    twice = cut_documents(characters(), [*documents, documents[2]], 4)
+    assert (twice.sources[-1].copy, twice.documents) == (1, 3) and twice.sources[-1][:2] == twice.sources[-2][:2]
     assert cut.tokens.shape == (3, 4) and cut.lengths.tolist() == [4, 4, 3] and not cut.tokens[2, 3]
     assert (cut.skipped, cut.documents, cut.predicted) == (2, 2, 8)
     assert len({source.tokens_sha256 for source in cut.sources}) == 3
@@ -131,6 +134,22 @@ def test_of_many_documents_those_that_cannot_be_read_are_told_and_left_out(tmp_p
         read_documents(["books"])
     with pytest.raises(ValueError, match="b.txt' is not UTF-8"):  # what is named itself is meant
         read_documents(["books/b.txt"], unreadable=told.append)
+    (tmp_path / "books" / "d.txt").symlink_to(tmp_path / "none")
+    (tmp_path / "books" / "e.txt").symlink_to("a.txt")
+    os.mkfifo(tmp_path / "books" / "f.txt")
+    (tmp_path / "books" / "g.jsonl").write_text(" \n")
+    (tmp_path / "books" / "h.txt").mkdir()
+    more = []
+    assert read_documents(["books"], unreadable=more.append) == found
+    assert [problem.replace("text file ", "") for problem in more if problem not in told] == [
+        "'books/d.txt' does not exist",
+        "'books/e.txt' is read already, as 'books/a.txt'; it counts once",
+        "'books/f.txt' is not a file",
+        "'books/g.jsonl' is empty",
+    ]
+    for twice in (["books/a.txt", "books/a.txt"], ["books", "books/../books/a.txt"], ["books/e.txt", "books/a.txt"]):
+        with pytest.raises(ValueError, match="a.txt' is read already, as 'books/[ae].txt'; it counts once"):
+            read_documents(twice, unreadable=told.append)
     (tmp_path / "rows.jsonl").write_text("1\n2\n")
     with pytest.raises(ValueError, match="there is nothing to read: text file 'rows.jsonl', line 1"):
         read_documents(["rows.jsonl"], unreadable=told.append)

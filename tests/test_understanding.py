@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -439,8 +440,33 @@ def test_a_bad_story_is_left_out_and_told_of_with_its_place(tmp_path, row, messa
 
 def test_a_question_counts_once(tmp_path):
     path = write_stories(tmp_path / "dev.jsonl", story(1), story(2), story(1))
-    with pytest.raises(ValueError, match="squality question '1/1' twice"):
-        read_data([path], [], CONSOLE)
+    names, notes = read_noted(path)
+    assert names == ["1/1", "1/2", "2/1", "2/2"] and len(notes) == 2
+    assert "dev.jsonl', line 3: question '1/1' is in data file" in notes[0] and "line 1 already" in notes[0]
+    with pytest.raises(ValueError, match="dev.jsonl' is read already, as .*; it counts once"):
+        read_data([str(tmp_path), path], [], CONSOLE)
+    (tmp_path / "link.jsonl").symlink_to(path)
+    (tmp_path / "broken.jsonl").symlink_to(tmp_path / "none")
+    os.mkfifo(tmp_path / "pipe.json")
+    names, notes = read_noted(str(tmp_path))
+    assert names == ["1/1", "1/2", "2/1", "2/2"] and len(notes) == 5
+    assert "broken.jsonl' does not exist" in notes[0] and "link.jsonl' is read already, as" in notes[3]
+    assert "pipe.json' is not a file" in notes[4]
+
+
+def test_a_row_says_by_itself_what_it_is(tmp_path):
+    """One of another kind, or none, does not hide the others; nor does the first, of a file that has a row a line."""
+    mixed = write_papers(tmp_path / "mixed.json", [loader_form("a", paper(1)), story(2), {"title": "x"}])
+    names, (note,) = read_noted(mixed)
+    assert names == ["p1q0", "p1q1", "p1q2", "2/1", "2/2"]
+    assert "mixed.json', row 3 has neither 'questions' nor 'qas'; its fields are 'title'" in note
+    rows = write_stories(tmp_path / "rows.json", "{", loader_form("a", paper(1)))
+    names, (note,) = read_noted(rows)
+    assert names == ["p1q0", "p1q1", "p1q2"] and "rows.json', line 1 is not JSON" in note
+    twice = tmp_path / "twice.json"
+    twice.write_text(f'{{"a": {json.dumps(paper(1))}, "a": {json.dumps(paper(2))}}}')
+    with pytest.raises(ValueError, match="twice.json' has the field 'a' twice in one object"):
+        read_data([str(twice)], [], CONSOLE)
 
 
 @pytest.mark.parametrize(
@@ -488,7 +514,7 @@ def test_files_that_cannot_be_data_are_refused(tmp_path):
             read_data([path], [], CONSOLE)
     path = write_stories(tmp_path / "first.jsonl", changed(story(2), ["questions"], ...), story(1))
     names, (note,) = read_noted(path)
-    assert "first.jsonl', line 1 has no field 'questions'" in note and names == ["1/1", "1/2"]
+    assert "first.jsonl', line 1 has neither 'questions' nor 'qas'" in note and names == ["1/1", "1/2"]
     path = write_stories(tmp_path / "bad.jsonl", changed(story(2), ["document"], ...), "{")
     with pytest.raises(ValueError, match="there is nothing to read: data file .*bad.jsonl', line 2 is not JSON"):
         read_data([path], [], CONSOLE)

@@ -48,8 +48,8 @@ def read_rows(path: str, field: str | None = None, unreadable: Note = refuse) ->
     """Reads a file of JSON lines, a prompt in each; of a list of turns the first.
 
     Args:
-      field: of a row, which holds its prompt, a text or a list of texts; None: the first of `FIELDS` that the first
-        row with any has.
+      field: of a row, which holds its prompt, a text or a list of texts; None: the first of `FIELDS` in which the first
+        row that has any holds one.
       unreadable: called with what is wrong with a row that is no JSON object with text in that field; it is left out.
 
     Raises:
@@ -63,8 +63,10 @@ def _read_rows(path: str, field: str | None, unreadable: Note) -> Iterator[Row]:
     for number, where, row in read_lines(called(path, KIND), read_bytes(path, KIND), unreadable):
         with left_out(unreadable):
             check(row, dict, where)
-            field = _recognise(where, row) if field is None else field
-            yield Row(f"{name}:{number}", where, _prompt(where, row, field))
+            named = _recognise(where, row) if field is None else field
+            prompt = Row(f"{name}:{number}", where, _prompt(where, row, named))
+            field = named
+            yield prompt
 
 
 def _recognise(where: str, row: dict[str, Any]) -> str:
@@ -72,7 +74,7 @@ def _recognise(where: str, row: dict[str, Any]) -> str:
     if not found:
         wanted = " nor ".join(map(repr, FIELDS))
         raise ValueError(f"{where} has neither {wanted}; give the field of its prompt, one of {names_of(row)}")
-    return found[0]
+    return next((field for field in found if row[field]), found[0])
 
 
 def _prompt(where: str, row: dict[str, Any], name: str) -> str:

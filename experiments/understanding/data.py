@@ -3,17 +3,19 @@
 import codecs
 import functools
 import json
+import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from rich.console import Console
 
 from experiments.shown import left_out_note
-from experiments.understanding.documents import Document, Row
+from experiments.understanding.documents import Document, Question, Row
 from experiments.understanding.qasper import read_paper
 from experiments.understanding.squality import read_story
-from msrnn_jax.files import called, decoded, read_bytes, read_rows
-from msrnn_jax.json_rows import check, parse
+from msrnn_jax.files import called, decoded, files_below, once, read_bytes, read_rows
+from msrnn_jax.json_rows import check, names_of, parse
 from msrnn_jax.leaving_out import Note, left_out, what_remains
 
 KIND = "data file"
@@ -28,59 +30,72 @@ def read_data(paths: Sequence[str], tasks: Sequence[str], console: Console) -> l
       paths: files, or folders, of which every .json and .jsonl below is taken that holds either.
       tasks: the ones that are wanted; none for whatever there is.
       console: where a note is printed of every row, question and file of a folder that is left out, since it cannot be
-        read: naming file, line or row, and what is wrong with it.
+        read or was there before: naming file, line or row, and what is wrong with it.
 
     Raises:
-      ValueError: for a file that is named itself and cannot be read or holds neither, a question that comes twice, and
-        a wanted task that is not there; and where nothing can be read.
+      ValueError: for a file that is named itself and cannot be read or holds neither, and for a wanted task that is not
+        there; and where there is no question.
     """
     if not paths:
         raise ValueError("data is missing; name files or folders of SQuALITY or QASPER with --data")
     documents = what_remains(functools.partial(_all, paths), left_out_note(console))
-    seen: set[tuple[str, str]] = set()
-    for document in documents:
-        for question in document.questions:
-            if (document.task, question.name) in seen:
-                raise ValueError(f"data has the {document.task} question {question.name!r} twice; it counts once")
-            seen.add((document.task, question.name))
-    there = dict.fromkeys(document.task for document in documents if document.questions)
+    there = dict.fromkeys(document.task for document in documents)
     for task in tasks:
         if task not in there:
             raise ValueError(f"data has no question of {task}; it has those of {', '.join(there) or 'none'}")
-    if not there:
-        raise ValueError("data has no question")
-    return [document for document in documents if document.questions and (not tasks or document.task in tasks)]
+    return [document for document in documents if not tasks or document.task in tasks]
 
 
 def _all(paths: Sequence[str], unreadable: Note) -> Iterator[Document]:
+    files: dict[str, str] = {}
+    asked: dict[tuple[str, str], str] = {}
     for path in paths:
-        place = pathlib.Path(path)
-        if not path or not place.exists():
-            raise ValueError(f"data {path!r} does not exist")
-        if place.is_dir():
-            files = sorted(file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-            if not files:
-                raise ValueError(f"data folder {path!r} has no .json or .jsonl file in it")
-            for file in files:
+        if os.path.isdir(path):
+            for file in files_below(path, SUFFIXES, KIND, unreadable):
                 with left_out(unreadable):
-                    yield from _read_file(file, unreadable)
-        else:
-            yield from _read_file(place, unreadable)  # what is named itself is meant
+                    once(file, files, KIND)
+                    yield from _read_file(file, asked, unreadable)
+        else:  # what is named itself is meant
+            once(path, files, KIND)
+            yield from _read_file(pathlib.Path(path), asked, unreadable)
 
 
-def _read_file(path: pathlib.Path, unreadable: Note) -> Iterator[Document]:
+def _read_file(path: pathlib.Path, asked: dict[tuple[str, str], str], unreadable: Note) -> Iterator[Document]:
+    """The documents of a file, without questions that are among `asked`, where each was; these are put there."""
     problems: list[str] = []
     rows = list(_rows(path, problems.append))
-    fields = {name for row in rows if isinstance(row.content, dict) for name in row.content}
-    reader = next((READERS[name] for name in READERS if name in fields), None)
-    if reader is None:
+    if not any(map(_reader, rows)):
         what = f"{called(path, KIND)} holds neither SQuALITY (rows with 'questions') nor QASPER (rows with 'qas')"
         raise ValueError(": ".join([what, *problems[:1]]))
     for problem in problems:
         unreadable(problem)
     for row in rows:
         with left_out(unreadable):
-            yield reader(row, unreadable)
+            check(row.content, dict, row.where)
+            reader = _reader(row)
+            if reader is None:
+                wanted = " nor ".join(map(repr, READERS))
+                raise ValueError(f"{row.where} has neither {wanted}; its fields are {names_of(row.content)}")
+            document = reader(row, unreadable)
+            new = []
+            for question in document.questions:
+                with left_out(unreadable):
+                    _once(document, question, row, asked)
+                    new.append(question)
+            if new:
+                yield document._replace(questions=tuple(new))
+
+
+def _once(document: Document, question: Question, row: Row, asked: dict[tuple[str, str], str]) -> None:
+    key = document.task, question.name
+    if key in asked:
+        raise ValueError(f"{row.where}: question {question.name!r} is in {asked[key]} already; it counts once")
+    asked[key] = row.where
+
+
+def _reader(row: Row) -> Callable[[Row, Note], Document] | None:
+    fields = row.content if isinstance(row.content, dict) else {}
+    return next((READERS[name] for name in READERS if name in fields), None)
 
 
 def _rows(path: pathlib.Path, unreadable: Note) -> Iterator[Row]:
@@ -93,19 +108,24 @@ def _rows(path: pathlib.Path, unreadable: Note) -> Iterator[Row]:
     whole = parse(decoded(name, content), name)
     if isinstance(whole, list):
         yield from (Row(f"{name}, row {number}", row) for number, row in enumerate(whole, 1))
+        return
+    check(whole, dict, name)
+    alone = Row(name, whole)
+    if _reader(alone) is not None:
+        yield alone
     else:
-        check(whole, dict, name)
-        if any(field in whole for field in READERS):
-            yield Row(f"{name}, line 1", whole)
-        else:
-            yield from (Row(f"{name}, paper {key!r}", row, key) for key, row in whole.items())
+        yield from (Row(f"{name}, paper {key!r}", row, key) for key, row in whole.items())
 
 
 def _has_lines(content: bytes) -> bool:
-    """Whether a .json file has a row in every line: there are several, and the first is JSON by itself."""
-    lines = [line for line in content.removeprefix(codecs.BOM_UTF8).split(b"\n") if line.strip()]
-    try:
-        json.loads(lines[0])
-    except (IndexError, ValueError, RecursionError):
+    """Whether a .json file has a row in every line: it is not JSON as a whole, but a line of it is an object."""
+    if _parsed(content) is not None:
         return False
-    return len(lines) > 1
+    return any(isinstance(_parsed(line), dict) for line in content.split(b"\n"))
+
+
+def _parsed(content: bytes) -> Any:
+    try:
+        return json.loads(content.removeprefix(codecs.BOM_UTF8))
+    except (ValueError, RecursionError):
+        return None

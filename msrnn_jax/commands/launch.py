@@ -45,7 +45,7 @@ def launch(
         raise ValueError(f"command is {command[0]!r}; it must be one of {', '.join(SHARED)}")
     if processes < 1:
         raise ValueError(f"processes is {processes}; it must be at least 1")
-    if "-" in command:
+    if any(part == "-" or part.endswith("=-") for part in command):
         raise ValueError("text is '-'; several processes cannot share standard input, so it must be a file")
     if cluster and (process is not None or coordinator is not None or processes != 1):
         raise ValueError("a cluster says by itself how many processes there are and where; give --cluster alone")

@@ -104,6 +104,8 @@ def perplexity(
         _print_table(results)
         counts = f"{cut.predicted} tokens predicted, segments: {len(cut.sources)}, documents: {cut.documents}"
         typer.echo(f"{counts}, text: {inputs.text_sha256}")
+    if all(result["perplexity"] is None for result in results):
+        raise ValueError("every segment came to no number (nan, inf); the model must compute numbers")
 
 
 def _rows(batch: str) -> int | None:
