@@ -1,5 +1,6 @@
 """Training through the state: what is read when, what is made small, and runs that are cut off and go on."""
 
+import io
 import json
 import pathlib
 import random
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +28,15 @@ import msrnn_jax as ms
 from experiments.books import Book, read_books
 from experiments.finetune.__main__ import app
 from experiments.finetune.losses import Teacher, read_segment
-from experiments.finetune.optimiser import Descent
+from experiments.finetune.meter import meter
+from experiments.finetune.optimiser import Descent, decays
 from experiments.finetune.order import Order
 from experiments.finetune.run import run
 from experiments.finetune.settings import Settings
 from experiments.finetune.training import Method, begin, train
 from msrnn_jax.cli import app as msrnn
 from msrnn_jax.measure import environment as environment_of_results
+from msrnn_jax.params import INPUTS
 
 QUIET = Console(quiet=True)
 LETTERS = "abcdefgh"
@@ -137,6 +141,26 @@ def test_the_gradient_is_that_of_finite_differences_with_the_state_before_as_it_
     np.testing.assert_allclose(slope, (values[0] - values[1]) / (2 * size), rtol=1e-5)
 
 
+def test_the_gradient_of_the_distance_is_that_of_finite_differences_and_none_flows_into_the_teacher(x64) -> None:
+    config = FLOAT64.replace(num_layers=2)
+    params, tokens = tiny.params("float64", config=config), jnp.asarray(tiny.tokens(14))
+    other = tiny.params("float64", seed=1, config=config)
+    state, full = ms.init_state(config, ms.TOVA(), 6), ms.init_state(config, ms.Full(), 40)
+
+    @jax.jit
+    def distance(params, other):
+        return read_segment(config, ms.TOVA(), params, state, tokens, Teacher(other, full), 5)[0].kl
+
+    gradient, none = jax.jit(jax.grad(distance, argnums=(0, 1)))(params, other)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(none))
+    drawn = np.random.default_rng(0)
+    along = jax.tree.map(lambda leaf: jnp.asarray(drawn.normal(size=leaf.shape)), params)
+    size = 1e-5
+    ends = [jax.tree.map(lambda w, d, s=sign: w + s * size * d, params, along) for sign in (1, -1)]
+    slope = sum(jnp.vdot(d, g) for d, g in zip(jax.tree.leaves(along), jax.tree.leaves(gradient), strict=True))
+    np.testing.assert_allclose(slope, (distance(ends[0], other) - distance(ends[1], other)) / (2 * size), rtol=1e-5)
+
+
 def test_segments_that_follow_each_other_are_one_text_and_the_teacher_forgets_nothing(x64) -> None:
     params, tokens = tiny.params("float64", config=FLOAT64), jnp.asarray(tiny.tokens(31))
     other = tiny.params("float64", seed=1, config=FLOAT64)
@@ -197,6 +221,37 @@ def test_steps_that_are_put_together_make_one_update_of_their_mean_gradient() ->
         slope = slope * 0.05 / norm
         wanted = weight - rate * (slope / (np.abs(slope) + 1e-8) + decay * weight)
         np.testing.assert_allclose(getattr(training.trained.layers[1], name), wanted, rtol=0, atol=2e-4)
+
+
+def test_matrices_and_adapters_decay_norms_and_biases_do_not() -> None:
+    config = tiny.CONFIG.replace(attention_bias=True, output_bias=True, mlp_bias=True, qk_norm=True)
+    params = jax.eval_shape(partial(ms.init_params, config), jax.random.key(0))
+    found = decays(params)
+    layer = found.layers[0]
+    kept = {name for name, value in vars(layer).items() if value is False}
+    assert kept == {
+        *("attention_norm", "mlp_norm", "query_norm", "key_norm", "query_bias", "key_bias", "value_bias"),
+        *("output_bias", "gate_bias", "up_bias", "down_bias"),
+    }
+    assert all(getattr(layer, name) is True for name in INPUTS)
+    assert found.embedding is True and found.final_norm is False
+    adapters = ms.init_adapters(tiny.CONFIG, 2, jax.random.key(0))
+    assert all(jax.tree.leaves(decays(adapters)))
+
+
+def test_progress_says_how_fast_it_is_and_how_long_it_will_take(monkeypatch) -> None:
+    now, console = [0.0], Console(file=io.StringIO())
+    monkeypatch.setattr("experiments.finetune.meter.time.monotonic", lambda: now[0])
+    with meter(console, 3, 10, 1000) as update:
+        for step in range(4, 11):
+            now[0] += 100 if step == 4 else 20  # the first step compiles
+            update(step, 2.5)
+    assert isinstance(console.file, io.StringIO) and console.file.getvalue().splitlines() == [
+        "finetune: step 4 of 10, loss 2.5000",
+        "finetune: step 6 of 10, loss 2.5000, 50 tokens/s, 80 s left",
+        "finetune: step 8 of 10, loss 2.5000, 50 tokens/s, 40 s left",
+        "finetune: step 10 of 10, loss 2.5000, 50 tokens/s, 0 s left",
+    ]
 
 
 def test_the_learning_rate_warms_up_and_falls() -> None:
@@ -307,7 +362,8 @@ def test_all_weights_are_kept_in_float32_whatever_is_computed_in(tmp_path) -> No
 
 # Cut off.
 
-# Runs the command in a process that kills itself at the n-th line, or while the n-th state is being written.
+# Runs the command in a process that kills itself after the n-th line, or when it begins to keep all for the n-th time
+# ("keep"), or when what it keeps is written and not yet in its place ("kept").
 KILLED = """
 import os, runpy, signal, sys
 from msrnn_jax.journal import Journal
@@ -359,7 +415,11 @@ def test_killed_at_any_moment_it_goes_on_to_the_losses_of_an_undisturbed_run_to_
     run(settings, tmp_path / "undisturbed", QUIET)
     wanted = losses_of(tmp_path / "undisturbed")
     dice = random.Random(7)
-    moments = [("line", dice.randrange(1, 12)), ("line", dice.randrange(4, 12)), ("keep", dice.randrange(1, 4))]
+    moments = [
+        ("line", dice.randrange(1, 12)),
+        ("keep", 1),
+        ("kept", dice.randrange(2, 5)),
+    ]  # the first keep of all, too
     for number, (kind, count) in enumerate(moments):
         out = tmp_path / f"killed{number}"
         command = [sys.executable, "-c", KILLED, kind, str(count), *options_of(settings), "--out", str(out)]
@@ -379,10 +439,11 @@ def test_a_loss_that_is_no_number_stops_it_and_leaves_what_was_kept(tmp_path, mo
     settings = make_settings(tmp_path)
     calls = []
 
-    def broken(*args):
-        training, told = train(*args)
+    def broken(method, training, *args):
         calls.append(None)
-        return training, told._replace(loss=jnp.float32("nan")) if len(calls) == 8 else told
+        if len(calls) == 8:  # as if the update before had been too large
+            training = training._replace(trained=jax.tree.map(lambda leaf: leaf * jnp.nan, training.trained))
+        return train(method, training, *args)
 
     with monkeypatch.context() as breaking:
         breaking.setattr(running, "train", broken)
@@ -391,6 +452,7 @@ def test_a_loss_that_is_no_number_stops_it_and_leaves_what_was_kept(tmp_path, mo
     assert json.loads((tmp_path / "out" / "model" / "finetune.json").read_text())["steps_done"] == 6
     assert perplexity(tmp_path / "out" / "model", tmp_path) > 1
     assert len(losses_of(tmp_path / "out")) == 7
+    assert (tmp_path / "out" / "losses.png").stat().st_size > 1000
     run(settings, tmp_path / "out", QUIET)
     run(settings, tmp_path / "undisturbed", QUIET)
     assert losses_of(tmp_path / "out") == losses_of(tmp_path / "undisturbed")
@@ -430,12 +492,27 @@ def test_a_weight_that_is_no_number_is_told_at_the_first_step(tmp_path) -> None:
 MESH = """
 import pathlib, sys, json
 from rich.console import Console
-from experiments.finetune.run import run
+import experiments.finetune.run as running
 from experiments.finetune.settings import Settings
 import jax
 assert jax.local_device_count() == 4
-settings = Settings(**json.loads(sys.argv[1]))
-run(settings, pathlib.Path(sys.argv[2]), Console(stderr=True))
+settings, out, console = Settings(**json.loads(sys.argv[1])), pathlib.Path(sys.argv[2]), Console(stderr=True)
+undisturbed = running.run(settings, out / "undisturbed", console)
+train, calls = running.train, []
+
+def interrupted(*args):
+    calls.append(None)
+    if len(calls) == 5:
+        raise KeyboardInterrupt
+    return train(*args)
+
+running.train = interrupted
+try:
+    running.run(settings, out / "cut", console)
+except KeyboardInterrupt:
+    pass
+assert running.run(settings, out / "cut", console) == undisturbed
+assert len(calls) == 5 + 3 and train._cache_size() == 1, (len(calls), train._cache_size())
 """
 
 
@@ -446,11 +523,11 @@ def test_rows_shared_out_among_devices_give_the_losses_of_one(tmp_path) -> None:
     command = [sys.executable, "-c", MESH, given, str(tmp_path / "four")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(4))
     assert ended.returncode == 0, ended.stderr
-    for ours, theirs in zip(losses_of(tmp_path / "four"), losses_of(tmp_path / "one"), strict=True):
+    for ours, theirs in zip(losses_of(tmp_path / "four" / "cut"), losses_of(tmp_path / "one"), strict=True):
         for name in ("loss", "nats", "kl", "gradient"):
             assert ours[name] == pytest.approx(theirs[name], rel=2e-3, abs=1e-6)
     with pytest.raises(ValueError, match="was begun with devices 4, not 1"):
-        run(settings, tmp_path / "four", QUIET)
+        run(settings, tmp_path / "four" / "cut", QUIET)
 
 
 # Refused.
@@ -471,6 +548,10 @@ def test_rows_shared_out_among_devices_give_the_losses_of_one(tmp_path) -> None:
         ({"compute": "int8"}, "compute is 'int8'; it must be one of bfloat16, float32"),
         ({"lora": 2, "lora_weights": ("embedding",)}, "weight 'embedding' takes no adapter"),
         ({"data": ("nowhere.txt",)}, "nowhere.txt"),
+        ({"lora": 2, "lora_weights": ()}, "lora_weights is empty"),
+        ({"lora_weights": ("query",)}, "lora_weights is query, but lora is 0"),
+        ({"merge": True}, "merge is given, but there are no adapters"),
+        ({"policy": "full", "budget": -3}, "budget is -3"),
         ({"seed": 2**70}, "seed is 1180591620717411303424; it must be at most 2147483647"),
         ({"clip": float("inf")}, "clip is inf; it must be above 0 and at most 1e"),
         ({"length": 160, "segment": 16}, "data has no text of 161 tokens"),
@@ -490,6 +571,12 @@ def test_refuses_a_folder_of_another_run(tmp_path, monkeypatch) -> None:
     books = [str(tmp_path / "books" / name) for name in ("1.txt", "0.txt")]
     with pytest.raises(ValueError, match="was begun with data_sha256 "):  # in another order
         run(make_settings(tmp_path, steps=3, data=tuple(books)), tmp_path / "out", QUIET)
+    config = tmp_path / "toy" / "config.json"
+    text = config.read_text()
+    config.write_text(json.dumps(json.loads(text) | {"norm_eps": 0.1}))
+    with pytest.raises(ValueError, match="was begun with config_sha256 "):
+        run(make_settings(tmp_path, steps=3), tmp_path / "out", QUIET)
+    config.write_text(text)
     with monkeypatch.context() as patched:
         newer = environment_of_results() | {"versions": {"jax": "99.0"}}
         patched.setattr("experiments.finetune.plan.environment", lambda: newer)
@@ -507,6 +594,14 @@ def test_refuses_a_folder_of_another_run(tmp_path, monkeypatch) -> None:
     (tmp_path / "elsewhere" / "model" / "mine").write_text("")
     with pytest.raises(ValueError, match="exists and is no checkpoint"):
         run(make_settings(tmp_path, steps=3), tmp_path / "elsewhere", QUIET)
+
+
+def test_refuses_a_disk_without_room_before_the_first_step(tmp_path, monkeypatch) -> None:
+    settings = make_settings(tmp_path)
+    monkeypatch.setattr("msrnn_jax.making.shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(ValueError, match="out' needs .* are free on its disk"):
+        run(settings, tmp_path / "out", QUIET)
+    assert not (tmp_path / "out").exists()
 
 
 def test_refuses_kept_training_that_is_damaged(tmp_path) -> None:
@@ -531,7 +626,7 @@ def test_refuses_kept_training_that_is_damaged(tmp_path) -> None:
         run(settings, tmp_path / "out", QUIET)
     assert losses.read_text() == written
     shutil.rmtree(tmp_path / "out" / "training")
-    with pytest.raises(ValueError, match="has 3 steps, but .*training' is gone, from which to go on"):
+    with pytest.raises(ValueError, match="model' was trained, but .*training' is gone, from which to go on"):
         run(settings, tmp_path / "out", QUIET)
     assert losses.read_text() == written
 
@@ -563,7 +658,21 @@ def test_the_effect_is_paired_on_texts_that_every_model_reads(tmp_path) -> None:
     assert rows["tova"]["closed"] == pytest.approx(-change.mean() / gap)
     assert rows["full"]["perplexity_full"] == pytest.approx(np.exp(nats["full", "full"].mean()))
     assert "tova, 8" in result.output
+    assert f"note: run {runs[0]!r} was trained on 0.txt" in result.stderr
+    shutil.copytree(tmp_path / "tova", tmp_path / "cut")
+    about = tmp_path / "cut" / "model" / "finetune.json"
+    found = json.loads(about.read_text())
+    for change, message in (
+        ({"steps_done": 12}, "has taken 12 of 20 steps; it must have come to its end"),
+        ({"model_sha256": "0" * 16}, "began from model 0000000000000000, not from checkpoint"),
+        ({"settings": {}}, "was not written by finetune; name the folder of a run"),
+    ):
+        about.write_text(json.dumps(found | change))
+        refused = CliRunner().invoke(
+            effect.app, [settings.checkpoint, str(tmp_path / "cut"), *books, "--out", str(out)]
+        )
+        assert refused.exit_code == 2 and message in refused.output
     again = CliRunner().invoke(effect.app, [settings.checkpoint, runs[0], runs[0], *books, "--out", str(out)])
     assert again.exit_code == 2 and "no two may have one name" in again.output
     lost = CliRunner().invoke(effect.app, [settings.checkpoint, str(tmp_path / "none"), *books, "--out", str(out)])
-    assert lost.exit_code == 2 and "does not exist" in lost.output
+    assert lost.exit_code == 2 and "was not written by finetune" in lost.output

@@ -14,8 +14,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from experiments.books import read_books
 from experiments.estimates import Estimate, columns, exp, minus, over
-from experiments.finetune.run import MODEL
+from experiments.finetune.run import MODEL, read_about
 from experiments.forgetting import FULL
 from experiments.language_modeling.__main__ import Settings as Reading
 from experiments.language_modeling.__main__ import run as read
@@ -23,11 +24,14 @@ from experiments.names import last_part
 from experiments.options import Checkpoint, Dtype
 from experiments.paired import by, mean_of
 from experiments.results import check_out, write_result
-from experiments.shown import show, with_error
+from experiments.shown import say, show, with_error
+from msrnn_jax.checkpoint import fingerprint, load
 from msrnn_jax.command import plain_errors
 from msrnn_jax.journal import Line
 from msrnn_jax.measure import decimals
 from msrnn_jax.policies import parse_policy
+from msrnn_jax.record import tokens_hash
+from msrnn_jax.tokenizer import load_tokenizer
 from msrnn_jax.usage import Command
 
 NAME = "finetune_effect"
@@ -59,18 +63,41 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[dict[st
     """Measures what is missing and writes `effect.json`; returns its rows.
 
     Raises:
-      ValueError: for a run without a checkpoint, or two of one name.
+      ValueError: for a run without a checkpoint, one that has not come to its end or began from another model, and two
+        of one name.
     """
     names = [last_part(run) for run in settings.runs]
     if len({UNTRAINED, *names}) <= len(names):
         raise ValueError(f"runs are called {', '.join(names)}; no two may have one name, nor {UNTRAINED!r}")
     check_out(out / "effect.json")
+    _check_runs(settings, console)
     models = {UNTRAINED: settings.checkpoint}
     models |= {name: str(pathlib.Path(run) / MODEL) for name, run in zip(names, settings.runs, strict=True)}
     lines = {name: read(_reading(settings, model), out / f"{name}.jsonl", console) for name, model in models.items()}
     rows = summarise(lines, str(parse_policy(settings.policy)), settings.budget)
     write_result(out / "effect.json", NAME, settings, {"rows": rows})
     return rows
+
+
+def _check_runs(settings: Settings, console: Console) -> None:
+    """Refuses runs that say nothing of this model, and tells of texts that were trained on."""
+    weights = fingerprint(load(settings.checkpoint, dtype="float32")[1])
+    tokenizer = load_tokenizer(settings.checkpoint)
+    books = read_books(tokenizer, settings.data, 2, Console(quiet=True))
+    texts = {tokens_hash(book.tokens) for book in books}
+    for run in settings.runs:
+        about = read_about(pathlib.Path(run) / MODEL)
+        if about["steps_done"] != about["steps"]:
+            taken = f"{about['steps_done']} of {about['steps']}"
+            raise ValueError(f"run {run!r} has taken {taken} steps; it must have come to its end")
+        if about["model_sha256"] != weights:
+            raise ValueError(
+                f"run {run!r} began from model {about['model_sha256']}, not from checkpoint {settings.checkpoint!r}, "
+                f"which is {weights}"
+            )
+        for name, digest in about["data_sha256"]:
+            if digest in texts:
+                say(console, f"note: run {run!r} was trained on {name}, of which numbers say nothing about other texts")
 
 
 def _reading(settings: Settings, checkpoint: str) -> Reading:

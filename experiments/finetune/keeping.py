@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.finetune.training import Training
-from msrnn_jax.making import Kind, making, recover
+from msrnn_jax.making import Kind, check_space, making, recover
 from msrnn_jax.policies.text import first_line
+from msrnn_jax.sizes import tree_bytes
 from msrnn_jax.weights import read_weights, stored_shapes, write_weights
 
 ARRAYS, ABOUT = "arrays", "training.json"
@@ -29,7 +30,11 @@ def keep(folder: pathlib.Path, training: Training, about: Mapping[str, Any]) -> 
 
     Args:
       about: JSON that a run which goes on must have too: settings, hashes.
+
+    Raises:
+      ValueError: where the disk has no room for it.
     """
+    check_space(folder.parent, tree_bytes(training))
     with making(folder.absolute(), KIND, overwrite=True) as new:
         write_weights(new / ARRAYS, _named(training))
         text = json.dumps({**about, "step": int(training.step)}, indent=2)
@@ -55,7 +60,7 @@ def about_kept(folder: pathlib.Path) -> dict[str, Any] | None:
 
 
 def read_kept(folder: pathlib.Path, like: Training) -> Training:
-    """What was kept, as arrays of the same shapes, dtypes and places as `like`.
+    """What was kept, as arrays of the same shapes, dtypes and places as `like`, whose memory it takes.
 
     Raises:
       ValueError: where it is damaged or of another shape.
@@ -70,13 +75,15 @@ def read_kept(folder: pathlib.Path, like: Training) -> Training:
     except Exception as error:  # Orbax and TensorStore raise many kinds for missing and truncated files
         problem = first_line(error) or type(error).__name__
         raise ValueError(f"{str(folder)!r}: the training that was kept cannot be read: {problem}") from None
-    leaves = [_placed(np.asarray(found[name]), leaf) for name, leaf in zip(wanted, jax.tree.leaves(like), strict=True)]
+    leaves = [_placed(found.pop(name), leaf) for name, leaf in zip(wanted, jax.tree.leaves(like), strict=True)]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def _placed(value: np.ndarray, like: jax.Array) -> jax.Array:
+def _placed(value: jax.Array, like: jax.Array) -> jax.Array:
     """On the devices of `like`; not committed to one where that is not, or the next step would be compiled again."""
-    return jax.device_put(value, like.sharding) if like.committed else jnp.asarray(value)
+    place = like.sharding if like.committed else None
+    like.delete()
+    return jnp.asarray(np.asarray(value)) if place is None else jax.device_put(np.asarray(value), place)
 
 
 def _named(training: Training) -> dict[str, jax.Array]:

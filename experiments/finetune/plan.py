@@ -19,7 +19,8 @@ from experiments.finetune.settings import Settings, check
 from experiments.finetune.training import Method
 from experiments.forgetting import named, policies_of
 from msrnn_jax.cache import keep_compilations
-from msrnn_jax.checkpoint import fingerprint
+from msrnn_jax.checkpoint import config_hash, fingerprint
+from msrnn_jax.checks import as_tokens
 from msrnn_jax.measure import environment
 from msrnn_jax.params import is_low_rank
 from msrnn_jax.policies import parse_policy
@@ -49,7 +50,10 @@ def make_plan(settings: Settings, console: Console) -> Plan:
     places = Places(settings.batch)
     keep_compilations()
     stored, params = ms.load(settings.checkpoint, dtype="float32")
-    if settings.lora and any(map(is_low_rank, jax.tree.leaves(params, is_leaf=is_low_rank))):
+    has_adapters = any(map(is_low_rank, jax.tree.leaves(params, is_leaf=is_low_rank)))
+    if settings.merge and not (settings.lora or has_adapters):
+        raise ValueError("merge is given, but there are no adapters; lora must be a rank")
+    if settings.lora and has_adapters:
         raise ValueError(
             f"checkpoint {settings.checkpoint!r} has adapters already; lora must be 0, which trains these too"
         )
@@ -60,6 +64,8 @@ def make_plan(settings: Settings, console: Console) -> Plan:
         policies_of(stored, [settings.policy], [settings.budget], settings.length)
     tokenizer = ms.load_tokenizer(settings.checkpoint)
     books = read_books(tokenizer, settings.data, settings.length + 1, console)
+    for book in books:
+        as_tokens(stored, book.name, book.tokens)
     order = Order(books, settings.length, settings.segment, settings.batch, settings.seed)
     method = Method(
         config=stored.replace(dtype=settings.compute),
@@ -77,18 +83,17 @@ def make_plan(settings: Settings, console: Console) -> Plan:
             accumulate=settings.accumulate,
         ),
     )
-    return Plan(settings, method, order, params, places, _about(settings, policy, params, books, places))
+    about = _about(settings, policy, books, places)
+    about |= {"model_sha256": fingerprint(params), "config_sha256": config_hash(stored)}
+    return Plan(settings, method, order, params, places, about)
 
 
-def _about(
-    settings: Settings, policy: ms.Policy, params: ms.Params, books: list[Book], places: Places
-) -> dict[str, Any]:
+def _about(settings: Settings, policy: ms.Policy, books: list[Book], places: Places) -> dict[str, Any]:
     fixed = {name: value for name, value in dataclasses.asdict(settings).items() if name not in FREE}
     if not policy.forgets:
         fixed["budget"] = None
     return {
         "settings": json.loads(json.dumps({**fixed, **named(policy)})),
-        "model_sha256": fingerprint(params),
         # In their order, which is that of the stretches.
         "data_sha256": [[book.name, tokens_hash(book.tokens)] for book in books],
         "environment": {**environment(), "optax": importlib.metadata.version("optax")},

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from rich.console import Console
 
 import msrnn_jax as ms
+from experiments.finetune.keeping import KIND as KEEPING
 from experiments.finetune.keeping import about_kept, keep, read_kept
 from experiments.finetune.loss_plot import plot_losses
 from experiments.finetune.meter import meter
@@ -20,10 +21,11 @@ from experiments.shown import say
 from msrnn_jax.checkpoint import CHECKPOINT
 from msrnn_jax.facts import SOURCE_FILE
 from msrnn_jax.journal import Journal, Line, open_journal
-from msrnn_jax.making import prepare
+from msrnn_jax.making import check_space, prepare
 from msrnn_jax.plot import check_plot
 from msrnn_jax.policies import parse_policy
 from msrnn_jax.record import write_text
+from msrnn_jax.sizes import tree_bytes
 from msrnn_jax.tokenizer import SETTINGS_FILE, TEMPLATE_FILE, TOKENIZER_FILE
 
 LOSSES, PICTURE, KEPT, MODEL = "losses.jsonl", "losses.png", "training", "model"
@@ -46,6 +48,7 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
     plan = make_plan(settings, console)
     _check_out(out, settings)
     training, frozen = _begin(plan)
+    check_space(out, tree_bytes(training) + tree_bytes(plan.params))
     with open_journal(out / LOSSES, KINDS) as journal:
         about, done = about_kept(out / KEPT), 0
         if about is not None:
@@ -55,9 +58,11 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
             say(console, f"finetune: going on after step {done} of {settings.steps}")
         _check_lines(out, journal, plan, done)
         _cut_back(out / LOSSES, journal, plan, done)
-        training = _take_steps(plan, training, frozen, journal, out, console)
-        lines = [line for line in journal.lines if line["kind"] == KINDS[1]]
-        plot_losses(out / PICTURE, lines, _title(settings), settings.length // settings.segment)
+        try:
+            training = _take_steps(plan, training, frozen, journal, out, console)
+        finally:
+            lines = _steps_of(journal)
+            _plot(out, plan, lines)
         if done == settings.steps:  # by a run that was killed before it had written this, perhaps
             _write_model(out / MODEL, plan, training)
     return lines
@@ -65,8 +70,9 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
 
 def _check_out(out: pathlib.Path, settings: Settings) -> None:
     """Refuses to write over anything but what a run has written."""
-    check_plot(out / PICTURE)
     prepare(out / MODEL, CHECKPOINT, overwrite=True)
+    prepare(out / KEPT, KEEPING, overwrite=True)
+    check_plot(out / PICTURE)
     if (out / MODEL).exists() and not (out / MODEL / ABOUT).is_file():
         raise ValueError(f"{str(out / MODEL)!r} was not written by finetune and is not replaced; choose another folder")
     if (out / MODEL).resolve() == pathlib.Path(settings.checkpoint).resolve():
@@ -75,25 +81,26 @@ def _check_out(out: pathlib.Path, settings: Settings) -> None:
 
 def _check_lines(out: pathlib.Path, journal: Journal, plan: Plan, done: int) -> None:
     """Refuses losses of another run, and those of one whose training is gone."""
-    steps = sum(line["kind"] == KINDS[1] for line in journal.lines)
-    for line in journal.lines if steps else ():
+    for line in journal.lines if _steps_of(journal) else ():
         if line["kind"] == KINDS[0]:
             check_same(out / LOSSES, line, plan.about)
-    if not done and steps >= plan.settings.keep_every:
+    if not done and (out / MODEL).exists():  # which is written when all has been kept
         raise ValueError(
-            f"{str(out / LOSSES)!r} has {steps} steps, but {str(out / KEPT)!r} is gone, from which to go on; "
+            f"{str(out / MODEL)!r} was trained, but {str(out / KEPT)!r} is gone, from which to go on; "
             "remove the folder to begin anew, or choose another"
         )
 
 
 def _cut_back(path: pathlib.Path, journal: Journal, plan: Plan, done: int) -> None:
     """Drops the lines of steps that were not kept, and those will come again; says in the file what is asked now."""
-    steps = [line for line in journal.lines if line["kind"] == KINDS[1]]
+    steps = _steps_of(journal)
     if [line["step"] for line in steps[:done]] != list(range(1, done + 1)):
         raise ValueError(f"{str(path)!r} lacks losses of the {done} steps that were kept; choose another folder")
     header = {"kind": KINDS[0], **plan.about, "hardware": hardware(), "commit": commit()}
     header["places"] = {"checkpoint": plan.settings.checkpoint, "data": list(plan.settings.data)}
-    lines = [header, *steps[:done]]
+    header["after_step"] = done
+    earlier = [line for line in journal.lines if line["kind"] == KINDS[0] and line.get("after_step", 0) < done]
+    lines = [*earlier, header, *steps[:done]]
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
     journal.lines = lines
 
@@ -144,7 +151,18 @@ def _take_steps(
             if (step + 1) % settings.keep_every == 0 or step + 1 == settings.steps:
                 keep(out / KEPT, training, plan.about)
                 _write_model(out / MODEL, plan, training)
+                _plot(out, plan, _steps_of(journal))
     return training
+
+
+def _steps_of(journal: Journal) -> list[Line]:
+    return [line for line in journal.lines if line["kind"] == KINDS[1]]
+
+
+def _plot(out: pathlib.Path, plan: Plan, lines: list[Line]) -> None:
+    if lines:
+        settings = plan.settings
+        plot_losses(out / PICTURE, lines, _title(settings), settings.length // settings.segment)
 
 
 def _write_model(path: pathlib.Path, plan: Plan, training: Training) -> None:
@@ -160,6 +178,20 @@ def _write_model(path: pathlib.Path, plan: Plan, training: Training) -> None:
     files = {name: (source / name).read_text(encoding="utf-8") for name in BESIDE if (source / name).is_file()}
     files[ABOUT] = json.dumps({**plan.about, "steps_done": int(training.step)}, indent=2) + "\n"
     ms.save(path, config, params, files=files, overwrite=True)
+
+
+def read_about(model: pathlib.Path) -> Line:
+    """How a checkpoint was trained: `steps` that were asked for, `steps_done`, and hashes of model and data.
+
+    Raises:
+      ValueError: for one that no run has written.
+    """
+    try:
+        found = json.loads((model / ABOUT).read_text(encoding="utf-8"))
+        taken = {"steps": found["settings"]["steps"], "steps_done": found["steps_done"]}
+        return {**taken, **{name: found[name] for name in ("model_sha256", "data_sha256")}}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"{str(model)!r} was not written by finetune; name the folder of a run") from None
 
 
 def _title(settings: Settings) -> str:

@@ -61,13 +61,17 @@ def check(settings: Settings) -> None:
     Raises:
       ValueError: naming the setting, what it is and what it must be.
     """
-    for name in ("steps", "batch", "length", "segment", "accumulate", "chunk", "keep_every"):
+    for name in ("budget", "steps", "batch", "length", "segment", "accumulate", "chunk", "keep_every"):
         whole(name, getattr(settings, name), 1)
     for name in ("warmup", "lora", "seed"):
         whole(name, getattr(settings, name), 0, 2**31 - 1)
     for name in settings.lora_weights:
         if name not in INPUTS:
             raise ValueError(f"weight {name!r} takes no adapter; it must be one of {', '.join(INPUTS)}")
+    if settings.lora and not settings.lora_weights:
+        raise ValueError(f"lora_weights is empty; it must name some of {', '.join(INPUTS)}")
+    if not settings.lora and settings.lora_weights != Settings.lora_weights:
+        raise ValueError(f"lora_weights is {', '.join(settings.lora_weights)}, but lora is 0; it must be a rank")
     for name, (least, most) in RANGES.items():
         value = getattr(settings, name)
         if not least <= value <= most or (name in ("learning_rate", "clip") and not value):
