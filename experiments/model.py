@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from msrnn_jax.cache import keep_compilations
-from msrnn_jax.checkpoint import config_hash, fingerprint
+from msrnn_jax.checkpoint import fingerprint
 from msrnn_jax.config import Config
 from msrnn_jax.params import Params
 from msrnn_jax.placed import load_onto
@@ -85,4 +85,4 @@ def _beside(config: Config, tokenizer: Tokenizer) -> str:
     Not the dtype, which stands beside it.
     """
     text = [tokenizer.backend.to_str(), tokenizer.bos, tokenizer.stop, tokenizer.template, tokenizer.names]
-    return json_hash([config_hash(config), text])
+    return json_hash([{**config.to_dict(), "dtype": None}, text])
