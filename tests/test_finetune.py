@@ -657,10 +657,13 @@ def test_the_effect_is_paired_on_texts_that_every_model_reads(tmp_path) -> None:
     gap = nats["untrained", "tova"].mean() - nats["untrained", "full"].mean()
     assert rows["tova"]["closed"] == pytest.approx(-change.mean() / gap)
     assert rows["full"]["perplexity_full"] == pytest.approx(np.exp(nats["full", "full"].mean()))
-    assert "tova, 8" in result.output
+    assert "tova, 8" in result.output and (out / "losses.png").stat().st_size > 1000
     assert f"note: run {runs[0]!r} was trained on 0.txt" in result.stderr
     shutil.copytree(tmp_path / "tova", tmp_path / "cut")
     about = tmp_path / "cut" / "model" / "finetune.json"
+    (tmp_path / "cut" / "losses.jsonl").unlink()
+    unknown = CliRunner().invoke(effect.app, [settings.checkpoint, str(tmp_path / "cut"), *books, "--out", str(out)])
+    assert unknown.exit_code == 2 and "has no losses.jsonl; name the folder of a run" in unknown.output
     found = json.loads(about.read_text())
     for change, message in (
         ({"steps_done": 12}, "has taken 12 of 20 steps; it must have come to its end"),

@@ -16,7 +16,8 @@ from rich.table import Table
 
 from experiments.books import read_books
 from experiments.estimates import Estimate, columns, exp, minus, over
-from experiments.finetune.run import MODEL, read_about
+from experiments.finetune.loss_plot import plot_runs
+from experiments.finetune.run import MODEL, read_about, read_losses
 from experiments.forgetting import FULL
 from experiments.language_modeling.__main__ import Settings as Reading
 from experiments.language_modeling.__main__ import run as read
@@ -29,6 +30,7 @@ from msrnn_jax.checkpoint import fingerprint, load
 from msrnn_jax.command import plain_errors
 from msrnn_jax.journal import Line
 from msrnn_jax.measure import decimals
+from msrnn_jax.plot import check_plot
 from msrnn_jax.policies import parse_policy
 from msrnn_jax.record import tokens_hash
 from msrnn_jax.tokenizer import load_tokenizer
@@ -36,6 +38,8 @@ from msrnn_jax.usage import Command
 
 NAME = "finetune_effect"
 UNTRAINED = "untrained"
+PICTURE = "losses.png"
+WINDOW = 16  # steps of the mean that is drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Settings:
 
 
 def run(settings: Settings, out: pathlib.Path, console: Console) -> list[dict[str, Any]]:
-    """Measures what is missing and writes `effect.json`; returns its rows.
+    """Measures what is missing, draws the losses of the runs, and writes `effect.json`; returns its rows.
 
     Raises:
       ValueError: for a run without a checkpoint, one that has not come to its end or began from another model, and two
@@ -70,11 +74,14 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[dict[st
     if len({UNTRAINED, *names}) <= len(names):
         raise ValueError(f"runs are called {', '.join(names)}; no two may have one name, nor {UNTRAINED!r}")
     check_out(out / "effect.json")
+    check_plot(out / PICTURE)
     _check_runs(settings, console)
+    losses = {name: read_losses(pathlib.Path(run)) for name, run in zip(names, settings.runs, strict=True)}
     models = {UNTRAINED: settings.checkpoint}
     models |= {name: str(pathlib.Path(run) / MODEL) for name, run in zip(names, settings.runs, strict=True)}
     lines = {name: read(_reading(settings, model), out / f"{name}.jsonl", console) for name, model in models.items()}
     rows = summarise(lines, str(parse_policy(settings.policy)), settings.budget)
+    plot_runs(out / PICTURE, losses, WINDOW)
     write_result(out / "effect.json", NAME, settings, {"rows": rows})
     return rows
 

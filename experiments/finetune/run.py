@@ -20,7 +20,7 @@ from experiments.results import commit, hardware
 from experiments.shown import say
 from msrnn_jax.checkpoint import CHECKPOINT
 from msrnn_jax.facts import SOURCE_FILE
-from msrnn_jax.journal import Journal, Line, open_journal
+from msrnn_jax.journal import Journal, Line, open_journal, read_journal
 from msrnn_jax.making import check_space, prepare
 from msrnn_jax.plot import check_plot
 from msrnn_jax.policies import parse_policy
@@ -153,6 +153,17 @@ def _take_steps(
                 _write_model(out / MODEL, plan, training)
                 _plot(out, plan, _steps_of(journal))
     return training
+
+
+def read_losses(out: pathlib.Path) -> list[Line]:
+    """A line for every step that a run has taken.
+
+    Raises:
+      ValueError: for a folder without losses.
+    """
+    if not (out / LOSSES).is_file():
+        raise ValueError(f"run {str(out)!r} has no {LOSSES}; name the folder of a run")
+    return [line for line in read_journal(out / LOSSES, KINDS) if line["kind"] == KINDS[1]]
 
 
 def _steps_of(journal: Journal) -> list[Line]:
