@@ -155,7 +155,8 @@ def _losses(lines: Sequence[Line], policy: str, budget: int) -> dict[str, Estima
 def table(rows: Sequence[dict[str, Any]], settings: Settings) -> Table:
     """Perplexities and changes, for reading."""
     made = Table("model")
-    titles = (f"{settings.policy}, {settings.budget}", "change in nats", "full attention", "change in nats", "closed")
+    policy = f"{settings.policy}, {settings.budget}"
+    titles = (policy, "change in nats", "full attention", "change in nats", "nats between", "closed")
     for title in titles:
         made.add_column(title, justify="right", no_wrap=True)
     for row in rows:
@@ -164,6 +165,7 @@ def table(rows: Sequence[dict[str, Any]], settings: Settings) -> Table:
             cells.append(with_error(row, f"perplexity_{attention}", 2))
             trained = row["model"] != UNTRAINED
             cells.append(with_error(row, f"change_{attention}", 4) if trained else "")
+        cells.append(with_error(row, "gap", 4))
         closed = f"{decimals(100 * row['closed'], 1)} +- {decimals(100 * row['closed_stderr'], 1)} %"
         made.add_row(row["model"], *cells, closed if row["model"] != UNTRAINED else "")
     return made
