@@ -88,8 +88,9 @@ def test_a_perplexity_that_is_no_number_is_said_so(toy, tmp_path):
     text.write_text("the quick brown fox")
     arguments = ["perplexity", str(broken), "--text", str(text), "--budget", "4", "--segment", "16"]
     arguments += ["--policy", "tova", "--out", str(tmp_path / "result.jsonl"), "--plot", str(tmp_path / "plot.png")]
-    assert " - " in run(*arguments).stdout
-    assert json.loads(run(*arguments, "--json").stdout)["perplexity"] is None
+    printed = run(*arguments, code=2)
+    assert " - " in printed.stdout and "error: every segment came to no number (nan, inf)" in printed.stderr
+    assert json.loads(run(*arguments, "--json", code=2).stdout)["perplexity"] is None
     assert json.loads((tmp_path / "result.jsonl").read_text().splitlines()[1])["nats"] is None
 
 
