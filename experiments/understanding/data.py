@@ -1,12 +1,9 @@
 """SQuALITY and QASPER from files and folders; a bad row is left out, and told of with its place."""
 
-import codecs
 import functools
-import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from rich.console import Console
 
@@ -63,7 +60,7 @@ def _all(paths: Sequence[str], unreadable: Note) -> Iterator[Document]:
 def _read_file(path: pathlib.Path, asked: dict[tuple[str, str], str], unreadable: Note) -> Iterator[Document]:
     """The documents of a file, without questions that are among `asked`, where each was; these are put there."""
     problems: list[str] = []
-    rows = list(_rows(path, problems.append))
+    rows = _rows(path, problems.append)
     if not any(map(_reader, rows)):
         what = f"{called(path, KIND)} holds neither SQuALITY (rows with 'questions') nor QASPER (rows with 'qas')"
         raise ValueError(": ".join([what, *problems[:1]]))
@@ -98,34 +95,32 @@ def _reader(row: Row) -> Callable[[Row, Note], Document] | None:
     return next((READERS[name] for name in READERS if name in fields), None)
 
 
-def _rows(path: pathlib.Path, unreadable: Note) -> Iterator[Row]:
+def _rows(path: pathlib.Path, unreadable: Note) -> list[Row]:
     """The rows of a file: lines, an array, or an object of objects."""
     name, content = called(path, KIND), read_bytes(path, KIND)
-    if path.suffix.lower() == ".jsonl" or _has_lines(content):
-        for _, where, row in read_rows(name, content, unreadable):
-            yield Row(where, row)
-        return
-    whole = parse(decoded(name, content), name)
+    if path.suffix.lower() == ".jsonl":
+        return _lines(name, content, unreadable)
+    try:
+        whole = parse(decoded(name, content), name)
+    except ValueError:
+        if any(map(_is_object, content.split(b"\n"))):
+            return _lines(name, content, unreadable)
+        raise
     if isinstance(whole, list):
-        yield from (Row(f"{name}, row {number}", row) for number, row in enumerate(whole, 1))
-        return
+        return [Row(f"{name}, row {number}", row) for number, row in enumerate(whole, 1)]
     check(whole, dict, name)
     alone = Row(name, whole)
     if _reader(alone) is not None:
-        yield alone
-    else:
-        yield from (Row(f"{name}, paper {key!r}", row, key) for key, row in whole.items())
+        return [alone]
+    return [Row(f"{name}, paper {key!r}", row, key) for key, row in whole.items()]
 
 
-def _has_lines(content: bytes) -> bool:
-    """Whether a .json file has a row in every line: it is not JSON as a whole, but a line of it is an object."""
-    if _parsed(content) is not None:
-        return False
-    return any(isinstance(_parsed(line), dict) for line in content.split(b"\n"))
+def _lines(name: str, content: bytes, unreadable: Note) -> list[Row]:
+    return [Row(where, row) for _, where, row in read_rows(name, content, unreadable)]
 
 
-def _parsed(content: bytes) -> Any:
+def _is_object(line: bytes) -> bool:
     try:
-        return json.loads(content.removeprefix(codecs.BOM_UTF8))
-    except (ValueError, RecursionError):
-        return None
+        return isinstance(parse(decoded("line", line), "line"), dict)
+    except ValueError:
+        return False
