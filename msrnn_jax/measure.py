@@ -69,6 +69,7 @@ class _Run:
         note: Callable[[str], None],
     ):
         self.settings, self.inputs, self.journal = settings, inputs, journal
+        self.width = inputs.segments.tokens.shape[1]  # tokens that segments are padded to
         self.report, self.note = report, note
         self.plans = make_plans(settings, inputs)
         self.full = next((plan for plan in self.plans if plan.is_full), None)
@@ -139,8 +140,9 @@ class _Run:
         if self.settings.batch is not None:
             return min(self.settings.batch, rows)
         policy, fidelity = str(plan.policy), self.settings.fidelity
-        width = self.inputs.segments.tokens.shape[1]
-        mine = [line for line in reversed(self.journal.lines) if self._is_mine(line) and line.get("width") == width]
+        mine = [
+            line for line in reversed(self.journal.lines) if self._is_mine(line) and line.get("width") == self.width
+        ]
         for line in mine:
             if ROW <= set(line) and line["policy"] == policy and ("kl" in line) == fidelity:
                 return min(line["batch"], rows)
@@ -148,18 +150,17 @@ class _Run:
             if line["kind"] == RUN and line.get("settings") == _as_json(self.settings):
                 return min(line["batches"][policy], rows)
         options: Any = {"positions": self.settings.positions, "fidelity": fidelity}
-        each = automatic_batch(self.inputs.config, plan.policy, plan.slots, width, rows // self.sharers, **options)
+        each = automatic_batch(self.inputs.config, plan.policy, plan.slots, self.width, rows // self.sharers, **options)
         return each * self.sharers
 
     # Running the others.
 
     def _groups(self) -> list[range]:
         """Segments in groups whose residual streams fit into the host's memory together."""
-        number, width = self.inputs.segments.tokens.shape
-        size = number
+        size = number = len(self.inputs.segments.sources)
         if self.settings.fidelity:
             itemsize = self.inputs.params.embedding.dtype.itemsize
-            size = max(1, STREAM_BYTES // ((width - 1) * self.inputs.config.model_dim * itemsize))
+            size = max(1, STREAM_BYTES // ((self.width - 1) * self.inputs.config.model_dim * itemsize))
         return [range(start, min(start + size, number)) for start in range(0, number, size)]
 
     def _run(self, plan: Plan, group: range) -> None:
@@ -232,8 +233,7 @@ class _Run:
                     if segment in [row.segment for row in some]:
                         self._read(self.full, some, group)
         found = [self.streams[segment] for segment in segments]
-        width = self.inputs.segments.tokens.shape[1] - 1
-        padded = np.zeros((len(found), width, found[0].shape[1]), found[0].dtype)
+        padded = np.zeros((len(found), self.width - 1, found[0].shape[1]), found[0].dtype)
         for place, stream in zip(padded, found, strict=True):
             place[: len(stream)] = stream
         return padded
@@ -251,7 +251,7 @@ class _Run:
             "policy_sha256": plan.code,
             "budget": row.budget,
             "batch": self.batch[plan.policy],
-            "width": self.inputs.segments.tokens.shape[1],
+            "width": self.width,
             "slots": plan.slots,
             **source._asdict(),
             **sums,
@@ -264,7 +264,7 @@ class _Run:
             **self.environment,
             "settings": _as_json(self.settings),
             "batches": {str(plan.policy): self.batch[plan.policy] for plan in self.plans},
-            "width": self.inputs.segments.tokens.shape[1],
+            "width": self.width,
             "text_sha256": self.inputs.text_sha256,
             **_counts(self.inputs),
             "unreadable": list(self.inputs.unreadable),

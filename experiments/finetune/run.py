@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,7 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
         try:
             training = _take_steps(plan, training, frozen, journal, out, console)
         finally:
-            lines = _steps_of(journal)
+            lines = _steps_of(journal.lines)
             _plot(out, plan, lines)
         if done == settings.steps:  # by a run that was killed before it had written this, perhaps
             _write_model(out / MODEL, plan, training)
@@ -81,7 +82,7 @@ def _check_out(out: pathlib.Path, settings: Settings) -> None:
 
 def _check_lines(out: pathlib.Path, journal: Journal, plan: Plan, done: int) -> None:
     """Refuses losses of another run, and those of one whose training is gone."""
-    for line in journal.lines if _steps_of(journal) else ():
+    for line in journal.lines if _steps_of(journal.lines) else ():
         if line["kind"] == KINDS[0]:
             check_same(out / LOSSES, line, plan.about)
     if not done and (out / MODEL).exists():  # which is written when all has been kept
@@ -93,7 +94,7 @@ def _check_lines(out: pathlib.Path, journal: Journal, plan: Plan, done: int) -> 
 
 def _cut_back(path: pathlib.Path, journal: Journal, plan: Plan, done: int) -> None:
     """Drops the lines of steps that were not kept, and those will come again; says in the file what is asked now."""
-    steps = _steps_of(journal)
+    steps = _steps_of(journal.lines)
     if [line["step"] for line in steps[:done]] != list(range(1, done + 1)):
         raise ValueError(f"{str(path)!r} lacks losses of the {done} steps that were kept; choose another folder")
     header = {"kind": KINDS[0], **plan.about, "hardware": hardware(), "commit": commit()}
@@ -151,7 +152,7 @@ def _take_steps(
             if (step + 1) % settings.keep_every == 0 or step + 1 == settings.steps:
                 keep(out / KEPT, training, plan.about)
                 _write_model(out / MODEL, plan, training)
-                _plot(out, plan, _steps_of(journal))
+                _plot(out, plan, _steps_of(journal.lines))
     return training
 
 
@@ -163,11 +164,11 @@ def read_losses(out: pathlib.Path) -> list[Line]:
     """
     if not (out / LOSSES).is_file():
         raise ValueError(f"run {str(out)!r} has no {LOSSES}; name the folder of a run")
-    return [line for line in read_journal(out / LOSSES, KINDS) if line["kind"] == KINDS[1]]
+    return _steps_of(read_journal(out / LOSSES, KINDS))
 
 
-def _steps_of(journal: Journal) -> list[Line]:
-    return [line for line in journal.lines if line["kind"] == KINDS[1]]
+def _steps_of(lines: Sequence[Line]) -> list[Line]:
+    return [line for line in lines if line["kind"] == KINDS[1]]
 
 
 def _plot(out: pathlib.Path, plan: Plan, lines: list[Line]) -> None:
