@@ -4,13 +4,15 @@ import os
 import pathlib
 import stat
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from msrnn_jax.json_rows import parse
 from msrnn_jax.leaving_out import Note, left_out, refuse
 
 STDIN = "-"
+
+T = TypeVar("T")
 
 
 def called(path: str | pathlib.Path, kind: str = "text file") -> str:
@@ -61,19 +63,42 @@ def files_below(folder: str, suffixes: Sequence[str], kind: str, unreadable: Not
     return found
 
 
-def once(path: str | pathlib.Path, seen: dict[str, str], kind: str = "text file") -> None:
-    """Refuses a file that was read before, by whatever name.
+def read_each(
+    paths: Sequence[str],
+    suffixes: Sequence[str],
+    kind: str,
+    read: Callable[[str, bool], Iterable[T]],
+    unreadable: Note,
+) -> Iterator[T]:
+    """What stands in files, and in those of folders that end in one of `suffixes`.
 
     Args:
-      seen: files read before; gets this one.
+      kind: what files are called in messages.
+      read: one file, given its path and whether it was named itself; raises ValueError for what cannot be read.
+      unreadable: called with what is wrong with a file of a folder, that it was read before for instance; it is left
+        out.
 
     Raises:
-      ValueError: naming both.
+      ValueError: for a folder as `files_below`, and for what is wrong with a file that was named itself: it is meant.
     """
-    place = os.path.realpath(path)
+    seen: dict[str, str] = {}
+    for path in paths:
+        if path != STDIN and os.path.isdir(path):
+            for file in files_below(path, suffixes, kind, unreadable):
+                with left_out(unreadable):
+                    _once(str(file), seen, kind)
+                    yield from read(str(file), False)
+        else:
+            _once(path, seen, kind)
+            yield from read(path, True)
+
+
+def _once(path: str, seen: dict[str, str], kind: str) -> None:
+    """Refuses a file that was read before, by whatever name; `seen` has those, and gets this one."""
+    place = path if path == STDIN else os.path.realpath(path)
     if place in seen:
         raise ValueError(f"{called(path, kind)} is read already, as {seen[place]!r}; it counts once")
-    seen[place] = str(path)
+    seen[place] = path
 
 
 def decoded(where: str, content: bytes) -> str:

@@ -1,12 +1,11 @@
 """Texts to measure perplexity on: files, folders, rows of JSON lines, standard input."""
 
 import functools
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from msrnn_jax.files import STDIN, called, decoded, files_below, once, read_bytes, read_rows
+from msrnn_jax.files import STDIN, called, decoded, read_bytes, read_each, read_rows
 from msrnn_jax.json_rows import field, sound
 from msrnn_jax.leaving_out import Note, left_out, refuse, what_remains
 
@@ -67,28 +66,16 @@ def read_documents(paths: Sequence[str], field: str = "text", unreadable: Note =
 
 
 def _all(paths: Sequence[str], field: str, unreadable: Note) -> Iterator[Document]:
-    seen: dict[str, str] = {}
-    for path in paths:
-        if path == STDIN:
+    def read(path: str, is_named: bool) -> Iterator[Document]:
+        place = pathlib.Path(path)
+        if place.suffix.lower() == ".jsonl":
+            yield from _rows(place, field, unreadable)
+        elif is_named:
             yield Document(path, read_text(path))
-        elif os.path.isdir(path):
-            for file in files_below(path, SUFFIXES, KIND, unreadable):
-                with left_out(unreadable):
-                    once(file, seen)
-                    if _has_rows(file):
-                        yield from _rows(file, field, unreadable)
-                    else:
-                        yield Document(str(file), decoded(called(file), read_bytes(file)))
-        else:  # what is named itself is meant
-            once(path, seen)
-            if _has_rows(pathlib.Path(path)):
-                yield from _rows(pathlib.Path(path), field, unreadable)
-            else:
-                yield Document(path, read_text(path))
+        else:  # an empty one is a document without tokens
+            yield Document(path, decoded(called(path), read_bytes(path)))
 
-
-def _has_rows(path: pathlib.Path) -> bool:
-    return path.suffix.lower() == ".jsonl"
+    return read_each(paths, SUFFIXES, KIND, read, unreadable)
 
 
 def _rows(path: pathlib.Path, name: str, unreadable: Note) -> Iterator[Document]:

@@ -1,7 +1,6 @@
 """SQuALITY and QASPER from files and folders; a bad row is left out, and told of with its place."""
 
 import functools
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,7 +10,7 @@ from experiments.shown import left_out_note
 from experiments.understanding.documents import Document, Question, Row
 from experiments.understanding.qasper import read_paper
 from experiments.understanding.squality import read_story
-from msrnn_jax.files import called, decoded, files_below, once, read_bytes, read_rows
+from msrnn_jax.files import called, decoded, read_bytes, read_each, read_rows
 from msrnn_jax.json_rows import check, names_of, parse
 from msrnn_jax.leaving_out import Note, left_out, what_remains
 
@@ -44,17 +43,13 @@ def read_data(paths: Sequence[str], tasks: Sequence[str], console: Console) -> l
 
 
 def _all(paths: Sequence[str], unreadable: Note) -> Iterator[Document]:
-    files: dict[str, str] = {}
     asked: dict[tuple[str, str], str] = {}
-    for path in paths:
-        if os.path.isdir(path):
-            for file in files_below(path, SUFFIXES, KIND, unreadable):
-                with left_out(unreadable):
-                    once(file, files, KIND)
-                    yield from _read_file(file, asked, unreadable)
-        else:  # what is named itself is meant
-            once(path, files, KIND)
-            yield from _read_file(pathlib.Path(path), asked, unreadable)
+
+    def read(path: str, is_named: bool) -> Iterator[Document]:
+        del is_named
+        return _read_file(pathlib.Path(path), asked, unreadable)
+
+    return read_each(paths, SUFFIXES, KIND, read, unreadable)
 
 
 def _read_file(path: pathlib.Path, asked: dict[tuple[str, str], str], unreadable: Note) -> Iterator[Document]:
