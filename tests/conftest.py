@@ -4,17 +4,21 @@ import os
 import pathlib
 import sys
 import tempfile
-from typing import Any
 
 import filelock
 import jax
 import pytest
-from jax._src import compiler
+from devices import QUICK
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_enable_compilation_cache", False)  # of this process; commands that tests start keep theirs
+
+# XLA reads its flags once, here. Commands that tests start are to compile as they do for users, and do not see them.
+with pytest.MonkeyPatch.context() as _start:
+    _start.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {QUICK['XLA_FLAGS']}")
+    jax.devices()
 
 _ROOT = pathlib.Path(__file__).parent.parent
 
@@ -33,26 +37,12 @@ install_import_hook(_CHECKED, "beartype.beartype")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Commands that tests start share what XLA compiles."""
-    config.addinivalue_line("markers", "optimised: XLA compiles as it does for users, with all of LLVM's passes")
+    config.addinivalue_line("markers", "optimised: XLA compiles with all of LLVM's passes, as for users")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = tempfile.TemporaryDirectory(prefix="msrnn-xla-")
         config.add_cleanup(folder.cleanup)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-
-
-def _compile_with(options: Any = compiler.get_compile_options) -> Any:
-    """What JAX tells XLA; where optimisations are off, also to do without fusion emitters, which cost most of all."""
-
-    def quick(*args: Any, env_options_overrides: dict[str, Any] | None = None, **named: Any) -> Any:
-        if jax.config.read("jax_disable_most_optimizations"):
-            env_options_overrides = {"xla_cpu_use_fusion_emitters": False, **(env_options_overrides or {})}
-        return options(*args, env_options_overrides=env_options_overrides, **named)
-
-    return quick
-
-
-compiler.get_compile_options = _compile_with()  # JAX has no setting for it that could be changed from test to test
 
 
 @pytest.hookimpl(tryfirst=True)  # before fixtures of any scope

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pathlib
 import random
 import shutil
@@ -17,7 +18,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from devices import environment
+from devices import QUICK, environment
 from rich.console import Console
 from toy import make_toy
 from typer.testing import CliRunner
@@ -409,7 +410,6 @@ def options_of(settings: Settings) -> list[str]:
     return [settings.checkpoint, "--data", settings.data[0], *given]
 
 
-@pytest.mark.optimised  # as the process is that is killed: its numbers must be those of this one
 def test_killed_at_any_moment_it_goes_on_to_the_losses_of_an_undisturbed_run_to_the_bit(tmp_path) -> None:
     settings = make_settings(tmp_path)
     run(settings, tmp_path / "undisturbed", QUIET)
@@ -423,7 +423,8 @@ def test_killed_at_any_moment_it_goes_on_to_the_losses_of_an_undisturbed_run_to_
     for number, (kind, count) in enumerate(moments):
         out = tmp_path / f"killed{number}"
         command = [sys.executable, "-c", KILLED, kind, str(count), *options_of(settings), "--out", str(out)]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        as_here = {**os.environ, **QUICK}  # or its numbers are not those of this process
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=as_here)
         assert ended.returncode == -signal.SIGKILL, ended.stderr
         assert len(losses_of(out)) < len(wanted)
         run(settings, out, QUIET)
