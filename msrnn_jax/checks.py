@@ -14,7 +14,7 @@ from jaxtyping import Int
 from msrnn_jax.config import DTYPES, Config
 from msrnn_jax.params import INPUTS, Params, abstract_params, is_low_rank, without_adapters
 from msrnn_jax.policies import Policy
-from msrnn_jax.state import POSITION_MODES, LayerState, MultiState
+from msrnn_jax.state import MOST_TOKENS, POSITION_MODES, LayerState, MultiState
 from msrnn_jax.window import check_windows, most_held
 
 Count = int | np.integer
@@ -183,19 +183,30 @@ def _shapes(stats: Any) -> Any:
     return tree, [leaf.shape for leaf in leaves]
 
 
-def check_room(config: Config, policy: Policy, state: MultiState, count: Any) -> None:
-    """Refuses `count` more tokens (a number or one per row) for a policy that forgets nothing, if known not to fit.
+def check_room(config: Config, policy: Policy, state: MultiState, count: Any, new: int = 0) -> None:
+    """Refuses to read more tokens than positions go up to, or than a policy holds that forgets nothing, if known.
 
     A layer with a sliding window must hold those only that a later query can see.
+
+    Args:
+      count: of tokens, a number or one per row.
+      new: how many more each row may get after them.
     """
+    seen, more = concrete(state.t), concrete(count)
+    if seen is None or more is None:
+        return
+    total = int(np.max(seen.astype(np.int64) + more)) + new
+    if total > MOST_TOKENS:
+        raise ValueError(
+            f"the state would have seen {total} tokens in the end; it can see {MOST_TOKENS}, since positions are int32"
+        )
     if policy.forgets:
         return
-    seen, more = concrete(state.t), concrete(count)
     for index, layer in enumerate(state.layers):
         budget = concrete(layer.budget)
-        if seen is None or more is None or budget is None:
+        if budget is None:
             return
-        needed, room = most_held(config, state.mode, index, int(np.max(seen + more))), int(np.min(budget))
+        needed, room = most_held(config, state.mode, index, total), int(np.min(budget))
         if needed > room:
             raise ValueError(f"budget is {room}, but {policy} forgets nothing and must hold {needed} tokens")
 

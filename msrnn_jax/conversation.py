@@ -95,7 +95,7 @@ def answer(
     else:
         first = [{"role": "system", "content": system}] if system else []
         tokens = model.tokenizer.chat([*first, {"role": "user", "content": message}])
-    check_room(model.config, conversation.policy, conversation.state, len(tokens) + max_new_tokens)
+    check_room(model.config, conversation.policy, conversation.state, len(tokens), max_new_tokens)
     state, logits = conversation.state, None
     for start in range(0, len(tokens), CHUNK):
         if stopped():

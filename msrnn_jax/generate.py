@@ -187,7 +187,7 @@ def make_task(
     stop_tokens = as_tokens(config, "stop", stop)
     if stop_tokens.ndim != 1:
         raise ValueError(f"stop is {stop!r}; it must be a sequence of token numbers")
-    check_room(config, policy, empty, lengths + max_new_tokens)
+    check_room(config, policy, empty, lengths, max_new_tokens)
     rows, longest = prompts.shape
     padding = -longest % (PROMPT_MULTIPLE if longest <= CHUNK else CHUNK)
     return Task(

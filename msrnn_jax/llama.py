@@ -16,7 +16,7 @@ from msrnn_jax.params import LayerParams, Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence import remember
 from msrnn_jax.rotary import angles_for, query_scale, rotate
-from msrnn_jax.state import EMPTY, LayerState, Moment, MultiState
+from msrnn_jax.state import EMPTY, MOST_TOKENS, LayerState, Moment, MultiState
 
 Block = Callable[[Policy, LayerState, Array, Moment], tuple[LayerState, Array]]
 
@@ -33,7 +33,8 @@ def step(
 
     Args:
       token: a scalar, from 0 to V - 1, which is not checked. Nor is the room of a policy that forgets
-        nothing: beyond its budget it forgets the oldest.
+        nothing: beyond its budget it forgets the oldest. Nor is the end of int32: once 2**31 - 1 tokens were
+        seen, `t` stays there, and every further token is read at the last position, 2**31 - 2.
 
     Returns:
       The next state and the logits of the next token, at least float32.
@@ -79,13 +80,13 @@ def moment_of(
 ) -> Moment:
     """What all layers are told of the token, or of the tokens of a chunk."""
     later = jnp.arange(token.size, dtype=jnp.int32).reshape(token.shape)  # [*T], steps after the first
-    position, seen = state.t + later, state.t + later + 1
-    if real is not None:
-        seen = jnp.minimum(seen, state.t + real.sum(dtype=jnp.int32))
+    read = later + 1 if real is None else jnp.minimum(later + 1, real.sum(dtype=jnp.int32))
+    left = MOST_TOKENS - state.t  # at the end of int32 the clock stands still instead of wrapping
+    position = state.t + jnp.minimum(later, left - 1)
     return Moment(
         token=token,
         position=position if real is None else jnp.where(real, position, EMPTY),
-        seen=seen,
+        seen=state.t + jnp.minimum(read, left),
         angles=angles_for(config, state.mode, position, max(layer.num_slots for layer in state.layers)),
         mode=state.mode,
         forgetting=forgetting,

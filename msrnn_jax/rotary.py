@@ -1,6 +1,8 @@
 """Rotary positions: angles, rotation, and how far apart remembered tokens count as being."""
 
+import functools
 import math
+from fractions import Fraction
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,6 +15,8 @@ from msrnn_jax.layers import wide
 from msrnn_jax.state import EMPTY
 
 Angles = tuple[Array, Array]  # cosine and sine
+
+TWO_PI = Fraction("6.283185307179586476925286766559005768394338798750211641949889")
 
 WHOLE_GAP = 10  # "gap": the longest distance between neighbours that counts in full
 
@@ -54,16 +58,48 @@ def query_scale(rope: Rope) -> float:
 def rotation(
     config: Config, position: Int[Array, "*T"] | Float[Array, "*T"]
 ) -> tuple[Float[Array, "*T R"], Float[Array, "*T R"]]:
-    """Cosine and sine of the R = H / 2 angles by which a query or key at `position` is rotated."""
-    frequency = jnp.asarray(inverse_frequencies(config.rope, config.head_dim), wide(config.dtype))
-    frequency = frequency.reshape((1,) * position.ndim + frequency.shape)
-    angle = position[..., None].astype(frequency.dtype) * frequency
+    """Cosine and sine of the R = H / 2 angles by which a query or key at `position` is rotated.
+
+    As exact at 2**31 as at 0. A float32 product of position and frequency would be off by 0.004 radians at position
+    100,000 and by anything at 2**24; so whole positions are multiplied as integers, in parts of a turn.
+    """
+    dtype, shape = wide(config.dtype), (1,) * position.ndim + (config.head_dim // 2,)
+    distance = jnp.abs(position)[..., None]
+    bits = 8 * dtype.itemsize
+    word, signed = (jnp.dtype(f"{kind}{bits}") for kind in ("uint", "int"))
+    whole = distance.astype(word)
+    high, low = (jnp.asarray(part, word).reshape(shape) for part in _turns(config.rope, config.head_dim, bits))
+    turns = whole * high + _high_word(whole, low)  # whole turns overflow, which is what makes it exact
+    angle = lax.bitcast_convert_type(turns, signed).astype(dtype) * (2 * math.pi / 2**bits)  # -pi .. pi
+    if jnp.issubdtype(position.dtype, jnp.floating):
+        frequency = jnp.asarray(inverse_frequencies(config.rope, config.head_dim), dtype).reshape(shape)
+        angle = angle + (distance - whole.astype(distance.dtype)).astype(dtype) * frequency
+    sign = jnp.sign(position)[..., None].astype(dtype)
     # XLA fuses a cosine into whatever uses it, to be computed again for every head of every layer, and an
     # optimization_barrier does not keep it from that on CPU. A product it does not fuse, and this one is exact.
-    both = jnp.stack([jnp.cos(angle), jnp.sin(angle)])
+    both = jnp.stack([jnp.cos(angle), sign * jnp.sin(angle)])
     same = jnp.eye(both.shape[-1], dtype=both.dtype)
     cos, sin = jnp.matmul(both, same, precision=lax.Precision.HIGHEST)
     return cos, sin
+
+
+@functools.lru_cache(maxsize=64)
+def _turns(rope: Rope, head_dim: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Turns per position of each rotated pair modulo 1, in two words: units of 2**-bits, and of 2**-(2 bits)."""
+    unit = 4**bits
+    turns = [round(Fraction(value) * unit / TWO_PI) % unit for value in inverse_frequencies(rope, head_dim).tolist()]
+    high, low = zip(*(divmod(value, 2**bits) for value in turns), strict=True)
+    return np.array(high, f"uint{bits}"), np.array(low, f"uint{bits}")
+
+
+def _high_word(a: Array, b: Array) -> Array:
+    """The upper half of the product of two unsigned integers, of twice their width, multiplied half by half."""
+    half = 4 * a.dtype.itemsize
+    mask = jnp.asarray(2**half - 1, a.dtype)
+    shift = jnp.asarray(half, a.dtype)
+    middle = (a >> shift) * (b & mask) + (((a & mask) * (b & mask)) >> shift)
+    other = (middle & mask) + (a & mask) * (b >> shift)
+    return (a >> shift) * (b >> shift) + (middle >> shift) + (other >> shift)
 
 
 def rotate(

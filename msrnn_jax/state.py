@@ -6,6 +6,7 @@ from flax import struct
 from jax import Array
 
 EMPTY = -1  # the position of a free slot
+MOST_TOKENS = 2**31 - 1  # that a state can have seen: positions are int32
 POSITION_MODES = ("absolute", "cache", "gap")
 
 
@@ -36,7 +37,7 @@ class MultiState(struct.PyTreeNode):
     """The state of the whole recurrent network."""
 
     layers: tuple[LayerState, ...]
-    t: Array  # [] int32, position of the next token: how many were seen
+    t: Array  # [] int32, position of the next token: how many were seen, at most MOST_TOKENS
     mode: str = struct.field(pytree_node=False, default="absolute")  # how positions are rotated
 
 

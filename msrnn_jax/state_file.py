@@ -19,7 +19,7 @@ from msrnn_jax.policies import Policy
 from msrnn_jax.policies.code import code_of
 from msrnn_jax.record import check_writable, write_bytes
 from msrnn_jax.slots import init_state
-from msrnn_jax.state import EMPTY, MultiState
+from msrnn_jax.state import EMPTY, MOST_TOKENS, MultiState
 
 FORMAT = "msrnn_jax state 2"
 NEEDED = {"model", "config", "policy", "policy_sha256", "positions", "notes"}
@@ -133,8 +133,8 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, str]:
 def _check_values(config: Config, found: Mapping[str, np.ndarray], slots: int, mode: str) -> None:
     """Refuses what no run can have led to, and what would be read as something else."""
     t = int(found[".t"])
-    if t < 0:
-        raise ValueError(f"it has seen {t} tokens; that must be at least 0")
+    if not 0 <= t < MOST_TOKENS:
+        raise ValueError(f"it has seen {t} tokens; that must be from 0 to {MOST_TOKENS - 1}, so that it can go on")
     for index in range(config.num_layers):
         positions, budget = found[f".layers[{index}].positions"], int(found[f".layers[{index}].budget"])
         if not 1 <= budget < slots:

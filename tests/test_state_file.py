@@ -116,7 +116,7 @@ def test_damaged_files_are_refused(tmp_path):
     change(**{".layers[0].positions": np.arange(7, dtype=np.int32)[None]})
     refused("layer 0 holds 7 tokens in 7 slots; one must be free")
     change(_t=np.asarray(-1, np.int32))
-    refused("it has seen -1 tokens; that must be at least 0")
+    refused("it has seen -1 tokens; that must be from 0 to 2147483646, so that it can go on")
     change(header={**header, "notes": "[]"})
     refused("its notes are no JSON object")
     change(**{".layers[0].values": leaves[".layers[0].values"][:, :4]})
