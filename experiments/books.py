@@ -48,7 +48,7 @@ def read_books(tokenizer: Tokenizer, paths: Sequence[str], least: int, console: 
       most: > 0 takes the first ones only, and reads no further.
 
     Raises:
-      ValueError: where no text is long enough, or two have one name.
+      ValueError: where no text is long enough, one has tokens that the model does not know, or two have one name.
     """
     books: list[Book] = []
     longest = 0
@@ -56,7 +56,10 @@ def read_books(tokenizer: Tokenizer, paths: Sequence[str], least: int, console: 
     for document in read_documents(paths, unreadable=left_out):
         if most and len(books) >= most:
             break
-        tokens = np.asarray(tokenizer.encode(document.text), np.int32)
+        try:
+            tokens = np.asarray(tokenizer.encode(document.text), np.int32)
+        except ValueError as error:
+            raise ValueError(f"{document.name}: {error}") from None
         longest = max(longest, len(tokens))
         name = last_part(document.name)
         if len(tokens) < least:

@@ -7,7 +7,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from msrnn_jax.checks import Budget, Count, check_state, layer_budgets
+from msrnn_jax.checks import Budget, Count, as_tokens, check_state, layer_budgets
 from msrnn_jax.config import Config
 from msrnn_jax.llama import decoder_layer, moment_of, run_blocks, unembed
 from msrnn_jax.params import LayerParams, Params, axes, is_low_rank
@@ -120,7 +120,12 @@ class MultiStateCell(nnx.RNNCellBase):
         return jax.tree.map(lambda leaf: jax.numpy.broadcast_to(leaf, (*input_shape, *leaf.shape)), state)
 
     def __call__(self, carry: MultiState, inputs: Int[Array, "..."]) -> tuple[MultiState, Float[Array, "... V"]]:
-        """One step: the next state and the logits [..., V], for one token or a batch of any shape."""
+        """One step: the next state and the logits [..., V], for one token or a batch of any shape.
+
+        Raises:
+          ValueError: for a token outside the vocabulary where it is not traced, as it is inside `nnx.RNN`.
+        """
+        inputs = as_tokens(self.config, "inputs", inputs)
 
         def one(state: MultiState, token: Array) -> tuple[MultiState, Array]:
             check_state(self.config, self.policy, state)

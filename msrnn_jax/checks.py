@@ -239,12 +239,19 @@ def as_tokens(config: Config, name: str, tokens: Any) -> Int[Array, "..."]:
     if given.dtype == bool or not (given.size == 0 or jnp.issubdtype(given.dtype, jnp.integer)):
         raise ValueError(f"{name} has dtype {given.dtype}; token numbers must be integers")
     known = concrete(given)
-    if known is not None and known.size:
-        low, high = int(known.min()), int(known.max())
-        if low < 0 or high >= config.vocab_size:
-            wrong = low if low < 0 else high
-            raise ValueError(f"{name} holds the token {wrong}; it must be from 0 to {config.vocab_size - 1}")
+    if known is not None:
+        check_tokens(config.vocab_size, name, known)
     return jnp.asarray(given.astype(np.int32))
+
+
+def check_tokens(vocab_size: int, name: str, tokens: np.ndarray) -> None:
+    """Refuses token numbers without a row in the embedding: a gather would take another row, or NaN, without a word."""
+    if not tokens.size:
+        return
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= vocab_size:
+        wrong = low if low < 0 else high
+        raise ValueError(f"{name} holds the token {wrong}; it must be from 0 to {vocab_size - 1}")
 
 
 def as_lengths(name: str, lengths: Any, longest: int) -> Int[Array, "..."]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from msrnn_jax.checks import check_params, check_state
+from msrnn_jax.checks import as_tokens, check_params, check_state
 from msrnn_jax.chunk import remember_all
 from msrnn_jax.config import Config
 from msrnn_jax.layers import mlp, project, rms_norm, wide
@@ -32,19 +32,20 @@ def step(
     time with `lax.scan`, differentiate it with respect to `params`.
 
     Args:
-      token: a scalar, from 0 to V - 1, which is not checked. Nor is the room of a policy that forgets
-        nothing: beyond its budget it forgets the oldest. Nor is the end of int32: once 2**31 - 1 tokens were
-        seen, `t` stays there, and every further token is read at the last position, 2**31 - 2.
+      token: a scalar, from 0 to V - 1. The room of a policy that forgets nothing is not checked: beyond its budget
+        it forgets the oldest. Nor is the end of int32: once 2**31 - 1 tokens were seen, `t` stays there, and every
+        further token is read at the last position, 2**31 - 2.
 
     Returns:
       The next state and the logits of the next token, at least float32.
 
     Raises:
-      ValueError: where the state was made for another config or scope (see `check_state`).
+      ValueError: where the state was made for another config or scope (see `check_state`), and for a token outside
+        the vocabulary where it is not traced.
     """
     check_params(config, params)
     check_state(config, policy, state)
-    state, x = advance(config, policy, params, state, jnp.asarray(token))
+    state, x = advance(config, policy, params, state, as_tokens(config, "token", token))
     return state, unembed(config, params, x)
 
 

@@ -52,7 +52,7 @@ def cut_documents(tokenizer: Tokenizer, documents: Sequence[Document], size: int
       most: > 0 keeps the first segments only, and looks at no document after them.
 
     Raises:
-      ValueError: where no document has two tokens.
+      ValueError: where no document has two tokens, and for one with tokens that the model does not know.
     """
     rows: list[np.ndarray] = []
     sources: list[Source] = []
@@ -63,7 +63,10 @@ def cut_documents(tokenizer: Tokenizer, documents: Sequence[Document], size: int
             break
         digest = text_hash(document.text)
         copy, seen[digest] = seen[digest], seen[digest] + 1
-        tokens, ends = tokenizer.encode_with_ends(document.text)
+        try:
+            tokens, ends = tokenizer.encode_with_ends(document.text)
+        except ValueError as error:
+            raise ValueError(f"{document.name}: {error}") from None
         if len(tokens) < 2:
             skipped += 1
             continue

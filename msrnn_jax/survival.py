@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Int
 
+from msrnn_jax.checks import as_tokens
 from msrnn_jax.config import Config
 from msrnn_jax.llama import advance
 from msrnn_jax.params import Params
@@ -50,6 +51,9 @@ def follow(
     Returns:
       The state and the record: the first step t (the position of the token read in it) after which a token was no
       longer held, t itself where it went in its own step, `STILL_HELD` where it is held or not yet read.
+
+    Raises:
+      ValueError: for tokens outside the vocabulary where they are not traced.
     """
 
     return follow_with(config, policy, params, state, freed, tokens, length, also=lambda state: None)[0]
@@ -74,6 +78,7 @@ def follow_with(
         state, _ = advance(config, policy, params, state, token, real=None if length is None else index < length)
         return (state, _note(state, freed)), also(state)
 
+    tokens = as_tokens(config, "tokens", tokens)
     indices = jnp.arange(tokens.shape[0], dtype=jnp.int32)
     return lax.scan(one, (state, freed), (tokens, indices))
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from msrnn_jax.checkpoint import fingerprint
-from msrnn_jax.checks import check_room, whole
+from msrnn_jax.checks import as_tokens, check_room, whole
 from msrnn_jax.config import Config
 from msrnn_jax.generate import generate
 from msrnn_jax.params import Params
@@ -151,10 +151,14 @@ def freed_at(
     state: MultiState,
     report: Callable[[str], None] = lambda message: None,
 ) -> Int[np.ndarray, "L #K T"]:
-    """When every token was freed, see `follow`: the first `prompt` of them read in the mode of the settings."""
+    """When every token was freed, see `follow`: the first `prompt` of them read in the mode of the settings.
+
+    Raises:
+      ValueError: for tokens outside the vocabulary.
+    """
     count = len(tokens)
     padded = np.zeros(-(-count // BLOCK) * BLOCK + BLOCK, np.int32)  # so that few lengths are compiled for
-    padded[:count] = tokens
+    padded[:count] = as_tokens(config, "the text", tokens)
     freed = _begin(state, len(padded))
     done = prompt if settings.mode == "oneshot" else 0
     report("compiling")

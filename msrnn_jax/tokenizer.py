@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from jax import Array
 
-from msrnn_jax.checkpoint import existing
+from msrnn_jax.checkpoint import existing, read_config
+from msrnn_jax.checks import check_tokens
 
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
@@ -29,6 +30,8 @@ class Tokenizer:
       names: what the template writes for `bos_token` and `eos_token`; it may lack either. By default the texts of
         `bos` and of the first that stops.
       date: what a template that writes the date takes for now; None: the clock.
+      vocab_size: how many tokens the model knows, beyond which texts are refused: a tokenizer may have more, such as
+        a `[PAD]` that was added to it alone. None: any.
     """
 
     def __init__(
@@ -40,25 +43,40 @@ class Tokenizer:
         template: str | None,
         names: Mapping[str, str] | None = None,
         date: datetime.datetime | None = None,
+        vocab_size: int | None = None,
     ):
         self.backend = backend
         self.bos = bos
         self.stop = tuple(stop)
         self.template = template
         self.date = date
+        self.vocab_size = vocab_size
         ids = {"bos_token_id": bos, "eos_token_ids": self.stop}
         self.names = template_tokens(backend, ids) if names is None else dict(names)
 
-    def encode(self, text: str) -> list[int]:
-        """Token numbers of a text, with BOS where the tokenizer itself adds it."""
-        _check_text(text)
-        return self.backend.encode(text).ids
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Token numbers of a text.
 
-    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        Args:
+          special: with what the tokenizer itself adds, such as BOS.
+
+        Raises:
+          ValueError: for a text whose tokens the model does not know.
+        """
+        return self._encoded(text, special).ids
+
+    def encode_with_ends(self, text: str, *, special: bool = True) -> tuple[list[int], list[int]]:
         """`encode`, and the character of the text at which every token ends; 0 for those that stand for no text."""
-        _check_text(text)
-        encoding = self.backend.encode(text)
+        encoding = self._encoded(text, special)
         return encoding.ids, [end for _, end in encoding.offsets]
+
+    def _encoded(self, text: str, special: bool) -> Any:
+        _check_text(text)
+        encoding = self.backend.encode(text, add_special_tokens=special)
+        if self.vocab_size is not None:
+            last = max(encoding.ids, default=0)
+            check_tokens(self.vocab_size, f"text with {self.backend.id_to_token(last)!r}", np.asarray([last]))
+        return encoding
 
     def decode(self, tokens: Sequence[int] | np.ndarray | Array, *, skip_special: bool = True) -> str:
         """The text of token numbers, special tokens left out unless asked for."""
@@ -104,8 +122,7 @@ class Tokenizer:
         return self._encode_rendered(text)
 
     def _encode_rendered(self, text: str) -> list[int]:
-        _check_text(text)
-        tokens = self.backend.encode(text, add_special_tokens=False).ids
+        tokens = self.encode(text, special=False)
         if not tokens:
             raise ValueError("chat template: it makes no text of these messages")
         return tokens
@@ -150,6 +167,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         stop=settings["eos_token_ids"],
         template=template,
         names=template_tokens(backend, settings),
+        vocab_size=read_config(path).vocab_size,
     )
 
 

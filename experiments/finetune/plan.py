@@ -20,7 +20,6 @@ from experiments.finetune.training import Method
 from experiments.forgetting import named, policies_of
 from msrnn_jax.cache import keep_compilations
 from msrnn_jax.checkpoint import config_hash, fingerprint
-from msrnn_jax.checks import as_tokens
 from msrnn_jax.measure import environment
 from msrnn_jax.params import is_low_rank
 from msrnn_jax.policies import parse_policy
@@ -64,8 +63,6 @@ def make_plan(settings: Settings, console: Console) -> Plan:
         policies_of(stored, [settings.policy], [settings.budget], settings.length)
     tokenizer = ms.load_tokenizer(settings.checkpoint)
     books = read_books(tokenizer, settings.data, settings.length + 1, console)
-    for book in books:
-        as_tokens(stored, book.name, book.tokens)
     order = Order(books, settings.length, settings.segment, settings.batch, settings.seed)
     method = Method(
         config=stored.replace(dtype=settings.compute),

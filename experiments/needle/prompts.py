@@ -82,8 +82,7 @@ def _rounded(count: int) -> int:
 
 def _encode(tokenizer: Tokenizer, text: str, chat: bool) -> tuple[list[int], list[int]]:
     """Tokens, and the character at which each ends; a chat template writes the special tokens itself."""
-    encoding = tokenizer.backend.encode(text, add_special_tokens=not chat)
-    return encoding.ids, [end for _, end in encoding.offsets]
+    return tokenizer.encode_with_ends(text, special=not chat)
 
 
 def _opened(tokenizer: Tokenizer, message: str) -> str:

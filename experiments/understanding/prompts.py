@@ -90,7 +90,7 @@ class Asker:
     def _reply(self, answer: str) -> np.ndarray:
         """An answer as it goes on from a prompt: at once in a chat, after a space in plain text."""
         if self.chat:
-            return np.asarray(self.tokenizer.backend.encode(answer, add_special_tokens=False).ids, np.int32)
+            return np.asarray(self.tokenizer.encode(answer, special=False), np.int32)
         cue, whole = self.tokenizer.encode(CUE), self.tokenizer.encode(f"{CUE} {answer}")
         return np.asarray(whole[len(cue) :], np.int32)
 
