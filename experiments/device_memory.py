@@ -21,6 +21,7 @@ from jax.sharding import AbstractMesh, NamedSharding
 from rich.table import Table
 
 import msrnn_jax as ms
+from experiments.options import Budgets
 from experiments.results import check_out, write_result
 from experiments.shapes import SHAPES
 from experiments.shown import show
@@ -206,7 +207,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     shape: Annotated[list[str] | None, typer.Option(help=f"Of a model, {', '.join(SHAPES)}; repeat it.")] = None,
     policy: Annotated[str, typer.Option(help="As in msrnn perplexity.")] = Settings.policy,
-    budget: Annotated[list[int] | None, typer.Option(help="Multi-state size; repeat it.")] = None,
+    budget: Budgets = None,
     full: Annotated[int, typer.Option(help="Tokens that full attention has room for.")] = Settings.full,
     batch: Annotated[list[int] | None, typer.Option(help="Rows; repeat it.")] = None,
     checking: Annotated[bool, typer.Option("--check", help="Also count with XLA, on 8 devices.")] = False,

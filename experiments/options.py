@@ -7,13 +7,15 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from msrnn_jax.commands.options import budgets_option
+
 T = TypeVar("T")
 
 Checkpoint = Annotated[str, typer.Argument(help="Folder made by `python -m convert`.", metavar="CKPT")]
 Preset = Annotated[str, typer.Option(help="small: hours on a CPU, for a small model; paper: the paper's sizes.")]
 Dtype = Annotated[str | None, typer.Option(help="Cast the weights: bfloat16, float16 or float32.")]
 Policies = Annotated[list[str] | None, typer.Option("--policy", help="As in msrnn perplexity; repeat it.")]
-Budgets = Annotated[list[int] | None, typer.Option("--budget", help="Multi-state size; repeat it.")]
+Budgets = Annotated[list[int] | None, budgets_option("Multi-state size; repeat it.")]
 Books = Annotated[
     list[str] | None, typer.Option("--data", help="Books: files or folders of .txt. Default: Python's help.")
 ]

@@ -61,32 +61,40 @@ def losses_of(logits: Float[Array, "C V"], targets: Int[Array, " C"]) -> Float[A
 LOSSES = Unembedded(losses_of)
 
 
-def segment(tokens: Sequence[int] | np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+def segment(tokens: Sequence[int] | np.ndarray, size: int, *, bos: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Cuts a text into non-overlapping segments.
 
+    Args:
+      size: tokens of the text in a segment, see `check_size`; the last one may have fewer.
+      bos: a token to put before every segment, so that all tokens of the text are predicted. By default the first of
+        each segment is context only.
+
     Returns:
-      [B, size] int32, the last padded with zeros, and how many tokens of each are real. A last segment of
-      one token has nothing to predict and is left out.
+      [B, size] int32, or [B, 1 + size] with `bos`, the last padded with zeros, and how many tokens of each are real. A
+      last segment with nothing to predict is left out.
 
     Raises:
-      ValueError: for a size below 2 or a text below two tokens.
+      ValueError: for a size below 2 or a text below two tokens; below one with `bos`.
     """
     tokens = np.asarray(tokens, np.int32)
-    check_size(size)
-    if tokens.size < 2:
-        raise ValueError(f"the text has {tokens.size} tokens; it must have at least 2")
-    lengths = [min(size, tokens.size - start) for start in range(0, tokens.size, size)]
-    lengths = np.asarray([length for length in lengths if length > 1], np.int32)
-    padded = np.zeros(len(lengths) * size, np.int32)
-    kept = min(tokens.size, padded.size)
-    padded[:kept] = tokens[:kept]
-    return padded.reshape(len(lengths), size), lengths
+    before = [] if bos is None else [bos]
+    least = 2 - len(before)
+    check_size(size, least)
+    if tokens.size < least:
+        raise ValueError(f"the text has {tokens.size} tokens; it must have at least {least}")
+    parts = [[*before, *tokens[start : start + size]] for start in range(0, tokens.size, size)]
+    parts = [part for part in parts if len(part) > 1]
+    padded = np.zeros((len(parts), len(before) + size), np.int32)
+    for row, part in zip(padded, parts, strict=True):
+        row[: len(part)] = part
+    return padded, np.asarray([len(part) for part in parts], np.int32)
 
 
-def check_size(size: int) -> None:
-    """Refuses a segment in which there is nothing to predict."""
-    if size < 2:
-        raise ValueError(f"segment size is {size}; it must be at least 2, one token of context and one to predict")
+def check_size(size: int, least: int = 2) -> None:
+    """Refuses a segment in which there is nothing to predict: of one token, unless BOS is put before it."""
+    if size < least:
+        what = "one token of context and one to predict" if least > 1 else "one token to predict"
+        raise ValueError(f"segment size is {size}; it must be at least {least}, {what}")
 
 
 class Mean(NamedTuple):

@@ -81,6 +81,7 @@ class _Run:
             "dtype": inputs.config.dtype,
             "positions": settings.positions,
             "segment": settings.segment,
+            "bos": inputs.segments.bos,  # lines of versions that knew none have no such key, which reads as None
             "mesh": None if inputs.mesh is None else spell_mesh(inputs.mesh),
         }
         self.sharers = 1 if inputs.mesh is None else inputs.mesh.shape[DATA]  # of the rows of a batch
@@ -147,7 +148,7 @@ class _Run:
             if ROW <= set(line) and line["policy"] == policy and ("kl" in line) == fidelity:
                 return min(line["batch"], rows)
         for line in mine:
-            if line["kind"] == RUN and line.get("settings") == _as_json(self.settings):
+            if line["kind"] == RUN and _asked_in(line) == _as_json(self.settings):
                 return min(line["batches"][policy], rows)
         options: Any = {"positions": self.settings.positions, "fidelity": fidelity}
         each = automatic_batch(self.inputs.config, plan.policy, plan.slots, self.width, rows // self.sharers, **options)
@@ -302,6 +303,12 @@ def _counts(inputs: Inputs) -> Line:
 
 def _as_json(settings: Settings) -> Line:
     return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
+def _asked_in(line: Line) -> Any:
+    """The settings of a run; versions that did not know one of ours did what its default says."""
+    asked = line.get("settings")
+    return {**_as_json(Settings(checkpoint="")), **asked} if isinstance(asked, dict) else asked
 
 
 def environment() -> Line:

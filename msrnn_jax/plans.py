@@ -35,6 +35,7 @@ class Settings:
         for what windows let a query see of it.
       segment: tokens of a segment.
       segments: measure the first ones only; 0 measures all.
+      bos_every_segment: put BOS before every segment, see `cut_documents`.
       batch: rows run at once; None: as many as fit.
       positions: how keys are rotated, as in `init_state`.
       dtype: the weights are cast to it; None leaves them as they are.
@@ -49,6 +50,7 @@ class Settings:
     budgets: tuple[int, ...] = (256,)
     segment: int = 4096
     segments: int = 0
+    bos_every_segment: bool = False
     batch: int | None = None
     positions: str = "absolute"
     dtype: str | None = None
@@ -73,14 +75,16 @@ def read_inputs(settings: Settings) -> Inputs:
     Raises:
       ValueError: for texts or a checkpoint that cannot be used, and for sizes out of range.
     """
-    check_size(settings.segment)
+    check_size(settings.segment, 1 if settings.bos_every_segment else 2)
     whole("segments", settings.segments, 0)
     if settings.dtype is not None:
         check_dtype(settings.dtype)
     unreadable: list[str] = []
     documents = read_documents(settings.texts, settings.field, unreadable.append)
     tokenizer = load_tokenizer(settings.checkpoint)
-    segments = cut_documents(tokenizer, documents, settings.segment, settings.segments)
+    segments = cut_documents(
+        tokenizer, documents, settings.segment, settings.segments, bos_every_segment=settings.bos_every_segment
+    )
     mesh = None if settings.mesh is None else parse_mesh(settings.mesh)
     check_mesh(mesh)
     if mesh is not None:

@@ -22,7 +22,7 @@ class Source(NamedTuple):
     segment_index: int  # in its document
     tokens: int  # predicted: all but the first
     bytes: int  # of UTF-8 that they stand for
-    tokens_sha256: str  # of all its tokens, 16 hex digits
+    tokens_sha256: str  # of all its tokens, BOS before them included, 16 hex digits
 
 
 class Segments(NamedTuple):
@@ -31,7 +31,8 @@ class Segments(NamedTuple):
     tokens: np.ndarray  # [B, T] int32, padded on the right to the longest there is
     lengths: np.ndarray  # [B] int32, from 2
     sources: list[Source]  # [B]
-    skipped: int  # documents of fewer than 2 tokens
+    skipped: int  # documents in which there is nothing to predict
+    bos: int | None = None  # the token put before every segment
 
     @property
     def documents(self) -> int:
@@ -44,16 +45,33 @@ class Segments(NamedTuple):
         return int((self.lengths - 1).sum())
 
 
-def cut_documents(tokenizer: Tokenizer, documents: Sequence[Document], size: int, most: int = 0) -> Segments:
+def cut_documents(
+    tokenizer: Tokenizer,
+    documents: Sequence[Document],
+    size: int,
+    most: int = 0,
+    *,
+    bos_every_segment: bool = False,
+) -> Segments:
     """Tokenises documents one by one and cuts each into segments.
+
+    The first token of a segment is context only. BOS is where the tokenizer itself puts it, if it does: at the start of
+    each document, and so of its first segment.
 
     Args:
       size: tokens of a segment, from 2; the last of a document may be shorter.
       most: > 0 keeps the first segments only, and looks at no document after them.
+      bos_every_segment: put BOS before every segment, beside its `size` tokens, which then are all predicted; `size`
+        may be 1. It does not stand twice where the tokenizer puts it, too.
 
     Raises:
-      ValueError: where no document has two tokens, and for one with tokens that the model does not know.
+      ValueError: where no document has two tokens (one with BOS before it), for one with tokens that the model does not
+        know, and for a tokenizer without BOS if it is asked for.
     """
+    bos = tokenizer.bos if bos_every_segment else None
+    if bos_every_segment and bos is None:
+        raise ValueError("bos_every_segment is given, but the tokenizer has no BOS token")
+    least = 2 if bos is None else 1
     rows: list[np.ndarray] = []
     sources: list[Source] = []
     skipped = 0
@@ -67,21 +85,25 @@ def cut_documents(tokenizer: Tokenizer, documents: Sequence[Document], size: int
             tokens, ends = tokenizer.encode_with_ends(document.text)
         except ValueError as error:
             raise ValueError(f"{document.name}: {error}") from None
-        if len(tokens) < 2:
+        if bos is not None and tokens[:1] == [bos]:
+            tokens, ends = tokens[1:], ends[1:]
+        if len(tokens) < least:
             skipped += 1
             continue
         cut = min(size, len(tokens))
-        reached = _bytes_until(document.text, ends)  # [tokens]
-        for number, (row, length) in enumerate(zip(*segment(tokens, cut), strict=True)):
-            first, last = number * cut, number * cut + int(length) - 1
-            said = int(reached[last] - reached[first])
+        reached = [0, *_bytes_until(document.text, ends).tolist()]  # before the first token and after each
+        for number, (row, length) in enumerate(zip(*segment(tokens, cut, bos=bos), strict=True)):
+            predicted = int(length) - 1
+            last = number * cut + predicted + least - 1  # tokens of the document up to the end of the segment
+            said = reached[last] - reached[last - predicted]
             rows.append(row[:length])
             place = document.name, digest, copy, number
-            sources.append(Source(*place, int(length) - 1, said, tokens_hash(row[:length])))
+            sources.append(Source(*place, predicted, said, tokens_hash(row[:length])))
     if not rows:
-        raise ValueError("every document has fewer than 2 tokens; there is nothing to predict")
+        few = "2 tokens" if least == 2 else "1 token"
+        raise ValueError(f"every document has fewer than {few}; there is nothing to predict")
     rows, sources = (rows[:most], sources[:most]) if most else (rows, sources)
-    return Segments(*pad(rows), sources, skipped)
+    return Segments(*pad(rows), sources, skipped, bos)
 
 
 def _bytes_until(text: str, ends: Sequence[int]) -> np.ndarray:

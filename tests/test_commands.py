@@ -66,7 +66,7 @@ def test_perplexity_prints_one_object_for_each_pair(toy, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 3)
     arguments = ["perplexity", toy, "--text", str(text), "--policy", "tova", "--policy", "window:sinks=1"]
-    arguments += ["--policy", "full", "--budget", "4", "--budget", "8", "--segment", "32"]
+    arguments += ["--policy", "full", "--budget", "4,8", "--segment", "32"]
     rows = [json.loads(line) for line in run(*arguments, "--json").stdout.splitlines()]
     pairs = [(row["policy"], row["budget"]) for row in rows]
     assert pairs == [("tova", 4), ("tova", 8), ("window:sinks=1", 4), ("window:sinks=1", 8), ("full", 31)]
@@ -75,7 +75,8 @@ def test_perplexity_prints_one_object_for_each_pair(toy, tmp_path):
         assert row["perplexity"] > 1 and row["stderr"] > 0
         assert {"text_sha256", "model_sha256", "dtype", "versions", "python", "device"} <= set(row)
     assert len({row["model_sha256"] for row in rows}) == 1
-    table = run(*arguments).stdout
+    twice = [*arguments[:-4], "--budget", "4", "--budget", "8", *arguments[-2:]]
+    table = run(*twice).stdout
     assert all(f"{row['perplexity']:.2f}" in table for row in rows)
 
 
@@ -215,6 +216,9 @@ def test_the_installed_script_finds_modules_of_the_current_folder(toy, tmp_path)
             "batch is 0; it must be a whole number of at least 1",
         ),
         (["perplexity", "TOY", "--text", "TEXT", "--budget", "-5"], "budget is -5; it must be a whole number"),
+        (["perplexity", "TOY", "--budget", "4,x"], "--budget is '4,x': it must be a whole number, or several with"),
+        (["perplexity", "TOY", "--text", "TEXT", "--bos-every-segment"], "but the tokenizer has no BOS token"),
+        (["info", "TOY", "--budget", "4,"], "--budget is '4,': it must be a whole number, or several with commas"),
         (["perplexity", "TOY", "--text", "TEXT", "--policy", "tova:sinks=9", "--budget", "4"], "protects 9 sinks"),
         (
             ["perplexity", "TOY", "--text", "LONG", "--policy", "tova", "--policy", "window:sinks=9", "--budget", "4"],

@@ -44,6 +44,8 @@ def test_segments_do_not_overlap_and_lose_nothing():
     assert cut.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 0]] and lengths.tolist() == [4, 4, 3]
     cut, lengths = segment(range(1, 10), 4)  # a last token alone has nothing to predict
     assert cut.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]] and lengths.tolist() == [4, 4]
+    cut, lengths = segment(range(1, 6), 4, bos=9)  # but not after BOS, which is the context of all tokens
+    assert cut.tolist() == [[9, 1, 2, 3, 4], [9, 5, 0, 0, 0]] and lengths.tolist() == [5, 2]
     for size, tokens, message in [(1, range(5), "segment size is 1"), (4, [7], "the text has 1 tokens")]:
         with pytest.raises(ValueError, match=message):
             segment(tokens, size)

@@ -41,7 +41,7 @@ def real_bytes(tree) -> int:
 
 
 def test_info_counts_what_is_there(hollow):
-    policies = ["--policy", "tova", "--policy", "h2o", "--policy", "full", "--budget", "4", "--budget", "9"]
+    policies = ["--policy", "tova", "--policy", "h2o", "--policy", "full", "--budget", "4,9"]
     facts = json.loads(info(hollow, *policies, "--memory", "1MiB", "--dtype", "bfloat16", "--json"))
     params = tiny.params("bfloat16")
     assert facts["dtype"] == "bfloat16" and facts["config"]["dtype"] == "float32"

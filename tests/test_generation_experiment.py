@@ -25,7 +25,7 @@ from experiments.generation.verdict import question_of, read_choice
 from msrnn_jax.tokenizer import load_tokenizer
 
 # The same in all runs: whatever they write, they share three programs for writing and one for reading.
-SHAPE = ["--batch", "3", "--budget", "24", "--budget", "40", "--max-new-tokens", "48", "--context", "256"]
+SHAPE = ["--batch", "3", "--budget", "24,40", "--max-new-tokens", "48", "--context", "256"]
 PROMPTS = ["tell me of the sea", "and of what is below it", "once upon a time", "the end of it all", "what now"]
 KEY = "sk-secret-7d1f"
 

@@ -173,7 +173,7 @@ def test_documents_stand_in_the_rows(toy, tmp_path, monkeypatch):
     (tmp_path / "rows.jsonl").write_text('{"body": "x"}\n{"body": "the lazy dog"}\n')
     arguments = ["--text", "books", "--text", "rows.jsonl", "--text", "-", "--field", "body", "--policy", "window"]
     printed = run(toy, *arguments, "--budget", "4", "--out", "out.jsonl", "--json", input="from stdin")
-    assert printed.stderr == "note: documents of fewer than 2 tokens, which are skipped: 1\n"
+    assert printed.stderr == "note: documents with nothing to predict, which are skipped: 1\n"
     (result,) = objects(printed.stdout)
     assert (result["documents"], result["skipped_documents"], result["segments"]) == (3, 1, 4)
     places = [(row["document"], row["document_sha256"], row["segment_index"], row["tokens"]) for row in rows_in("out")]
@@ -323,6 +323,32 @@ def test_rows_of_something_else_are_not_counted(change, toy, text, tmp_path, mon
     mine.write_text(source)
     assert results(toy, "--text", text, *arguments[2:8]) == first
     assert len([row for row in rows(out) if row["policy"] == policy]) == number
+
+
+def test_bos_before_every_segment_is_another_measurement(toy, text, tmp_path, monkeypatch):
+    """Its rows and those without it do not mix, nor do those of files in which nobody spoke of it yet."""
+    model, out = str(shutil.copytree(toy, tmp_path / "toy")), tmp_path / "out.jsonl"
+    pathlib.Path(model, "tokenizer_config.json").write_text('{"bos_token_id": 7, "eos_token_ids": [3]}')
+    arguments = ["--text", text, "--out", str(out), "--policy", "tova", "--budget", "4", "--batch", "3"]
+    plain = results(model, *arguments)
+    old = [{name: value for name, value in line.items() if name != "bos"} for line in objects(out.read_text())]
+    del old[0]["settings"]["bos_every_segment"]
+    out.write_text("".join(json.dumps(line) + "\n" for line in old))
+    (found,) = results(model, *arguments, "--bos-every-segment")
+    config, params = ms.load(model)
+    ids = ms.load_tokenizer(model).encode(pathlib.Path(text).read_text())
+    nats = 0.0
+    for start in range(0, len(ids), SIZE):
+        row = np.asarray([7, *ids[start : start + SIZE]], np.int32)
+        state = ms.init_state(config, ms.TOVA(), 4)
+        nats += float(ms.nll(config, ms.TOVA(), params, state, row[:-1], row[1:])[1].sum())
+    assert (found["bos"], found["tokens"], plain[0]["bos"]) == (7, len(ids), None)
+    assert found["nll"] == pytest.approx(nats / len(ids), rel=1e-5)
+    assert found["bytes"] == len(pathlib.Path(text).read_bytes())
+    monkeypatch.setattr(measure, "read_rows", None)  # all is there
+    assert results(model, *arguments) == plain and results(model, *arguments, "--bos-every-segment") == [found]
+    refused = run(toy, *arguments, "--bos-every-segment", code=2)
+    assert refused.stderr == "error: bos_every_segment is given, but the tokenizer has no BOS token\n"
 
 
 def test_one_process_at_a_time_writes_a_file(toy, text, tmp_path):

@@ -118,6 +118,27 @@ def test_bytes_are_those_of_the_predicted_tokens(special):
     assert [source.bytes for source in cut.sources] == expected and expected[-1] == (0 if special else 3)
 
 
+def test_bos_before_every_segment_takes_no_token_from_it_and_never_stands_twice():
+    documents = [Document("x", "abcde"), Document("y", ""), Document("z", "é")]
+    for special, end in ((False, []), (True, [2])):
+        tokenizer = characters(special)
+        tokenizer.bos = 1
+        cut = cut_documents(tokenizer, documents, 4, bos_every_segment=True)
+        texts = [tokenizer.encode(document.text, special=False) for document in documents]
+        expected = [[1, *texts[0][:4]], [1, texts[0][4], *end], *([[1, *end]] if special else []), [1, *texts[2], *end]]
+        assert [row[:length].tolist() for row, length in zip(cut.tokens, cut.lengths, strict=True)] == expected
+        assert [source.tokens for source in cut.sources] == [len(row) - 1 for row in expected]
+        assert [source.bytes for source in cut.sources] == [4, 1, *([0] if special else []), 2]
+        assert (cut.bos, cut.skipped) == (1, 0 if special else 1)
+        assert cut_documents(tokenizer, documents, 4).bos is None
+    tokenizer = characters()
+    tokenizer.bos = 1
+    with pytest.raises(ValueError, match="every document has fewer than 1 token; there is nothing to predict"):
+        cut_documents(tokenizer, documents[1:2], 1, bos_every_segment=True)
+    with pytest.raises(ValueError, match="bos_every_segment is given, but the tokenizer has no BOS token"):
+        cut_documents(characters(), documents, 4, bos_every_segment=True)
+
+
 def test_of_many_documents_those_that_cannot_be_read_are_told_and_left_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "books").mkdir()

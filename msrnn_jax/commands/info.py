@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from msrnn_jax.command import plain_errors
-from msrnn_jax.commands.options import Checkpoint, Dtype, Json, PolicyTexts
+from msrnn_jax.commands.options import Checkpoint, Dtype, Json, PolicyTexts, budgets_option
 from msrnn_jax.commands.policies import read_policy
 
 
@@ -15,7 +15,7 @@ def info(
     checkpoint: Checkpoint,
     policy: PolicyTexts = None,
     budget: Annotated[
-        list[int] | None, typer.Option(help="Repeat it. Default: 64 to 2048. full holds the context length.")
+        list[int] | None, budgets_option("Repeat it. Default: 64 to 2048. full holds the context length.")
     ] = None,
     memory: Annotated[
         str | None, typer.Option(help="To be filled, such as 24GiB or 512MB. Default: the device's, or the RAM.")

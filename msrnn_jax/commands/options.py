@@ -1,7 +1,7 @@
 """Options and help that several commands share."""
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,6 +45,24 @@ Dtype = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line, and nothing else.")]
 Budget = Annotated[int, typer.Option(help="Multi-state size: tokens each layer remembers.")]
+
+
+def _whole_numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter("it must be a whole number, or several with commas between them") from None
+
+
+def _in_one(several: list[list[int]] | None) -> list[int] | None:
+    return None if several is None else [number for numbers in several for number in numbers]
+
+
+def budgets_option(help: str) -> Any:
+    """`--budget` of a `list[int]`: given more than once, or once with commas, 32,64, which is the same."""
+    return typer.Option("--budget", help=help, metavar="N[,N...]", parser=_whole_numbers, callback=_in_one)
+
+
 Seed = Annotated[int, typer.Option(help="Of the draws at a temperature above 0.", min=0, max=2**32 - 1)]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
 TopK = Annotated[int | None, typer.Option(help="Draw from the k most likely tokens.")]

@@ -8,13 +8,18 @@ from typing import Annotated, Any
 import typer
 
 from msrnn_jax.command import plain_errors
-from msrnn_jax.commands.options import Checkpoint, Dtype, Json, MeshText, PolicyTexts, Positions
+from msrnn_jax.commands.options import Checkpoint, Dtype, Json, MeshText, PolicyTexts, Positions, budgets_option
 from msrnn_jax.commands.policies import read_policy
 
 TEXT_HELP = (
     "UTF-8 file, .jsonl with a document a row, folder of both, or - for stdin; repeat it. Default: Python's help."
 )
 FIDELITY_HELP = "Also compare every prediction with the full model's: KL divergence and top-1 agreement."
+SEGMENT_HELP = (
+    "Tokens per segment; each starts from an empty state, and its first token is context only. BOS is where the "
+    "tokenizer puts it: nowhere, or at the start of a document."
+)
+BOS_HELP = "Put BOS before every segment, whose tokens are then all predicted."
 SHOWN = 5  # documents that cannot be read
 OUT_HELP = "JSON lines, one for each policy, budget and segment; given again, a run that was cut off goes on."
 
@@ -25,9 +30,10 @@ def perplexity(
     text: Annotated[list[str] | None, typer.Option(help=TEXT_HELP)] = None,
     field: Annotated[str, typer.Option(help="Of a .jsonl row: where its text is.")] = "text",
     policy: PolicyTexts = None,
-    budget: Annotated[list[int] | None, typer.Option(help="Repeat it. Default: 256. full holds all.")] = None,
-    segment: Annotated[int, typer.Option(help="Tokens per segment; each starts from an empty state.")] = 4096,
+    budget: Annotated[list[int] | None, budgets_option("Repeat it. Default: 256. full holds all.")] = None,
+    segment: Annotated[int, typer.Option(help=SEGMENT_HELP)] = 4096,
     segments: Annotated[int, typer.Option(help="Use the first N segments; 0 uses all.")] = 0,
+    bos_every_segment: Annotated[bool, typer.Option("--bos-every-segment", help=BOS_HELP)] = False,
     batch: Annotated[str, typer.Option(help="Rows (segment, budget) run at once, or auto: as many as fit.")] = "auto",
     fidelity: Annotated[bool, typer.Option("--fidelity", help=FIDELITY_HELP)] = False,
     positions: Positions = "absolute",
@@ -65,6 +71,7 @@ def perplexity(
         budgets=tuple(budget or Settings.budgets),
         segment=segment,
         segments=segments,
+        bos_every_segment=bos_every_segment,
         batch=_rows(batch),
         positions=positions,
         dtype=dtype,
@@ -88,7 +95,7 @@ def perplexity(
         if len(inputs.unreadable) > SHOWN:
             note(f"left out, too: {len(inputs.unreadable) - SHOWN} more that cannot be read")
         if cut.skipped:
-            note(f"documents of fewer than 2 tokens, which are skipped: {cut.skipped}")
+            note(f"documents with nothing to predict, which are skipped: {cut.skipped}")
         results = []
         with _progress(console) as report:
             for result in measure(settings, inputs, journal, report=report, note=note):
@@ -102,7 +109,8 @@ def perplexity(
         plot_perplexity(plot, results, f"{name}, {cut.predicted:,} tokens")
     if not as_json:
         _print_table(results)
-        counts = f"{cut.predicted} tokens predicted, segments: {len(cut.sources)}, documents: {cut.documents}"
+        after = "" if cut.bos is None else ", each after BOS"
+        counts = f"{cut.predicted} tokens predicted, segments: {len(cut.sources)}{after}, documents: {cut.documents}"
         typer.echo(f"{counts}, text: {inputs.text_sha256}")
     if all(result["perplexity"] is None for result in results):
         raise ValueError("every segment came to no number (nan, inf); the model must compute numbers")
