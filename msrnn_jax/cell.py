@@ -1,13 +1,15 @@
 """LLaMA as a Flax RNN cell: modules that own the weights, around the same pure functions."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from msrnn_jax.checks import Budget, Count, as_tokens, check_state, layer_budgets
+from msrnn_jax.checks import Budget, Slots, as_tokens, check_state, layer_budgets
 from msrnn_jax.config import Config
 from msrnn_jax.llama import decoder_layer, moment_of, run_blocks, unembed
 from msrnn_jax.params import LayerParams, Params, axes, is_low_rank
@@ -73,7 +75,7 @@ class MultiStateCell(nnx.RNNCellBase):
         params: Params,
         budget: Budget,
         *,
-        slots: Count | None = None,
+        slots: Slots | None = None,
         positions: str = "absolute",
     ):
         budgets = tuple(int(value) for value in layer_budgets(config.num_layers, budget))
@@ -81,7 +83,7 @@ class MultiStateCell(nnx.RNNCellBase):
         self.config = config
         self._policy = nnx.data(jax.tree.map(nnx.Param, policy))  # its arrays, if it has any, are trained too
         self.budget = budgets
-        self.slots = slots
+        self.slots = tuple(slots) if isinstance(slots, Sequence | np.ndarray) else slots
         self.positions = positions
         letters = axes(config)
         self.embedding = _param(params.embedding, letters.embedding)  # pyright: ignore[reportArgumentType]

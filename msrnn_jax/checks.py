@@ -19,6 +19,7 @@ from msrnn_jax.window import check_windows, most_held
 
 Count = int | np.integer
 Budget = Count | Array | np.ndarray | Sequence[Count | Array]  # one number or one per layer
+Slots = Count | np.ndarray | Sequence[Count]  # the same, static
 
 MAX_BUDGET = 2**31 - 2  # positions and slots are int32
 
@@ -86,15 +87,16 @@ def check_dtype(dtype: Any) -> jnp.dtype:
 
 
 def check_protection(policy: Policy, budgets: Sequence[Any]) -> None:
-    """Refuses a policy that protects more than a concrete budget holds."""
+    """Refuses a policy that protects more than a concrete budget holds, in the row of a batch that holds least."""
     for budget in budgets:
         known = concrete(budget)
         if known is None:
             continue
-        recent = int(known) // 2 if policy.recent is None else policy.recent
-        if policy.sinks + recent > known:
+        least = int(known.min())
+        recent = least // 2 if policy.recent is None else policy.recent
+        if policy.sinks + recent > least:
             raise ValueError(
-                f"budget is {int(known)}, but {policy} protects {policy.sinks} sinks and {recent} recent tokens; "
+                f"budget is {least}, but {policy} protects {policy.sinks} sinks and {recent} recent tokens; "
                 "sinks + recent must be at most the budget"
             )
 

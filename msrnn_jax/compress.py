@@ -30,7 +30,7 @@ def compress(
     Args:
       budget: how many slots each layer keeps, from now on too: one number, one per layer, or traced. By
         default each layer's own budget.
-      shrink: also cut the slots to the largest budget + 1; needs a budget that is not traced.
+      shrink: also cut the slots of each layer to its budget + 1; needs a budget that is not traced.
 
     Raises:
       ValueError: for a budget below 1, above slots - 1 or below what the policy protects.
@@ -50,8 +50,7 @@ def compress(
         known = [concrete(value) for value in budgets]
         if any(value is None for value in known):
             raise ValueError("shrink needs a budget that is not traced")
-        slots = max(int(value) for value in known if value is not None) + 1
-        layers = [cut(layer, min(slots, layer.num_slots)) for layer in layers]
+        layers = [cut(layer, int(value) + 1) for layer, value in zip(layers, known, strict=True) if value is not None]
     return state.replace(layers=tuple(layers))
 
 

@@ -47,8 +47,9 @@ class Conversation:
     closed: bool = True  # the last answer ended with a stop token
 
     @property
-    def budget(self) -> int:
-        return int(max(layer.budget for layer in self.state.layers))
+    def budgets(self) -> list[int]:
+        """Of every layer."""
+        return [int(layer.budget) for layer in self.state.layers]
 
 
 class Answer(NamedTuple):
@@ -139,16 +140,17 @@ def change_policy(
     Raises:
       ValueError: for a budget that the policy or the model's windows rule out.
     """
-    budget = conversation.budget if budget is None else budget
-    check_windows(config, conversation.state.mode, [budget + 1] * config.num_layers)
     old, state = conversation.policy, conversation.state
-    if max(held(state)) > budget:
-        state = compress(old if policy == old else old.replace(sinks=0, recent=0), state, budget, shrink=True)
+    budgets = conversation.budgets if budget is None else [budget] * config.num_layers
+    check_windows(config, state.mode, [each + 1 for each in budgets])
+    if any(count > each for count, each in zip(held(state), budgets, strict=True)):
+        less = [min(each, layer.num_slots - 1) for each, layer in zip(budgets, state.layers, strict=True)]
+        state = compress(old if policy == old else old.replace(sinks=0, recent=0), state, less, shrink=True)
     if policy == old:  # whose statistics stay
-        check_protection(policy, [budget])
-        layers = tuple(with_budget(policy, layer, budget) for layer in state.layers)
+        check_protection(policy, budgets)
+        layers = tuple(with_budget(policy, *pair) for pair in zip(state.layers, budgets, strict=True))
         return dataclasses.replace(conversation, state=state.replace(layers=layers))
-    return dataclasses.replace(conversation, policy=policy, state=adopt(policy, state, budget))
+    return dataclasses.replace(conversation, policy=policy, state=adopt(policy, state, budgets))
 
 
 def held(state: MultiState) -> list[int]:

@@ -81,7 +81,7 @@ def state_bytes(config: Config, policy: Policy, budget: Budget, **settings: Any)
     return tree_bytes(jax.eval_shape(lambda: init_state(config, policy, budget, **settings)))
 
 
-def working_bytes(config: Config, policy: Policy, budget: int) -> int:
+def working_bytes(config: Config, policy: Policy, budget: Budget) -> int:
     """What a step needs for one row beside its state, at most.
 
     Logits and the residual stream; for one layer at a time either the row's attention over its slots (products,
@@ -90,7 +90,7 @@ def working_bytes(config: Config, policy: Policy, budget: int) -> int:
     """
     state = jax.eval_shape(lambda: init_state(config, policy, budget))
     again = sum(tree_bytes((layer.positions, layer.stats)) for layer in state.layers)
-    attention = 4 * config.num_heads * (budget + 1)
+    attention = 4 * config.num_heads * max(layer.num_slots for layer in state.layers)
     middle = 3 * config.mlp_dim
     return again + wide(config.dtype).itemsize * (config.vocab_size + config.model_dim + max(attention, middle))
 

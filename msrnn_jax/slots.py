@@ -5,13 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from msrnn_jax.checks import (
     MAX_BUDGET,
     Budget,
-    Count,
+    Slots,
     check_dtype,
     check_policy,
     check_protection,
@@ -32,7 +33,7 @@ def init_state(
     policy: Policy,
     budget: Budget,
     *,
-    slots: Count | None = None,
+    slots: Slots | None = None,
     positions: str = "absolute",
     dtype: Any = None,
 ) -> MultiState:
@@ -40,8 +41,9 @@ def init_state(
 
     Args:
       budget: the multi-state size: slots held after a step. One number or one per layer; may be traced.
-      slots: S, static; at least budget + 1, since a query also sees the token just written. By default
-        the largest budget + 1; must be given where the budget is traced, and serves every budget below it.
+      slots: S, static, one number or one per layer; at least budget + 1, since a query also sees the token just
+        written. By default each layer's own budget + 1, so that its memory is that of its budget; must be given where
+        the budget is traced, and serves every budget below it.
       positions: how positions are rotated. "absolute": at each token's place in the text. "cache": at its
         place among the tokens its row holds now, as StreamingLLM does. "gap": as "cache", but neighbours
         keep their true distance where it is at most 10, and count as far apart as its logarithm's logarithm
@@ -58,23 +60,24 @@ def init_state(
         raise ValueError(f"positions is {positions!r}; it must be one of {', '.join(POSITION_MODES)}")
     budgets = layer_budgets(config.num_layers, budget)
     check_protection(policy, budgets)
-    slots = _num_slots(budgets, slots)
-    check_windows(config, positions, [slots] * config.num_layers)
+    counts = _layer_slots(budgets, slots)
+    check_windows(config, positions, counts)
     rows = 1 if policy.scope == "layer" else config.num_kv_heads
-    check_statistics(policy, rows, slots)
-    cache = (config.num_kv_heads, slots, config.head_dim)
+    check_statistics(policy, rows, max(counts))
     dtype = check_dtype(config.dtype if dtype is None else dtype)
-    layers = tuple(
-        LayerState(
-            keys=jnp.zeros(cache, dtype),
-            values=jnp.zeros(cache, dtype),
-            positions=jnp.full((rows, slots), EMPTY, jnp.int32),
-            stats=fresh_stats(policy, rows, slots),
-            budget=jnp.clip(jnp.asarray(value).astype(jnp.int32), 1, slots - 1),  # a traced one may lie outside
-        )
-        for value in budgets
+    layers = [_empty(config, policy, rows, *pair, dtype) for pair in zip(counts, budgets, strict=True)]
+    return MultiState(layers=tuple(layers), t=jnp.zeros((), jnp.int32), mode=positions)
+
+
+def _empty(config: Config, policy: Policy, rows: int, slots: int, budget: Any, dtype: Any) -> LayerState:
+    cache = jnp.zeros((config.num_kv_heads, slots, config.head_dim), dtype)
+    return LayerState(
+        keys=cache,
+        values=cache,
+        positions=jnp.full((rows, slots), EMPTY, jnp.int32),
+        stats=fresh_stats(policy, rows, slots),
+        budget=jnp.clip(jnp.asarray(budget).astype(jnp.int32), 1, slots - 1),  # a traced one may lie outside
     )
-    return MultiState(layers=layers, t=jnp.zeros((), jnp.int32), mode=positions)
 
 
 def fresh_stats(policy: Policy, rows: int, slots: int) -> Any:
@@ -82,16 +85,23 @@ def fresh_stats(policy: Policy, rows: int, slots: int) -> Any:
     return jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), policy.init(rows, slots))
 
 
-def _num_slots(budgets: Sequence[Any], slots: Count | None) -> int:
-    known = [int(value) for value in map(concrete, budgets) if value is not None]
+def _layer_slots(budgets: Sequence[Any], slots: Slots | None) -> list[int]:
+    known = [concrete(value) for value in budgets]
     if slots is None:
-        if len(known) < len(budgets):
+        if any(value is None for value in known):
             raise ValueError("slots is missing; it must be given where the budget is traced")
-        return max(known) + 1
-    slots = whole("slots", slots, 2, MAX_BUDGET + 1)
-    if known and max(known) > slots - 1:
-        raise ValueError(f"budget is {max(known)}, but there are {slots} slots; it must be at most slots - 1")
-    return slots
+        return [int(value) + 1 for value in known if value is not None]
+    if isinstance(slots, Sequence | np.ndarray):
+        given = list(slots)
+    else:
+        given = [slots] * len(budgets)
+    if len(given) != len(budgets):
+        raise ValueError(f"slots has {len(given)} entries; it must be one number or {len(budgets)}, one per layer")
+    counts = [whole("slots", count, 2, MAX_BUDGET + 1) for count in given]
+    for value, count in zip(known, counts, strict=True):
+        if value is not None and value > count - 1:
+            raise ValueError(f"budget is {int(value)}, but there are {count} slots; it must be at most slots - 1")
+    return counts
 
 
 def write(

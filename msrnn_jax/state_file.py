@@ -88,8 +88,9 @@ def load_state(
         raise ValueError(f"state {str(path)!r} belongs to another config {header['config']}, not {config_hash(config)}")
     try:
         found = _read(pathlib.Path(path))
-        slots, dtype = found[".layers[0].keys"].shape[1], found[".layers[0].keys"].dtype
-        make = partial(init_state, config, policy, slots - 1, slots=slots, positions=header["positions"], dtype=dtype)
+        keys = [found[f".layers[{index}].keys"] for index in range(config.num_layers)]
+        budgets = [leaf.shape[1] - 1 for leaf in keys]  # the most that the slots allow
+        make = partial(init_state, config, policy, budgets, positions=header["positions"], dtype=keys[0].dtype)
         wanted = jax.eval_shape(make)
         names = _named(wanted)
         problems = [name for name in (*names, *found) if name not in names or name not in found]
@@ -100,7 +101,7 @@ def load_state(
         ]
         if problems:
             raise ValueError(f"{problems[0]} is missing, left over or of another shape")
-        _check_values(config, found, slots, header["positions"])
+        _check_values(config, found, header["positions"])
         check_protection(policy, [found[f".layers[{index}].budget"] for index in range(len(wanted.layers))])
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(f"state {str(path)!r} cannot be used: {error}") from None
@@ -130,13 +131,14 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, str]:
     return header
 
 
-def _check_values(config: Config, found: Mapping[str, np.ndarray], slots: int, mode: str) -> None:
+def _check_values(config: Config, found: Mapping[str, np.ndarray], mode: str) -> None:
     """Refuses what no run can have led to, and what would be read as something else."""
     t = int(found[".t"])
     if not 0 <= t < MOST_TOKENS:
         raise ValueError(f"it has seen {t} tokens; that must be from 0 to {MOST_TOKENS - 1}, so that it can go on")
     for index in range(config.num_layers):
         positions, budget = found[f".layers[{index}].positions"], int(found[f".layers[{index}].budget"])
+        slots = positions.shape[1]
         if not 1 <= budget < slots:
             raise ValueError(f"layer {index} has budget {budget}; it must be from 1 to {slots - 1}")
         if positions.min() < EMPTY or positions.max() >= t:

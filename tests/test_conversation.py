@@ -119,13 +119,13 @@ def test_the_policy_changes_in_mid_text(model):
         assert tiny.held(layer) == tiny.held(other) * 3
         assert layer.num_slots == 6
     kept = change_policy(model.config, say(model, begin_conversation(model, ms.H2O(), 12), "hello " * 10), ms.H2O(), 20)
-    assert kept.budget == 20 and all(layer.stats.max() > 1 for layer in kept.state.layers)  # sums go on
+    assert kept.budgets == [20, 20] and all(layer.stats.max() > 1 for layer in kept.state.layers)  # sums go on
     protecting = say(model, begin_conversation(model, ms.TOVA(recent=6), 12), "hello " * 10)
     assert held(change_policy(model.config, protecting, ms.TOVA(), 4).state) == [4, 4]
     with pytest.raises(ValueError, match="budget is 4, but tova:recent=6 protects"):
         change_policy(model.config, protecting, ms.TOVA(recent=6), 4)
     larger = say(model, change_policy(model.config, smaller, ms.Window(scope="head"), 20), "hello " * 10)
-    assert held(larger.state) == [20, 20] and larger.budget == 20
+    assert held(larger.state) == [20, 20] and larger.budgets == [20, 20]
 
 
 def test_a_template_that_rewrites_answers_is_refused(toy, tmp_path):

@@ -176,10 +176,8 @@ class Talk:
 
         state = self.conversation.state
         most = max(held(state))
-        return (
-            f"{self.conversation.policy}, budget {self.conversation.budget}: "
-            f"{int(state.t)} tokens seen, {most} held in each layer"
-        )
+        budgets = ", ".join(map(str, dict.fromkeys(self.conversation.budgets)))
+        return f"{self.conversation.policy}, budget {budgets}: {int(state.t)} tokens seen, {most} held in each layer"
 
     def _answer(self, message: str) -> None:
         """Streams the answer from a thread, since the main one takes ctrl-C, also while a program compiles."""
