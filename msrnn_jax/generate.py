@@ -15,6 +15,7 @@ from msrnn_jax.checks import (
     MAX_BUDGET,
     Budget,
     Count,
+    Slots,
     as_lengths,
     as_tokens,
     check_params,
@@ -29,9 +30,9 @@ from msrnn_jax.moves import leading
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.policies.random import mixed
-from msrnn_jax.prefill import check_mode, prefill
+from msrnn_jax.prefill import check_fresh, check_mode, prefill
 from msrnn_jax.sampling import Greedy, Sampler
-from msrnn_jax.slots import init_state
+from msrnn_jax.starting import check_start, start_from
 from msrnn_jax.state import MultiState
 
 PROMPT_MULTIPLE = 32  # short prompts are padded to a multiple of this, long ones to whole chunks: few compilations
@@ -45,14 +46,15 @@ def generate(
     prompts: Int[Array, "B T"] | np.ndarray | Sequence[Sequence[int]],
     lengths: Int[Array, " B"] | np.ndarray | Sequence[int] | None = None,
     *,
-    budget: Budget,
+    budget: Budget | None = None,
+    state: MultiState | None = None,
     max_new_tokens: Count = 256,
     sampler: Sampler = Greedy(),  # noqa: B008, a frozen value
     key: Array | None = None,
     stop: Sequence[int] = (),
     mode: str = "stepwise",
-    slots: Count | None = None,
-    positions: str = "absolute",
+    slots: Slots | None = None,
+    positions: str | None = None,
     dtype: Any = None,
 ) -> tuple[Int[Array, "B M"], Int[Array, " B"], MultiState]:
     """Continues every prompt, each row by itself, until a stop token or `max_new_tokens`.
@@ -63,25 +65,29 @@ def generate(
     Args:
       prompts: B prompts, padded on the right to T.
       lengths: how many tokens of each prompt are real, from 1; by default T.
-      budget: the multi-state size, as in `init_state`.
+      budget: the multi-state size, as in `init_state`; one per layer gives each the memory of its own.
+      state: in its place, what to go on from: states [B, ...], as this function or `prefill` under `vmap` returns
+        them, or one state for all rows. Budgets, slots, positions and dtype are its own.
       max_new_tokens: M, the most tokens a row may get; at least 1.
       sampler: `Greedy()`, `Temperature(...)`, `TopK`, `TopP`, `MinP`, or a `Chain` of them.
       key: a PRNG key, or B of them, needed unless the sampler is greedy. What a row draws depends on its key and
         prompt alone, so it gets the same tokens in any batch; of equal prompts under one key, each draws anew.
       stop: token numbers that end a row; the one that did is the row's last token.
       mode: how prompts are read, "stepwise" or "oneshot" (see `prefill`).
-      slots, positions, dtype: as in `init_state`; give `slots` to serve several budgets by one compilation.
+      slots, positions, dtype: as in `init_state`, positions by default "absolute"; give `slots` to serve several
+        budgets by one compilation.
 
     Returns:
       tokens [B, M], zero beyond each row's length; lengths [B]; and the states [B, ...], which have seen
-      prompt and continuation, the last token included: a further `prefill` goes on from there.
+      prompt and continuation, the last token included: a further call goes on from there.
 
     Raises:
-      ValueError: for an empty prompt and any argument out of its range, naming it.
+      ValueError: for an empty prompt, any argument out of its range, naming it, and for states of another model,
+        policy or number of rows.
     """
     max_new_tokens = whole("max_new_tokens", max_new_tokens, 1, MAX_BUDGET)
-    empty = init_state(config, policy, budget, slots=slots, positions=positions, dtype=dtype)
-    task = make_task(config, policy, params, empty, prompts, lengths, max_new_tokens, sampler, key, stop, mode)
+    start = start_from(config, policy, state, budget, slots=slots, positions=positions, dtype=dtype)
+    task = make_task(config, policy, params, start, prompts, lengths, max_new_tokens, sampler, key, stop, mode)
     tokens, draft = _generate(config, policy, params, task, sampler, max_new_tokens, mode)
     return tokens, draft.lengths, draft.states
 
@@ -106,7 +112,7 @@ class Rules(struct.PyTreeNode):
 class Task(struct.PyTreeNode):
     """What is to be continued and how far; checked."""
 
-    empty: MultiState
+    start: MultiState  # of every row [B, ...], or one for all
     prompts: Array  # [B, T] int32, padded on the right
     lengths: Array  # [B] int32
     rules: Rules
@@ -127,14 +133,15 @@ def stream(
     prompts: Int[Array, "B T"] | np.ndarray | Sequence[Sequence[int]],
     lengths: Int[Array, " B"] | np.ndarray | Sequence[int] | None = None,
     *,
-    budget: Budget,
+    budget: Budget | None = None,
+    state: MultiState | None = None,
     max_new_tokens: Count = 256,
     sampler: Sampler = Greedy(),  # noqa: B008, a frozen value
     key: Array | None = None,
     stop: Sequence[int] = (),
     mode: str = "stepwise",
-    slots: Count | None = None,
-    positions: str = "absolute",
+    slots: Slots | None = None,
+    positions: str | None = None,
     dtype: Any = None,
 ) -> Iterator[Block]:
     """What `generate` returns, in blocks as it is written: the first of one token, the others of up to `BLOCK`.
@@ -143,8 +150,8 @@ def stream(
     those of `generate`; errors come before the first block is asked for.
     """
     max_new_tokens = whole("max_new_tokens", max_new_tokens, 1, MAX_BUDGET)
-    empty = init_state(config, policy, budget, slots=slots, positions=positions, dtype=dtype)
-    task = make_task(config, policy, params, empty, prompts, lengths, max_new_tokens, sampler, key, stop, mode)
+    start = start_from(config, policy, state, budget, slots=slots, positions=positions, dtype=dtype)
+    task = make_task(config, policy, params, start, prompts, lengths, max_new_tokens, sampler, key, stop, mode)
     return _stream(config, policy, params, task, sampler, mode)
 
 
@@ -168,7 +175,7 @@ def make_task(
     config: Config,
     policy: Policy,
     params: Params,
-    empty: MultiState,
+    start: MultiState,
     prompts: Any,
     lengths: Any,
     max_new_tokens: int,
@@ -187,11 +194,13 @@ def make_task(
     stop_tokens = as_tokens(config, "stop", stop)
     if stop_tokens.ndim != 1:
         raise ValueError(f"stop is {stop!r}; it must be a sequence of token numbers")
-    check_room(config, policy, empty, lengths, max_new_tokens)
     rows, longest = prompts.shape
+    check_start(config, policy, start, rows)
+    check_fresh(mode, start)
+    check_room(config, policy, start, lengths, max_new_tokens)
     padding = -longest % (PROMPT_MULTIPLE if longest <= CHUNK else CHUNK)
     return Task(
-        empty=empty,
+        start=start,
         prompts=jnp.pad(prompts, ((0, 0), (0, padding))),
         lengths=lengths,
         rules=Rules(
@@ -220,10 +229,11 @@ def _generate(
 def begin(config: Config, policy: Policy, params: Params, task: Task, mode: str) -> Draft:
     """Reads the prompts."""
 
-    def one(prompt: Array, length: Array) -> tuple[MultiState, Array]:
-        return prefill(config, policy, params, task.empty, prompt, length, mode)
+    def one(state: MultiState, prompt: Array, length: Array) -> tuple[MultiState, Array]:
+        return prefill(config, policy, params, state, prompt, length, mode)
 
-    states, logits = jax.vmap(one)(task.prompts, task.lengths)
+    each = 0 if task.start.t.ndim else None
+    states, logits = jax.vmap(one, (each, 0, 0))(task.start, task.prompts, task.lengths)
     rows = task.prompts.shape[0]
     return Draft(states=states, logits=logits, running=jnp.ones(rows, bool), lengths=jnp.zeros(rows, jnp.int32))
 

@@ -53,9 +53,7 @@ def prefill(
     """
     check_mode(mode)
     tokens, length = check_reading(config, policy, params, state, tokens, length)
-    seen = concrete(state.t)
-    if mode == "oneshot" and seen is not None and seen.any():
-        raise ValueError(f"mode 'oneshot' starts from an empty state; this one has seen {int(seen)} tokens")
+    check_fresh(mode, state)
     return _prefill(config, policy, params, state, tokens, length, mode, whole("chunk", chunk, 1))
 
 
@@ -82,6 +80,13 @@ def _prefill(
             layers.append(keep_best(policy, layer if window is None else expire(layer, window, state.t), state.t))
         state = state.replace(layers=tuple(map(cut, layers, slots)))
     return state, unembed(config, params, x)
+
+
+def check_fresh(mode: str, state: MultiState) -> None:
+    """Refuses the mode "oneshot" for a state, or states of a batch, that has seen tokens, as far as that is known."""
+    seen = concrete(state.t)
+    if mode == "oneshot" and seen is not None and seen.any():
+        raise ValueError(f"mode 'oneshot' starts from an empty state; this one has seen {int(seen.max())} tokens")
 
 
 def check_mode(mode: str) -> None:

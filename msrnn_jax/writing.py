@@ -7,14 +7,14 @@ from typing import Any
 import jax
 from jax import Array
 
-from msrnn_jax.checks import MAX_BUDGET, Budget, Count, as_tokens, whole
+from msrnn_jax.checks import MAX_BUDGET, Budget, Count, Slots, as_tokens, whole
 from msrnn_jax.config import Config
 from msrnn_jax.generate import BLOCK, Draft, Rules, begin, make_task, unfinished, write_block
 from msrnn_jax.padding import pad
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.sampling import Greedy, Sampler
-from msrnn_jax.slots import init_state
+from msrnn_jax.starting import start_from
 from msrnn_jax.state import MultiState
 from msrnn_jax.tokenizer import Tokenizer
 
@@ -51,15 +51,16 @@ def stream_text(
     tokenizer: Tokenizer,
     prompts: Sequence[str | Sequence[int]],
     *,
-    budget: Budget,
+    budget: Budget | None = None,
+    state: MultiState | None = None,
     max_new_tokens: Count = 256,
     sampler: Sampler = Greedy(),  # noqa: B008, a frozen value
     key: Array | None = None,
     stop: Sequence[int] | None = None,
     stop_strings: Sequence[str] = (),
     mode: str = "stepwise",
-    slots: Count | None = None,
-    positions: str = "absolute",
+    slots: Slots | None = None,
+    positions: str | None = None,
     dtype: Any = None,
 ) -> "Writer":
     """Continues texts, to be iterated over for what is new in each.
@@ -68,7 +69,7 @@ def stream_text(
       prompts: texts, or tokens such as `tokenizer.chat` makes; of any lengths.
       stop: token numbers that end a row; by default the tokenizer's.
       stop_strings: a row ends where one of them is complete, and its text before it.
-      budget, max_new_tokens, sampler, key, mode, slots, positions, dtype: as in `generate`.
+      budget, state, max_new_tokens, sampler, key, mode, slots, positions, dtype: as in `generate`.
 
     Raises:
       ValueError: as `generate`, and for an empty prompt or stop string.
@@ -88,7 +89,7 @@ def stream_text(
         config,
         policy,
         params,
-        init_state(config, policy, budget, slots=slots, positions=positions, dtype=dtype),
+        start_from(config, policy, state, budget, slots=slots, positions=positions, dtype=dtype),
         padded,
         lengths,
         whole("max_new_tokens", max_new_tokens, 1, MAX_BUDGET),

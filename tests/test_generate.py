@@ -71,6 +71,51 @@ def test_the_state_has_seen_everything_and_goes_on():
     assert [tiny.held(layer) for layer in state.layers] == [tiny.held(layer) for layer in last.layers]
 
 
+@pytest.mark.parametrize("policy", [ms.TOVA(), ms.H2O()], ids=str)
+def test_generation_goes_on_from_states(policy):
+    """A second prompt after the first continuation, in each row: what one reading of all its tokens would write."""
+    model, stop = (CONFIG, policy, tiny.params()), (3, 4, 5, 6, 7, 8)
+    prompts, lengths = np.stack([tiny.tokens(7, seed) for seed in range(3)]), [7, 3, 5]
+    more, sizes = np.stack([tiny.tokens(6, 9 + seed) for seed in range(3)]), [2, 6, 4]
+    written, ends, states = generate(*model, prompts, lengths, budget=(6, 3), max_new_tokens=8, stop=stop)
+    assert len(set(ends.tolist())) > 1  # rows have clocks of their own
+    tokens, counts, last = generate(*model, more, sizes, state=states, max_new_tokens=5)
+    blocks = list(ms.stream(*model, more, sizes, state=states, max_new_tokens=5))
+    assert [layer.num_slots for layer in jax.tree.map(lambda leaf: leaf[0], last).layers] == [7, 4]
+    for row in range(3):
+        read = [*prompts[row, : lengths[row]], *written[row, : ends[row]].tolist(), *more[row, : sizes[row]]]
+        expected, state = by_hand(policy, read, (6, 3), 5)
+        assert tokens[row, : counts[row]].tolist() == expected
+        assert np.concatenate([block.tokens[row, : block.counts[row]] for block in blocks]).tolist() == expected
+        mine = jax.tree.map(lambda leaf, row=row: leaf[row], last)
+        assert [tiny.held(layer) for layer in mine.layers] == [tiny.held(layer) for layer in state.layers]
+    begun, _ = ms.extend(*model, ms.init_state(CONFIG, policy, 4), prompts[0])  # one state, which all rows share
+    tokens, *_ = generate(*model, more, sizes, state=begun, max_new_tokens=5)
+    for row in range(3):
+        assert tokens[row].tolist() == by_hand(policy, [*prompts[0], *more[row, : sizes[row]]], 4, 5)[0]
+
+
+def test_states_to_go_on_from_are_refused_where_they_do_not_fit():
+    def refused(message, policy=None, rows=2, **options):
+        for start in (generate, ms.stream):
+            with pytest.raises(ValueError, match=message):
+                start(CONFIG, policy or ms.TOVA(), tiny.params(), np.ones((rows, 2), int), max_new_tokens=3, **options)
+
+    one = ms.prefill(CONFIG, ms.TOVA(), tiny.params(), ms.init_state(CONFIG, ms.TOVA(), 4), tiny.tokens(5))[0]
+    two = ms.fork(one, 2)
+    refused("budget is missing; give it, or a state to go on from")
+    refused("budget is 4, but the state has its own; give one of the two", state=two, budget=4)
+    refused("slots is 9, but the state has its own", state=one, slots=9)
+    refused("positions is 'absolute', but the state has its own", state=one, positions="absolute")
+    refused("dtype is 'float32', but the state has its own", state=one, dtype="float32")
+    refused(r"state has leaves \[2\]; it must be of 3 rows, one per prompt", state=two, rows=3)
+    refused("mode 'oneshot' starts from an empty state; this one has seen 5 tokens", state=two, mode="oneshot")
+    refused("layer 0 has 1 rows of slots, but h2o forgets by head", ms.H2O(), state=two)
+    refused("budget is 4, but tova:sinks=5 protects 5 sinks", ms.TOVA(sinks=5), state=two)
+    full = ms.fork(ms.extend(CONFIG, ms.Full(), tiny.params(), ms.init_state(CONFIG, ms.Full(), 9), [1] * 5)[0], 2)
+    refused("budget is 9, but full forgets nothing and must hold 10 tokens", ms.Full(), state=full)
+
+
 def test_another_prompt_length_seed_or_budget_compiles_nothing():
     options = {"max_new_tokens": 6, "sampler": ms.Temperature(0.9), "slots": 9}
     generate(
@@ -108,6 +153,18 @@ def test_a_seed_gives_the_same_text_alone_and_in_a_batch():
     own, *_ = generate(CONFIG, ms.TOVA(), tiny.params(), prompts, lengths, key=keys, **options)
     alone, *_ = generate(CONFIG, ms.TOVA(), tiny.params(), prompts[2:3], key=keys[2:3], **options)
     assert alone.tolist() == own[2:3].tolist()
+
+
+def test_any_of_several_stop_tokens_ends_a_row():
+    prompt = tiny.tokens(6)
+    plain, _ = by_hand(ms.TOVA(), prompt, 5, 12)
+    last = next(index for index, token in enumerate(plain) if plain.index(token) == index > 2)
+    for stop in ((plain[last], 49), (49, plain[last]), (49, 48, plain[last])):
+        assert not {48, 49} & set(plain[: last + 1])
+        tokens, lengths, _ = generate(
+            CONFIG, ms.TOVA(), tiny.params(), prompt[None], budget=5, max_new_tokens=12, stop=stop
+        )
+        assert lengths.tolist() == [last + 1] and tokens[0].tolist() == [*plain[: last + 1], *[0] * (11 - last)]
 
 
 @pytest.mark.parametrize("mode", ["stepwise", "oneshot"])
