@@ -88,6 +88,17 @@ def test_compress_is_jittable_and_agrees_across_budgets(policy):
     assert int(narrow.t) == count
 
 
+def test_a_traced_budget_beyond_the_slots_is_cut_to_all_but_one():
+    """A step needs a free slot, and nobody can see the number before it is too late."""
+    state, _ = tiny.unroll_jit(
+        tiny.CONFIG, ms.Window(), tiny.params(), ms.init_state(tiny.CONFIG, ms.Window(), (6, 3)), tiny.tokens(9)
+    )
+    wide = jax.jit(ms.compress)(ms.Window(), state, jnp.int32(1000))
+    assert [int(layer.budget) for layer in wide.layers] == [6, 3]
+    after, _ = tiny.unroll_jit(tiny.CONFIG, ms.Window(), tiny.params(), wide, tiny.tokens(4, 1))
+    assert [tiny.held(layer) for layer in after.layers] == [[[7, 8, 9, 10, 11, 12]], [[10, 11, 12]]]
+
+
 def test_without_a_budget_each_layer_keeps_its_own():
     state = ms.init_state(tiny.CONFIG, ms.Window(), (4, 6), slots=20)
     grown = state.replace(layers=tuple(layer.replace(budget=jnp.int32(19)) for layer in state.layers))

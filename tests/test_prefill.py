@@ -49,6 +49,15 @@ def test_padding_is_not_read(policy, mode):
     assert [tiny.held(layer) for layer in after.layers] == [tiny.held(layer) for layer in alone.layers]
 
 
+@pytest.mark.parametrize("length", [1, 4, 5, 9])
+def test_a_prompt_that_ends_chunks_before_its_padding_gets_the_logits_of_its_own_last_token(length):
+    policy, tokens = ms.TOVA(), tiny.tokens(17)
+    state = ms.init_state(CONFIG, policy, 6)
+    _, (expected, _) = tiny.unroll_jit(CONFIG, policy, tiny.params(), state, tokens)
+    _, logits = ms.prefill(CONFIG, policy, tiny.params(), state, tokens, length, chunk=4)
+    np.testing.assert_allclose(logits, expected[length - 1], atol=1e-5)
+
+
 def test_stepwise_is_the_recurrence():
     policy, tokens = ms.TOVA(), jnp.asarray(tiny.tokens(19))
     state = ms.init_state(CONFIG, policy, 6)

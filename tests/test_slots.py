@@ -37,6 +37,32 @@ def test_a_new_token_takes_a_free_slot_and_fresh_statistics(policy):
     assert not after.keys[:, [0, 2, 3]].any()
 
 
+class Fading(ms.Policy):
+    """A token is worth 8 when it is new, and half as much after every later one: the oldest goes."""
+
+    def init(self, rows, slots):
+        return jnp.full((rows, slots), 16.0)
+
+    def observe(self, stats, view):
+        return stats / 2
+
+    def score(self, layer, t):
+        return layer.stats
+
+
+@pytest.mark.parametrize("way", ["step", "chunks", "at once"])
+def test_statistics_begin_anew_in_a_slot_that_is_reused_though_they_do_not_begin_at_zero(way):
+    policy, params, tokens = Fading(), tiny.params(), tiny.tokens(11)
+    state = ms.init_state(tiny.CONFIG, policy, 3)
+    if way == "step":
+        state, _ = tiny.unroll_jit(tiny.CONFIG, policy, params, state, tokens)
+    else:
+        state, _ = ms.extend(tiny.CONFIG, policy, params, state, tokens, chunk=4 if way == "chunks" else 11)
+    for layer in state.layers:
+        worth = dict(zip(layer.positions[0].tolist(), layer.stats[0].tolist(), strict=True))
+        assert {position: worth[position] for position in sorted(worth) if position >= 0} == {8: 2.0, 9: 4.0, 10: 8.0}
+
+
 def test_rows_write_into_slots_of_their_own():
     layer = ms.init_state(tiny.CONFIG, ms.H2O(), 2).layers[0]
     layer = layer.replace(positions=jnp.asarray([[0, 1, -1], [-1, 0, 1], [0, -1, 1]], jnp.int32))
