@@ -43,6 +43,14 @@ def import_(
         ),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Of a model on the hub: a branch, a tag or a commit.")] = None,
+    pre: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="How a .gguf file's tokenizer cuts texts into words, where the file does not say it (rightly): "
+            "llama-bpe, qwen2, gpt-2, smollm, tekken or another name of llama.cpp's.",
+        ),
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare the logits with transformers' first; needs torch, and time.")
     ] = False,
@@ -54,7 +62,7 @@ def import_(
     from .conversion import convert
     from .progress import bar
 
-    options = {"dtype": dtype, "force": force, "cache": cache, "revision": revision, "verify": verify}
+    options = {"dtype": dtype, "force": force, "cache": cache, "revision": revision, "pre": pre, "verify": verify}
     typer.echo(convert(source, destination, **options, report=_note, meter=bar))
 
 

@@ -11,7 +11,7 @@ from msrnn_jax.sizes import spell_bytes, tree_bytes
 
 from .apart import check_apart
 from .checkpoint_files import text_files
-from .finding import Found, find, read
+from .finding import Found, check_pre, find, read
 from .folder import digest
 from .problems import refuse, shorten
 from .progress import Meter, unseen
@@ -32,6 +32,7 @@ def convert(
     force: bool = False,
     cache: Path | None = None,
     revision: str | None = None,
+    pre: str | None = None,
     verify: bool = False,
     report: Callable[[str], None] = lambda line: None,
     meter: Meter = unseen,
@@ -47,6 +48,8 @@ def convert(
       force: replace a checkpoint that is there.
       cache: where downloads are kept; see `msrnn_jax.cache.default_cache`, and for the hub its own cache.
       revision: of a model on the hub: a branch, a tag or a commit; main if None.
+      pre: how the byte-level tokenizer of a .gguf file cuts texts into words, instead of what the file says in
+        `tokenizer.ggml.pre`, which old files lack: 'llama-bpe', 'qwen2' and other names of llama.cpp.
       verify: compare the logits of the result with those of the source in transformers before it appears; needs
         torch, and memory for the whole model.
       report: called with lines on what is going on.
@@ -61,13 +64,15 @@ def convert(
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    if pre is not None:
+        check_pre(pre)
     path = Path(destination)
     prepare(path, checkpoint.CHECKPOINT, force)
     check_apart(Path(source), path)
     if verify:
         check_verifiable(gguf=source == NAME or str(source).lower().endswith(".gguf"))
     found = find(str(source), revision=revision, cache=cache, report=report)
-    read_from = read(found, dtype, report)
+    read_from = read(found, dtype, report, pre)
     size = tree_bytes(abstract_params(read_from.config))
     check_space(path, size)
     report(f"writing {path}: {len(read_from.stored)} tensors, {spell_bytes(size)} in {read_from.config.dtype}")

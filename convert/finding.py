@@ -46,16 +46,26 @@ def find(name: str, *, revision: str | None, cache: Path | None, report: Callabl
     return Found(path, "huggingface" if path.is_dir() else "gguf")
 
 
-def read(found: Found, dtype: str | None, report: Callable[[str], None]) -> Source:
+def check_pre(pre: str) -> None:
+    """Raises unless this is a name of a way to cut texts into words."""
+    with extra():
+        from .gguf_words import WORDS
+    if pre not in WORDS:
+        raise ValueError(f"pre is {pre!r}; it must be one of {', '.join(WORDS)}")
+
+
+def read(found: Found, dtype: str | None, report: Callable[[str], None], pre: str | None = None) -> Source:
     """The source through its reader."""
     with extra():
         if found.path.is_dir():
+            if pre is not None:
+                raise ValueError(f"pre is {pre!r}, but {found.path} is no .gguf file")
             from .huggingface import read_folder
 
             return read_folder(found.path, dtype, report)
         from .gguf_file import read_gguf
 
-        return read_gguf(found.path, dtype, report)
+        return read_gguf(found.path, dtype, report, pre)
 
 
 @contextlib.contextmanager

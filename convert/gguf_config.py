@@ -34,6 +34,10 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "expert_used_count": (0,),
     "attention.causal": (True,),
     "attention.temperature_scale": (0.0,),
+    "attention.scale": (0.0,),  # 1 / sqrt(head width)
+    "logit_scale": (1.0, 0.0),
+    "embedding_scale": (1.0, 0.0),
+    "residual_scale": (1.0, 0.0),
     "rope.scaling.attn_factor": (1.0,),
     "rope.scaling.yarn_ext_factor": (1.0,),
     "tensor_data_layout": ("Meta AI original pth",),  # a note on where the file came from
@@ -88,9 +92,12 @@ def _read_counts(
     metadata: Mapping[str, Any], name: str, vocab_size: int | None, problems: list[str]
 ) -> dict[str, Any] | None:
     """The sizes by our names; None if one is missing or wrong."""
+    layers = metadata.get(f"{name}.block_count")
 
     def read(field: str, default: int | None = None) -> Any:
-        return metadata.get(f"{name}.{field}", default)
+        value = metadata.get(f"{name}.{field}", default)
+        alike = isinstance(value, list) and len(value) == layers and all(item == value[0] for item in value)
+        return value[0] if alike else value  # as one number a layer
 
     heads, width = read("attention.head_count"), read("embedding_length")
     usual = width // heads if is_count(heads) and is_count(width) and width % heads == 0 else None
@@ -102,7 +109,7 @@ def _read_counts(
         "attention.key_length": head_dim,
     }
     wrong = [
-        f"{name}.{field} is {shown(value)}; it must be a positive integer"
+        f"{name}.{field} is {shown(value)}; it must be a positive integer{', the same for every layer' if isinstance(value, list) else ''}"
         for field, value in counts.items()
         if value is not None and not is_count(value)
     ]

@@ -43,7 +43,7 @@ NAMES = {
 }
 
 
-def read_gguf(path: Path, dtype: str | None, report: Callable[[str], None]) -> Source:
+def read_gguf(path: Path, dtype: str | None, report: Callable[[str], None], pre: str | None = None) -> Source:
     """What a file holds, or several that are parts of one model, in `dtype` or else in its own: float32 if quantised.
 
     Only headers are read, and the factors of the rotary frequencies. Where the file interleaves the two halves
@@ -51,6 +51,7 @@ def read_gguf(path: Path, dtype: str | None, report: Callable[[str], None]) -> S
 
     Args:
       path: of the file, the first one of several.
+      pre: what to take for `tokenizer.ggml.pre`, whatever that says.
 
     Raises:
       ValueError: a file is unreadable, or anything in it cannot be honoured; all of the latter is listed.
@@ -60,7 +61,7 @@ def read_gguf(path: Path, dtype: str | None, report: Callable[[str], None]) -> S
     problems: list[str] = []
     embedding = stored.get(NAMES["embedding"])
     config = read_config(metadata, embedding.shape[0] if embedding else None, problems)
-    facts = read_tokenizer(metadata, problems)
+    facts = read_tokenizer(metadata, problems, pre)
     if config is not None:
         config = _add_facts_of_tensors(config, stored, metadata, problems)
         problems += _check(config, stored, metadata)

@@ -2,36 +2,9 @@
 
 from typing import NamedTuple
 
-from tokenizers import Regex, normalizers, pre_tokenizers
+from tokenizers import normalizers, pre_tokenizers
 
-
-def _split(*patterns: str) -> tuple[pre_tokenizers.PreTokenizer, ...]:
-    return tuple(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns)
-
-
-# A contraction; a word, with one other sign before it; digits; other signs, with a space before and line ends
-# after them; line ends with blanks before them; blanks, all but the last one if a word follows.
-_CASELESS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA3 = _split(_CASELESS + r"\p{N}{1,3}" + _REST)
-_QWEN2 = _split(_CASELESS + r"\p{N}" + _REST)
-
-# The same with words cut where a capital follows a small letter, slashes among the line ends, and no contractions.
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_BEFORE = r"[^\r\n\p{L}\p{N}]?"
-_TEKKEN = _split(
-    f"{_BEFORE}{_UPPER}*{_LOWER}+|{_BEFORE}{_UPPER}+{_LOWER}*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-# What llama.cpp does where it does not know better.
-_UNKNOWN = _split(
-    r"[\p{P}\$\+<=>\^~\|]+",
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
-    r"\p{N}+",
-    "[0-9][0-9][0-9]",
-)
-_DIGITS = (pre_tokenizers.Digits(individual_digits=True),)
+from . import gguf_cuts as cut
 
 
 class Words(NamedTuple):
@@ -39,14 +12,16 @@ class Words(NamedTuple):
 
     Attributes:
       cuts: one after another, each on the pieces that the one before it left.
-      gpt2: the words of GPT-2 are cut last.
+      gpt2: the words of GPT-2 are cut then.
+      spelled: more cuts, when words are spelled in the letters that stand for bytes.
       composed: texts are brought into Unicode's composed form (NFC) first.
       whole: a word that is a token stays whole, whatever the merges say.
       starts: BOS is put before a text where the file does not say whether to.
     """
 
-    cuts: tuple[pre_tokenizers.PreTokenizer, ...] = ()
+    cuts: cut.Cuts = ()
     gpt2: bool = False
+    spelled: cut.Cuts = ()
     composed: bool = False
     whole: bool = False
     starts: bool = False
@@ -58,26 +33,34 @@ class Words(NamedTuple):
     def pre_tokenizer(self) -> pre_tokenizers.PreTokenizer:
         """Cuts a text into words, spelled in the letters that stand for bytes."""
         letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=self.gpt2)
-        return pre_tokenizers.Sequence([*self.cuts, letters]) if self.cuts else letters
+        steps = [*self.cuts, letters, *self.spelled]
+        return pre_tokenizers.Sequence(steps) if len(steps) > 1 else letters
 
 
-_LLAMA3_WORDS = Words(_LLAMA3, whole=True, starts=True)
-_QWEN2_WORDS = Words(_QWEN2, composed=True)
-_DIGIT_WORDS = Words(_DIGITS, gpt2=True)
-
-WORDS = {
-    "default": Words(_UNKNOWN),
-    "gpt-2": Words(gpt2=True),
-    "smollm": _DIGIT_WORDS,
-    "starcoder": _DIGIT_WORDS,
-    "refact": _DIGIT_WORDS,
-    "llama-bpe": _LLAMA3_WORDS,
-    "llama3": _LLAMA3_WORDS,
-    "llama-v3": _LLAMA3_WORDS,
-    "falcon3": _LLAMA3_WORDS,
-    "pixtral": _LLAMA3_WORDS,
-    "smaug-bpe": Words(_LLAMA3, whole=True),  # Llama 3's vocabulary without its BOS: SmolLM3
-    "tekken": Words(_TEKKEN, whole=True, starts=True),  # Mistral Nemo and later
-    "qwen2": _QWEN2_WORDS,
-    "deepseek-r1-qwen": _QWEN2_WORDS,
+# The names that llama.cpp knows, for tokenizers of byte-level tokens that a model of our architectures may have.
+# What is done is what the tokenizer.json of the family does, where that is known; llama.cpp normalises nothing.
+_NAMES = {
+    "default": Words(cut.UNKNOWN),
+    "gpt-2 phi-2 jais trillion mellum a.x-4.0 gigachat granite-docling exaone4": Words(gpt2=True),
+    "mpt olmo": Words(gpt2=True, composed=True),
+    "smollm starcoder refact codeshell exaone minerva-7b": Words(cut.DIGITS, gpt2=True),
+    "command-r": Words(cut.DIGITS, gpt2=True, composed=True),
+    "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2": Words(cut.LLAMA3, whole=True, starts=True),
+    "smaug-bpe": Words(cut.LLAMA3, whole=True),  # Llama 3's vocabulary without its BOS: SmolLM3
+    "dbrx glm4 chatglm-bpe": Words(cut.LLAMA3),  # OpenAI's cl100k, Phi-4 too
+    "minicpm5": Words(cut.MINICPM5, whole=True),
+    "tekken": Words(cut.TEKKEN, whole=True, starts=True),  # Mistral Nemo and later
+    "gpt-4o llama4 kanana2": Words(cut.GPT4O),
+    "qwen2 deepseek-r1-qwen f2llmv2 hunyuan": Words(cut.QWEN2, composed=True),
+    "megrez kormo": Words(cut.QWEN2),
+    "deepseek-llm": Words(cut.DEEPSEEK_LLM),
+    "deepseek-coder": Words(cut.DEEPSEEK_CODER),
+    "deepseek-v3 hunyuan-dense": Words(cut.DEEPSEEK_V3),
+    "falcon": Words(cut.FALCON_SIGNS, gpt2=True, spelled=cut.FALCON_DIGITS),
+    "bailingmoe bailingmoe2 llada-moe": Words(cut.BAILING),
+    "seed-coder": Words(cut.SEED_CODER),
+    "poro-chat bloom gpt3-finnish": Words(cut.BLOOM),
+    "viking": Words(cut.VIKING),
+    "superbpe": Words(cut.SUPERBPE),
 }
+WORDS = {name: words for names, words in _NAMES.items() for name in names.split()}
