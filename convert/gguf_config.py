@@ -109,7 +109,8 @@ def _read_counts(
         "attention.key_length": head_dim,
     }
     wrong = [
-        f"{name}.{field} is {shown(value)}; it must be a positive integer{', the same for every layer' if isinstance(value, list) else ''}"
+        f"{name}.{field} is {shown(value)}; it must be a positive integer"
+        + (", the same for every layer" if isinstance(value, list) else "")
         for field, value in counts.items()
         if value is not None and not is_count(value)
     ]

@@ -5,13 +5,14 @@ import math
 import time
 
 import pytest
-from checkpoints import BYTE_LEVEL, PIECES, SENTENCEPIECE, V, write_gguf
+from checkpoints import BYTE_LEVEL, PIECES, SENTENCEPIECE, V, write_gguf, write_huggingface
 from converted import refusal
 from tokenizers import Tokenizer
 
 from convert import convert as run
 from convert.gguf_file import read_gguf
 from convert.gguf_tokenizer import read_tokenizer
+from convert.gguf_words import WORDS
 
 
 def read_facts(tmp_path, settings):
@@ -73,6 +74,68 @@ def test_all_that_end_a_turn_are_joined(tmp_path):
     assert converted_tokenizer(tmp_path, settings)[1] == (1, [0, 2])
 
 
+@pytest.mark.parametrize("kind", [1, 3, 4])  # normal, control, user-defined
+@pytest.mark.parametrize("end", ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>"])
+def test_ends_of_a_turn_are_known_by_their_spelling(tmp_path, end, kind):
+    settings = {
+        **BYTE_LEVEL,
+        "tokenizer.ggml.tokens": [*BYTE_LEVEL["tokenizer.ggml.tokens"], end, "<|im_start|>"],
+        "tokenizer.ggml.token_type": [*BYTE_LEVEL["tokenizer.ggml.token_type"], kind, 3],
+    }
+    tokenizer, ids = converted_tokenizer(tmp_path, settings)
+    assert ids == (1, [0, 19])
+    found = tokenizer.encode(f"hi{end}hi")
+    assert found.tokens == ["hi", end, "hi"]
+    assert tokenizer.decode(found.ids) == "hihi"  # special, whatever the file says
+
+
+@pytest.mark.parametrize(
+    ("base", "ids"), [(BYTE_LEVEL, (None, [])), (SENTENCEPIECE, (1, [2]))], ids=["byte-level", "sentencepiece"]
+)
+def test_an_id_of_minus_one_is_no_id(tmp_path, base, ids):
+    none = dict.fromkeys((f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "eot", "padding")), 2**32 - 1)
+    assert converted_tokenizer(tmp_path, {**base, **none})[1] == ids
+    assert read_tokenizer({**base, **dict.fromkeys(none, -1)}, []).bos_token_id == ids[0]
+
+
+def test_empty_tokens_are_no_token_twice(tmp_path):
+    settings = {
+        **BYTE_LEVEL,
+        "tokenizer.ggml.tokens": [*BYTE_LEVEL["tokenizer.ggml.tokens"], "", ""],
+        "tokenizer.ggml.token_type": [*BYTE_LEVEL["tokenizer.ggml.token_type"], 1, 1],
+    }
+    tokenizer, _ = converted_tokenizer(tmp_path, settings)
+    assert tokenizer.get_vocab_size() == 21
+    assert tokenizer.encode("hi").tokens == ["hi"]
+
+
+@pytest.mark.parametrize("stated", [None, "gemma4", "smollm"])
+def test_the_caller_may_say_how_words_are_cut(tmp_path, stated):
+    settings = {key: value for key, value in BYTE_LEVEL.items() if key != "tokenizer.ggml.pre"}
+    if stated is not None:
+        settings["tokenizer.ggml.pre"] = stated
+    ours = run(write_gguf(tmp_path / "model.gguf", tokenizer=settings), tmp_path / "ours", pre="gpt-2")
+    assert Tokenizer.from_file(str(ours / "tokenizer.json")).encode("hi 123").tokens == ["hi", "Ġ", "123"]
+
+
+def test_a_file_that_does_not_say_how_words_are_cut_is_refused_with_the_option_that_does(tmp_path):
+    settings = {key: value for key, value in BYTE_LEVEL.items() if key != "tokenizer.ggml.pre"}
+    source = write_gguf(tmp_path / "model.gguf", tokenizer=settings)
+    text = refusal(source, tmp_path / "ours")
+    assert "tokenizer.ggml.pre is missing" in text and "--pre NAME" in text
+    names = {name for line in text.splitlines()[2:] for name in line.strip(" ,").split(", ")}
+    assert names == set(WORDS)
+    assert "pre is 'gpt3'; it must be one of default, gpt-2," in refusal(source, tmp_path / "ours", pre="gpt3")
+
+
+def test_a_pre_is_refused_where_nothing_is_cut_by_one(tmp_path):
+    source = write_gguf(tmp_path / "pieces.gguf", tokenizer=SENTENCEPIECE)
+    text = "pre is 'qwen2', but tokenizer.ggml.model is 'llama'; only gpt2 has a pre"
+    assert text in refusal(source, tmp_path / "ours", pre="qwen2")
+    folder = write_huggingface(tmp_path / "folder")
+    assert f"pre is 'qwen2', but {folder} is no .gguf file" in refusal(folder, tmp_path / "ours", pre="qwen2")
+
+
 @pytest.mark.parametrize(
     ("text", "tokens"),
     [
@@ -124,7 +187,7 @@ def test_a_gguf_without_a_tokenizer_is_converted_and_that_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("base", "settings", "text"),
     [
-        (BYTE_LEVEL, {"tokenizer.ggml.pre": "gemma4"}, "pre 'gemma4' (must be one of default, gpt-2,"),
+        (BYTE_LEVEL, {"tokenizer.ggml.pre": "gemma4"}, "pre is 'gemma4', which is unknown here"),
         (BYTE_LEVEL, {"tokenizer.ggml.merges": ["h o"]}, "merge 'h o' does not join two tokens into a third"),
         (BYTE_LEVEL, {"tokenizer.ggml.merges": ["h"]}, "merge 'h' does not join two tokens into a third"),
         (BYTE_LEVEL, {"tokenizer.ggml.eos_token_id": 99}, "tokenizer.ggml.eos_token_id is 99; it must be below 19"),
@@ -169,7 +232,7 @@ def test_all_that_is_wrong_with_a_tokenizer_is_told_at_once():
         **BYTE_LEVEL,
         "tokenizer.chat_template": 7,
         "tokenizer.ggml.merges": "x",
-        "tokenizer.ggml.bos_token_id": -1,
+        "tokenizer.ggml.bos_token_id": -2,
         "tokenizer.ggml.eos_token_id": False,
         "tokenizer.ggml.add_bos_token": 0,
     }
@@ -177,7 +240,7 @@ def test_all_that_is_wrong_with_a_tokenizer_is_told_at_once():
     assert read_tokenizer(damaged, problems).tokenizer is None
     assert problems == [
         "tokenizer.chat_template is 7; it must be text",
-        "tokenizer.ggml.bos_token_id is -1; it must be below 19, the number of tokens",
+        "tokenizer.ggml.bos_token_id is -2; it must be below 19, the number of tokens",
         "tokenizer.ggml.eos_token_id is False; it must be below 19, the number of tokens",
         "tokenizer.ggml.add_bos_token is 0; it must be true or false",
         "tokenizer.ggml.merges is 'x'; it must be a list",

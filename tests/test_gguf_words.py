@@ -2,6 +2,7 @@
 
 import json
 import pydoc_data.topics
+import unicodedata
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -9,45 +10,88 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from convert.gguf_tokenizer import read_tokenizer
 from convert.gguf_words import WORDS
 
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-TEKKEN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+SIGNS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3 = rf"{CONTRACTION}|{WORD}|\p{{N}}{{1,3}}|{SIGNS}"
+QWEN2 = rf"{CONTRACTION}|{WORD}|\p{{N}}|{SIGNS}"
+BAILING = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+SEED_CODER = rf"{CONTRACTION}|{WORD}|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+SMALL_LAST = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+CAPITAL_FIRST = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+SLASHES = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+TEKKEN = rf"{SMALL_LAST}|{CAPITAL_FIRST}|\p{{N}}|{SLASHES}"
+GPT4O = rf"{SMALL_LAST}{CONTRACTION}?|{CAPITAL_FIRST}{CONTRACTION}?|\p{{N}}{{1,3}}|{SLASHES}"
+BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
+# Letters with a case, in the blocks that DeepSeek's list has.
+LEFT_OUT = [(0x560, 0x560), (0x588, 0x588), (0x10C6, 0x10FF), (0x1C80, 0x1C8F), (0x2D00, 0x2D2F), (0xA790, 0xA7FF)]
+LEFT_OUT += [(0xAB30, 0xAB6F), (0x10570, 0x105BF), (0x10D50, 0x10D8F), (0x16E40, 0x16EDF), (0x1D400, 0x1DFFF)]
+CASED = [
+    chr(point)
+    for point in range(0x110000)
+    if unicodedata.category(chr(point)) in ("Lu", "Ll", "Lt")
+    and not any(first <= point <= last for first, last in LEFT_OUT)
+]
+EAST_ASIAN = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+MARKS = "[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"
+DEEPSEEK3 = [
+    r"\p{N}{1,3}",
+    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+]
 GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-DIGITS = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, GPT2]}
+LETTERS = {**GPT2, "use_regex": False}
+DIGITS = {"type": "Digits", "individual_digits": True}
 NFC = {"type": "NFC"}
 
 
 def split(pattern):
-    cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    return {"type": "Sequence", "pretokenizers": [cut, {**GPT2, "use_regex": False}]}
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
-# Normalizer, pre-tokenizer and ignore_merges, by `tokenizer.ggml.pre` of the files made from such a tokenizer.json.
+def cut(*steps):
+    return {
+        "type": "Sequence",
+        "pretokenizers": [split(step) if isinstance(step, str) else step for step in steps],
+    }
+
+
+FALCON = cut(
+    {"type": "Punctuation", "behavior": "Contiguous"},
+    GPT2,
+    {"type": "Digits", "individual_digits": False},
+    "[0-9][0-9][0-9]",
+)
+# Normalizer, pre-tokenizer and ignore_merges, by `tokenizer.ggml.pre` of the files made from such a tokenizer.json;
+# where that of the family is not known, as llama.cpp says it.
 HUGGINGFACE = {
-    "gpt-2": (None, GPT2, False),
-    "smollm": (None, DIGITS, False),
-    "starcoder": (None, DIGITS, False),
-    "refact": (None, DIGITS, False),
-    "llama-bpe": (None, split(LLAMA3), True),
-    "llama3": (None, split(LLAMA3), True),
-    "llama-v3": (None, split(LLAMA3), True),
-    "falcon3": (None, split(LLAMA3), True),
-    "pixtral": (None, split(LLAMA3), True),
-    "smaug-bpe": (None, split(LLAMA3), True),
-    "tekken": (None, split(TEKKEN), True),
-    "qwen2": (NFC, split(QWEN2), False),
-    "deepseek-r1-qwen": (NFC, split(QWEN2), False),
+    "gpt-2 phi-2 jais trillion mellum a.x-4.0 gigachat granite-docling exaone4": (None, GPT2, False),
+    "mpt olmo": (NFC, GPT2, False),
+    "smollm starcoder refact codeshell exaone minerva-7b": (None, cut(DIGITS, GPT2), False),
+    "command-r": (NFC, cut(DIGITS, GPT2), False),
+    "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 smaug-bpe": (None, cut(LLAMA3, LETTERS), True),
+    "dbrx glm4 chatglm-bpe": (None, cut(LLAMA3, LETTERS), False),
+    "minicpm5": (None, cut(r"\p{N}{1,3}", LLAMA3.replace("{1,3}", "+"), LETTERS), True),
+    "tekken": (None, cut(TEKKEN, LETTERS), True),
+    "gpt-4o llama4 kanana2": (None, cut(GPT4O, LETTERS), False),
+    "qwen2 deepseek-r1-qwen f2llmv2 hunyuan": (NFC, cut(QWEN2, LETTERS), False),
+    "megrez kormo": (None, cut(QWEN2, LETTERS), False),
+    "deepseek-llm": (
+        None,
+        cut(r"[\r\n]", rf"\s?[{''.join(CASED)}]+", rf"\s?{MARKS}", r"\s+$", EAST_ASIAN, DIGITS, LETTERS),
+        False,
+    ),
+    "deepseek-coder": (None, cut(r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", EAST_ASIAN, DIGITS, LETTERS), False),
+    "deepseek-v3 hunyuan-dense": (None, cut(*DEEPSEEK3, LETTERS), False),
+    "falcon": (None, FALCON, False),
+    "bailingmoe bailingmoe2 llada-moe": (None, cut(BAILING, LETTERS), False),
+    "seed-coder": (None, cut(SEED_CODER, LETTERS), False),
+    "poro-chat bloom gpt3-finnish": (None, cut(BLOOM, LETTERS), False),
+    "viking": (None, cut(BLOOM, DIGITS, LETTERS), False),
+    "superbpe": (None, cut(r"\p{N}+", r"(?=(\d{3})+(?!\d))", LETTERS), False),
 }
+STARTS = "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 tekken".split()
 TEXTS = [
     "Hello, world! It's 12345 o'clock; we'LL see IF I'm HE'd.",
     "def f(x):\n\treturn  x+1\r\n\r\n\n   # done  \n  ",
@@ -65,21 +109,21 @@ TEXTS = [
 
 @pytest.fixture(scope="module", params=HUGGINGFACE)
 def pair(request):
-    """The name, the reference, and the same tokenizer by way of GGUF metadata."""
-    pre = request.param
-    normalizer, cut, whole = HUGGINGFACE[pre]
+    """Names, the reference, and by way of GGUF metadata the same tokenizer under the first of the names."""
+    names = request.param
+    normalizer, words, whole = HUGGINGFACE[names]
     reference = Tokenizer(models.BPE())
     fields = json.loads(reference.to_str())
-    fields |= {"normalizer": normalizer, "pre_tokenizer": cut, "decoder": {**GPT2, "add_prefix_space": True}}
+    fields |= {"normalizer": normalizer, "pre_tokenizer": words, "decoder": {**GPT2, "add_prefix_space": True}}
     reference = Tokenizer.from_str(json.dumps(fields))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=900, initial_alphabet=alphabet, show_progress=False)
-    text = pydoc_data.topics.topics["strings"][:20_000]
+    trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
+    text = pydoc_data.topics.topics["strings"][:10_000]
     reference.train_from_iterator([text, *TEXTS[:-1] * 3], trainer)
     fields = json.loads(reference.to_str())
     vocabulary = fields["model"]["vocab"]
     merges = [" ".join(merge) for merge in fields["model"]["merges"]]
-    assert len(merges) > 500
+    assert len(merges) > 300
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     unreachable = letters.pre_tokenize_str(" Việt")[0][0]
     vocabulary[unreachable] = len(vocabulary)  # a word that no merges make
@@ -90,7 +134,7 @@ def pair(request):
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
     metadata = {
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.pre": names.split()[0],
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": [3 if token == "<|end|>" else 1 for token in tokens],
         "tokenizer.ggml.merges": merges,
@@ -101,7 +145,7 @@ def pair(request):
     facts = read_tokenizer(metadata, problems)
     assert problems == [] and facts.tokenizer is not None
     assert facts.eos_token_ids == [vocabulary["<|end|>"]]
-    return pre, reference, Tokenizer.from_str(facts.tokenizer)
+    return names, reference, Tokenizer.from_str(facts.tokenizer)
 
 
 def test_tokens_are_those_of_hugging_face(pair):
@@ -114,8 +158,18 @@ def test_tokens_are_those_of_hugging_face(pair):
 
 
 def test_a_word_that_is_a_token_stays_whole_where_it_should(pair):
-    pre, _, ours = pair
-    assert (len(ours.encode(" Việt").ids) == 1) == HUGGINGFACE[pre][2]
+    names, _, ours = pair
+    assert (len(ours.encode(" Việt").ids) == 1) == HUGGINGFACE[names][2]
+
+
+def test_every_name_cuts_as_its_family_does(pair):
+    names, reference, _ = pair
+    for pre in names.split():
+        assert (WORDS[pre].normalizer() is None) == (reference.normalizer is None)
+        assert WORDS[pre].whole == HUGGINGFACE[names][2]
+        for text in TEXTS:
+            expected = reference.pre_tokenizer.pre_tokenize_str(text)
+            assert WORDS[pre].pre_tokenizer().pre_tokenize_str(text) == expected, (pre, text)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +182,14 @@ def test_a_word_that_is_a_token_stays_whole_where_it_should(pair):
         ("qwen2", ["HTTPServer", "'s", "ĠIT", "'S", "Ġ", "1", "2", "3", "4", "5", "/Ċ"]),
         ("tekken", ["HTTPServer", "'s", "ĠIT", "'S", "Ġ", "1", "2", "3", "4", "5", "/Ċ"]),
         ("default", ["HTTPServer", "'", "s", "ĠIT", "'", "S", "Ġ", "123", "45", "/", "Ċ"]),
+        ("gpt-4o", ["HTTPServer's", "ĠIT'S", "Ġ", "123", "45", "/Ċ"]),
+        ("deepseek-llm", ["HTTPServer", "'", "s", "ĠIT", "'", "S", "Ġ", "1", "2", "3", "4", "5", "/", "Ċ"]),
+        ("deepseek-coder", ["HTTPServer", "'", "s", "ĠIT", "'", "S", "Ġ", "1", "2", "3", "4", "5", "/", "Ċ"]),
+        ("deepseek-v3", ["HTTPServer", "'s", "ĠIT", "'S", "Ġ", "123", "45", "/Ċ"]),
+        ("falcon", ["HTTPServer", "'", "s", "ĠIT", "'", "S", "Ġ", "123", "45", "/", "Ċ"]),
+        ("seed-coder", ["HTTPServer", "'s", "ĠIT", "'S", "Ġ", "1", "2", "3", "4", "5", "/", "Ċ"]),
+        ("viking", ["HTTPServer's", "ĠIT'S", "Ġ", "1", "2", "3", "4", "5", "/", "Ċ"]),
+        ("superbpe", ["HTTPServer's ĠIT'S Ġ".replace(" ", ""), "12", "345", "/Ċ"]),
     ],
 )
 def test_words_by_hand(pre, words):
@@ -135,21 +197,8 @@ def test_words_by_hand(pre, words):
     assert [word for word, _ in found] == words
 
 
-def test_capitals_part_words_in_tekken_alone():
-    for pre, cut in WORDS.items():
-        found = [word for word, _ in cut.pre_tokenizer().pre_tokenize_str("camelCase")]
-        assert found == (["camel", "Case"] if pre == "tekken" else ["camelCase"]), pre
-
-
-def test_contractions_part_words_whatever_their_case():
-    for pre, cut in WORDS.items():
-        found = [word for word, _ in cut.pre_tokenizer().pre_tokenize_str("we'LLama")]
-        caseless = cut.cuts and pre not in ("default", "smollm", "starcoder", "refact", "tekken")
-        assert (found == ["we", "'LL", "ama"]) == bool(caseless), pre
-
-
 def test_every_name_is_compared_with_a_definition_or_by_hand():
-    assert set(WORDS) == {*HUGGINGFACE, "default"}
+    assert set(WORDS) == {*" ".join(HUGGINGFACE).split(), "default"}
 
 
 @pytest.mark.parametrize("pre", WORDS)
@@ -160,5 +209,4 @@ def test_bos_where_the_file_does_not_say(pre):
     }  # fmt: skip
     text = read_tokenizer(metadata, []).tokenizer
     assert text is not None
-    starts = pre in ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken")
-    assert Tokenizer.from_str(text).encode("hi").tokens == (["<s>"] if starts else []) + ["h", "i"]
+    assert Tokenizer.from_str(text).encode("hi").tokens == (["<s>"] if pre in STARTS else []) + ["h", "i"]
