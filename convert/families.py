@@ -32,12 +32,15 @@ class Family(NamedTuple):
     always: tuple[str, ...] = ()  # our fields that are true whatever the config says
     fixed: Mapping[str, tuple[Any, ...]] = {}  # keys that the class does not look at, and what they may say
     ignored: tuple[str, ...] = ()  # keys that say nothing in this class
+    never_null: tuple[str, ...] = ()  # keys that it does not take a null for, besides those that no class does
 
 
 ATTENTION = {"attention_bias": ("attention_bias", "output_bias")}
 MLP = {"mlp_bias": ("mlp_bias",)}
 NO_BIAS = {"attention_bias": (False, None), "mlp_bias": (False, None)}
 WINDOWS = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
+
+QWEN_NEVER_NULL = ("head_dim", "use_sliding_window", "max_window_layers", "attention_dropout")
 
 FAMILIES = {
     "llama": Family(
@@ -54,6 +57,7 @@ FAMILIES = {
         layer_keys=("sliding_window", "layer_types"),
         kv_heads=8,
         fixed={**NO_BIAS, "use_sliding_window": (None,)},
+        never_null=("num_key_value_heads", "attention_dropout"),
     ),
     "qwen2": Family(
         max_length=32768,
@@ -62,6 +66,7 @@ FAMILIES = {
         kv_heads=32,
         always=("attention_bias",),
         fixed={"attention_bias": (True, None), "mlp_bias": (False, None), "use_mrope": (False, None)},
+        never_null=QWEN_NEVER_NULL,
     ),
     "qwen3": Family(
         max_length=32768,
@@ -72,6 +77,7 @@ FAMILIES = {
         biases=ATTENTION,
         always=("qk_norm",),
         fixed={"mlp_bias": (False, None), "use_mrope": (False, None)},
+        never_null=QWEN_NEVER_NULL,
     ),
     "smollm3": Family(
         max_length=32768,
@@ -82,6 +88,7 @@ FAMILIES = {
         tied=True,
         biases=ATTENTION | MLP,
         ignored=("max_window_layers",),
+        never_null=("head_dim", "use_sliding_window", "no_rope_layer_interval", "attention_dropout"),
     ),
 }
 

@@ -22,6 +22,9 @@ LENGTH = "max_position_embeddings"
 ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
 DTYPE = ("dtype", "torch_dtype")
 
+# Keys that no config class takes a null for; `Family.never_null` has those of one class.
+NEVER_NULL = (*SIZES, LENGTH, "rms_norm_eps", "tie_word_embeddings", "use_cache", "initializer_range")
+
 # Keys that would change what the model computes; here are the values that do not. The first is named in errors.
 FIXED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),  # two names of one function
@@ -69,7 +72,12 @@ def read_config(fields: Mapping[str, Any], problems: list[str]) -> Config | None
     if family is None:
         return None  # what its keys mean is unknown
     known = KNOWN | {*family.biases, *family.fixed, *family.layer_keys, *family.ignored}
-    problems += [f"missing key {key!r}" for key in (*SIZES, "model_type") if fields.get(key) is None]
+    nulls = [key for key in (*NEVER_NULL, *family.biases, *family.never_null) if fields.get(key, "") is None]
+    problems += [f"{key} is null, which its config class does not take" for key in nulls]
+    if fields.get("model_type") is None:
+        problems.append("missing key 'model_type'")
+    problems += [f"missing key {key!r}" for key in SIZES if key not in fields]
+    fields = {key: value for key, value in fields.items() if key not in nulls}
     problems += [f"unknown key {key!r} = {value!r}" for key, value in fields.items() if key not in known]
     for key, accepted in {**FIXED, **family.fixed}.items():
         if key in fields and fields[key] not in accepted:
@@ -78,7 +86,7 @@ def read_config(fields: Mapping[str, Any], problems: list[str]) -> Config | None
     sizes = {key: fields.get(key) for key in SIZES}
     heads, width = sizes["num_attention_heads"], sizes["hidden_size"]
     kv_heads: Any = fields.get("num_key_value_heads", family.kv_heads)
-    kv_heads = heads if kv_heads is None else kv_heads  # null is no default
+    kv_heads = heads if kv_heads is None else kv_heads  # null is no default here
     usual = width // heads if is_count(heads) and is_count(width) and width % heads == 0 else None
     head_dim = _or(fields, "head_dim", usual if family.head_dim is None else family.head_dim)
     max_length = _or(fields, LENGTH, family.max_length)
@@ -103,7 +111,7 @@ def read_config(fields: Mapping[str, Any], problems: list[str]) -> Config | None
     rope = read_rope(fields, problems, family.theta, max_length)
     count = sizes["num_hidden_layers"]
     layers = family.read_layers(fields, count, problems) if is_count(count) and count <= MAX_LAYERS else Layers()
-    if wrong or head_dim is None or None in counts.values():
+    if wrong or nulls or head_dim is None or None in counts.values():
         return None
     try:
         return Config(

@@ -28,7 +28,7 @@ SETTINGS = {
     },
 }
 MSCALE = ("mscale", "mscale_all_dim")  # of "yarn", which make an attention factor together
-OPTIONAL = ("attention_factor", "beta_fast", "beta_slow", "truncate", *MSCALE)
+OPTIONAL = ("attention_factor", "beta_fast", "beta_slow", "truncate", *MSCALE)  # and a null is as good as nothing
 
 # Why a kind cannot be taken.
 REASONS = {
@@ -52,8 +52,11 @@ def read_rope(fields: Mapping[str, Any], problems: list[str], default_theta: flo
     """
     spelled = [key for key in ("rope_parameters", "rope_scaling") if fields.get(key) is not None]
     inner = [fields[key].get("rope_theta") for key in spelled if isinstance(fields[key], Mapping)]
-    theta = next((value for value in (fields.get("rope_theta"), *inner) if value is not None), default_theta)
+    stated = [value for value in (fields.get("rope_theta"), *inner) if value is not None]
+    theta = stated[0] if stated else default_theta
     before = len(problems)
+    if "rope_theta" in fields and not stated:
+        problems.append("rope_theta is null; it must be a number")
     ropes = [_read_spelling(key, fields[key], theta, max_length, problems) for key in spelled]
     if not ropes:
         ropes = [_make_rope({"theta": theta}, "rope_theta", problems)]
@@ -68,6 +71,9 @@ def _read_spelling(key: str, settings: Any, theta: Any, max_length: Any, problem
     if not isinstance(settings, Mapping):
         problems.append(f"{key} is {settings!r}; it must be an object")
         return Rope()
+    if settings.get("rope_type", "") is None:
+        problems.append(f"{key}: rope_type is null")
+        return Rope()
     kinds = [settings[name] for name in ("rope_type", "type") if settings.get(name) is not None] or ["default"]
     if kinds[0] != kinds[-1]:
         problems.append(f"{key}: rope_type {kinds[0]!r} and type {kinds[-1]!r} contradict each other")
@@ -76,6 +82,9 @@ def _read_spelling(key: str, settings: Any, theta: Any, max_length: Any, problem
         reason = f": {REASONS[kind]}" if isinstance(kind, str) and kind in REASONS else ""
         problems.append(f"{key}: rope_type {kind!r} (must be one of {', '.join(SETTINGS)}){reason}")
         return Rope()
+    may_be_null = {*OPTIONAL, *(["factor"] if kind == "yarn" else []), *(["type"] if "rope_type" in settings else [])}
+    nulls = {name for name, value in settings.items() if value is None} - may_be_null
+    problems += [f"{key}: {name} is null" for name in sorted(nulls)]
     if settings.get("rope_theta") not in (None, theta):
         problems.append(f"rope_theta {theta!r} and {key}: rope_theta {settings['rope_theta']!r} contradict each other")
     if settings.get("partial_rotary_factor") not in (None, 1):
@@ -92,7 +101,7 @@ def _read_spelling(key: str, settings: Any, theta: Any, max_length: Any, problem
         given.setdefault("original_max_position_embeddings", max_length)
     if kind == "yarn":
         given = _complete_yarn(key, settings, given, max_length, problems)
-    missing = [name for name in SETTINGS[kind] if name not in given and name not in OPTIONAL]
+    missing = [name for name in SETTINGS[kind] if name not in (*given, *OPTIONAL, *nulls)]
     problems += [f"{key}: missing key {name!r} (rope_type {kind!r})" for name in missing]
     values = {ours: given[name] for name, ours in SETTINGS[kind].items() if name in given}
     return _make_rope({"kind": kind, "theta": theta, **values}, key, problems)
