@@ -61,7 +61,8 @@ class DecoderLayer(nnx.Module):
 class MultiStateCell(nnx.RNNCellBase):
     """A LLaMA whose carry is a `MultiState`: `nnx.RNN(cell)(tokens)` runs it over [T] or [B, T] tokens.
 
-    `nnx.state(cell, nnx.Param)` holds every weight, so optimizers, LoRA and quantisation reach them all.
+    `nnx.state(cell, nnx.Param)` holds every weight, so optimizers, LoRA and quantisation reach them all. The arrays of
+    a policy are in it, too, but their gradient is exactly 0 (see `Policy`): an optimizer can only let them decay.
 
     Args:
       params: the weights, without adapters; they are not copied.
@@ -81,7 +82,7 @@ class MultiStateCell(nnx.RNNCellBase):
         budgets = tuple(int(value) for value in layer_budgets(config.num_layers, budget))
         jax.eval_shape(lambda: init_state(config, policy, budgets, slots=slots, positions=positions))  # refuse here
         self.config = config
-        self._policy = nnx.data(jax.tree.map(nnx.Param, policy))  # its arrays, if it has any, are trained too
+        self._policy = nnx.data(jax.tree.map(nnx.Param, policy))  # its arrays, if it has any, are Params, too
         self.budget = budgets
         self.slots = tuple(slots) if isinstance(slots, Sequence | np.ndarray) else slots
         self.positions = positions

@@ -15,6 +15,7 @@ T, BUDGET, CHUNK = 20, 6, 7
 FLOAT64 = tiny.CONFIG.replace(dtype="float64")
 
 ONE_LAYER = FLOAT64.replace(num_layers=1)
+SHALLOW = tiny.CONFIG.replace(num_layers=1)
 
 CASES = [
     pytest.param(policy, mode, id=f"{policy}-{mode}")
@@ -100,6 +101,71 @@ def test_stays_finite_where_logits_are_huge(policy, mode, x64):
     tall = params.replace(layers=tuple(layer.replace(key=1e4 * layer.key) for layer in params.layers))
     loss, gradient = by_extend(FLOAT64, policy, mode, tall, tokens)
     assert np.isfinite(loss) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+class Learned(ms.Policy):
+    """Arrays where a policy can have an effect: in what it observes and in its score."""
+
+    weight: jax.Array
+    share: jax.Array
+
+    def init(self, rows, slots):
+        return jnp.zeros((rows, slots))
+
+    def observe(self, stats, view):
+        return stats + self.share * view.probs.mean(axis=(0, 1))[None]
+
+    def score(self, layer, t):
+        return layer.stats + (layer.keys @ self.weight).mean(axis=0)[None]
+
+
+def losses_under(policy, params, tokens, run):
+    """Losses of a text of which the state forgets most."""
+    state = ms.init_state(SHALLOW, policy, 3)
+    if run == "nll":
+        return ms.nll(SHALLOW, policy, params, state, tokens[:-1], tokens[1:], chunk=CHUNK)[1]
+    if run == "extend":
+        return losses_of(ms.extend(SHALLOW, policy, params, state, tokens[:-1], chunk=CHUNK)[1], tokens[1:])
+    return losses_of(tiny.unroll(SHALLOW, policy, params, state, tokens[:-1])[1][0], tokens[1:])
+
+
+@pytest.mark.parametrize("run", ["step", "extend", "nll"])
+def test_no_gradient_reaches_the_arrays_of_a_policy(run):
+    """They change what is forgotten, so the losses, but only by a choice."""
+    params, tokens = tiny.params(config=SHALLOW), jnp.asarray(tiny.tokens(9))
+
+    @jax.jit
+    @partial(jax.value_and_grad, argnums=(0, 1))
+    def mean(policy, params):
+        return losses_under(policy, params, tokens, run).mean()
+
+    numbers = jnp.asarray(np.random.default_rng(0).normal(size=11), jnp.float32)
+    found = [mean(Learned(weight=sign * numbers[:-1], share=sign * numbers[-1]), params) for sign in (1, -1)]
+    assert abs(float(found[0][0] - found[1][0])) > 1e-3
+    for _, (by_policy, by_params) in found:
+        assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(by_policy))
+        assert all(np.abs(leaf).max() > 1e-6 for leaf in jax.tree.leaves(by_params))
+
+
+def test_evolution_strategies_find_what_to_forget():
+    params, tokens = tiny.params(config=SHALLOW), jnp.asarray(tiny.tokens(24))
+
+    @jax.jit
+    @jax.vmap
+    def loss(numbers):
+        return losses_under(Learned(weight=numbers[:-1], share=numbers[-1]), params, tokens, "nll").mean()
+
+    random = np.random.default_rng(0)
+    best = random.normal(size=11).astype(np.float32)
+    found = []
+    for _ in range(5):
+        noise = random.normal(size=(16, 11)).astype(np.float32)
+        rows = np.concatenate([best + 0.3 * noise, best - 0.3 * noise, best[None]])
+        ahead, behind, now = np.split(np.asarray(loss(rows)), [16, 32])
+        found.append(float(now[0]))
+        worse = ahead - behind
+        best -= (worse[:, None] * noise).mean(axis=0) / worse.std()
+    assert found[-1] < found[0] - 0.05
 
 
 # Memory, as XLA plans it: nothing is run.

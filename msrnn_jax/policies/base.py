@@ -25,7 +25,10 @@ class Policy(struct.PyTreeNode, kw_only=True):
 
     A subclass overrides `score` and, where scores depend on attention, `init` and `observe`. Its own
     options are fields: `struct.field(pytree_node=False, default=...)` for static ones; a field without
-    that is data and gets gradients. A policy must not depend on the order of the slots.
+    that is data, such as the weights of a scorer. Another value of it compiles nothing anew, but no gradient
+    of logits or losses reaches it: it decides which slots are freed, and that choice is not differentiable, so
+    the gradient is exactly 0. Search for it by evolution strategies instead. A policy must not depend on the
+    order of the slots.
 
     Attributes:
       scope: "layer", all heads forget the same token, or "head", every KV head for itself.
