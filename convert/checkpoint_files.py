@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from msrnn_jax.tokenizer import token_settings
+
 
 class TokenizerFacts(NamedTuple):
     """What a source says about its tokenizer."""
@@ -13,8 +15,7 @@ class TokenizerFacts(NamedTuple):
     tokenizer: str | None  # JSON of the `tokenizers` library
     bos_token_id: int | None
     eos_token_ids: list[int]  # all that end a text
-    bos_token: str | None  # as chat templates write it; they have no such name where it is None
-    eos_token: str | None
+    names: Mapping[str, str]  # what chat templates write for `bos_token`, `unk_token` and the like
     chat_template: str | None
 
 
@@ -37,8 +38,7 @@ def text_files(
     settings = {
         "bos_token_id": facts.bos_token_id,
         "eos_token_ids": facts.eos_token_ids,
-        "bos_token": facts.bos_token,
-        "eos_token": facts.eos_token,
+        **token_settings(facts.names),
     }
     source = {
         "kind": kind,

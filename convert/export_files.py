@@ -14,10 +14,12 @@ from msrnn_jax.tokenizer import (
     TOKENIZER_FILE,
     read_settings,
     template_tokens,
+    token_settings,
 )
 
 from .export_config import ARCHITECTURES, write_config
 from .folder import Folder
+from .huggingface_tokenizer import without_lengths
 from .problems import tokenizer_errors
 
 
@@ -42,12 +44,13 @@ def small_files(config: Config, source: Path) -> dict[str, str]:
     if tokenizer is not None:
         with tokenizer_errors(str(source / TOKENIZER_FILE)):
             backend = tokenizers.Tokenizer.from_str(tokenizer)
+        tokenizer = without_lengths(tokenizer, backend)  # earlier versions kept them
         files["tokenizer_config.json"] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": config.max_length,
             "clean_up_tokenization_spaces": False,
             **dict.fromkeys(TEMPLATE_TOKENS),  # what is left out is taken from some classes of transformers
-            **template_tokens(backend, settings),
+            **token_settings(template_tokens(backend, settings)),
         }
     texts = {name: json.dumps(content, indent=2) + "\n" for name, content in files.items()}
     beside = {TOKENIZER_FILE: tokenizer, TEMPLATE_FILE: template}

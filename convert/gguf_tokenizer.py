@@ -53,7 +53,7 @@ def read_tokenizer(metadata: Mapping[str, Any], problems: list[str], pre: str | 
       pre: what to take for `tokenizer.ggml.pre`, whatever that says.
     """
     template = text(metadata, "tokenizer.chat_template", problems)
-    nothing = TokenizerFacts(None, None, [], None, None, template)
+    nothing = TokenizerFacts(None, None, [], {}, template)
     model = metadata.get(f"{PREFIX}model")
     if pre is not None and model != "gpt2":
         problems.append(f"pre is {pre!r}, but {PREFIX}model is {shown(model)}; only gpt2 has a pre")
@@ -78,15 +78,18 @@ def read_tokenizer(metadata: Mapping[str, Any], problems: list[str], pre: str | 
         tokenizer=built,
         bos_token_id=ids["bos"],
         eos_token_ids=list(dict.fromkeys(stop for stop in stops if stop is not None)),
-        bos_token=_name(vocabulary, "bos"),
-        eos_token=_name(vocabulary, "eos"),
+        names=_names(vocabulary, metadata),
         chat_template=template,
     )
 
 
-def _name(vocabulary: Vocabulary, name: str) -> str | None:
-    number = vocabulary.ids[name]
-    return None if number is None else vocabulary.tokens[number]
+def _names(vocabulary: Vocabulary, metadata: Mapping[str, Any]) -> dict[str, str]:
+    """What chat templates write. Padding is good for nothing else here, so a wrong id of it is no reason to refuse."""
+    ids = {f"{name}_token": vocabulary.ids[name] for name in ("bos", "eos")}
+    padding = metadata.get(f"{PREFIX}padding_token_id")
+    ids |= {"unk_token": vocabulary.ids["unknown"], "pad_token": padding if type(padding) is int else None}
+    count = len(vocabulary.tokens)
+    return {name: vocabulary.tokens[i] for name, i in ids.items() if i is not None and 0 <= i < count}
 
 
 def _read_vocabulary(metadata: Mapping[str, Any], model: str, stated: str | None, problems: list[str]) -> Vocabulary:

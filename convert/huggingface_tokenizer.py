@@ -1,5 +1,6 @@
 """The tokenizer of a Hugging Face checkpoint: its file, its stop tokens, its chat template."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ import tokenizers
 from .checkpoint_files import TokenizerFacts
 from .folder import Folder
 from .problems import tokenizer_errors
-from .template_tokens import class_tokens, read_template_tokens
+from .template_tokens import class_tokens, read_settings, read_template_tokens
 from .tokenizer_model import NAME as MODEL_NAME
 from .tokenizer_model import read_tokenizer_model
 
@@ -21,28 +22,32 @@ def read_tokenizer(folder: Folder, config: Mapping[str, Any], problems: list[str
     at the tokenizer's own, which is the one chat templates write (see template_tokens.py). Without a
     tokenizer.json, one is made of a SentencePiece tokenizer.model. A tokenizer.json says itself what is put
     before and after a text: as in transformers 5, `add_bos_token` and `add_eos_token` of
-    tokenizer_config.json do not count beside it.
+    tokenizer_config.json do not count beside it. What it carries from its training, a length that texts are cut or
+    padded to, is left out.
 
     Args:
       config: the content of config.json.
     """
     generation = folder.json("generation_config.json") or {}
-    settings = folder.json("tokenizer_config.json") or {}
+    settings = read_settings(folder)
     text, of_model = folder.text("tokenizer.json"), {}
     if text is None:
         text, of_model = _read_tokenizer_model(folder, settings, config, problems)
-    written = read_template_tokens(folder, settings, of_model or class_tokens(settings, config, text or ""))
-    tokenizer = None
+    defaults, tokenizer = {**class_tokens(settings, config, text or ""), **of_model}, None
     if text is not None:
         try:
             tokenizer = _parse_tokenizer(text)
         except ValueError as error:
             problems.append(str(error))
+        else:
+            defaults = {**_padding_token(tokenizer), **defaults}
+            text = without_lengths(text, tokenizer)
+    written = read_template_tokens(settings, defaults)
 
     def ids(key: str) -> list[list[int]]:
         return [
             _ids(generation, "generation_config.json", f"{key}_token_id", config, problems),
-            _named_id({**written, **of_model}[f"{key}_token"], tokenizer),
+            _named_id({**written, **of_model}.get(f"{key}_token"), tokenizer),
             _ids(config, "config.json", f"{key}_token_id", config, problems),
         ]
 
@@ -52,8 +57,7 @@ def read_tokenizer(folder: Folder, config: Mapping[str, Any], problems: list[str
         tokenizer=text,
         bos_token_id=bos[0] if bos else None,
         eos_token_ids=list(dict.fromkeys((generated or model) + own)),
-        bos_token=written["bos_token"],
-        eos_token=written["eos_token"],
+        names=written,
         chat_template=_read_chat_template(folder, settings, problems),
     )
 
@@ -65,16 +69,33 @@ def _read_tokenizer_model(
     path = folder.find(MODEL_NAME)
     if path is None:
         return None, {}
-    special, added = (folder.json(name) or {} for name in ("special_tokens_map.json", "added_tokens.json"))
+    added = folder.json("added_tokens.json") or {}
     vocab_size = config.get("vocab_size")
     limit = vocab_size if type(vocab_size) is int else None
-    made = read_tokenizer_model(path, settings, special, added, limit, problems)
+    made = read_tokenizer_model(path, settings, added, limit, problems)
     return (None, {}) if made is None else (made.text, made.names)
 
 
 def _parse_tokenizer(text: str) -> tokenizers.Tokenizer:
     with tokenizer_errors("tokenizer.json"):
         return tokenizers.Tokenizer.from_str(text)
+
+
+def without_lengths(text: str, tokenizer: tokenizers.Tokenizer) -> str:
+    """A tokenizer.json that neither cuts nor pads texts, which transformers does not let it do either.
+
+    Args:
+      text: the file.
+      tokenizer: what it holds.
+    """
+    if tokenizer.truncation is None and tokenizer.padding is None:
+        return text
+    return json.dumps({**json.loads(text), "truncation": None, "padding": None}, ensure_ascii=False, indent=2)
+
+
+def _padding_token(tokenizer: tokenizers.Tokenizer) -> dict[str, str]:
+    """What transformers takes for the token where it stands nowhere else."""
+    return {} if tokenizer.padding is None else {"pad_token": tokenizer.padding["pad_token"]}
 
 
 def _ids(fields: Mapping[str, Any], file: str, key: str, config: Mapping[str, Any], problems: list[str]) -> list[int]:

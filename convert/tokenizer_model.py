@@ -26,7 +26,7 @@ class TokenizerModel(NamedTuple):
     """What a tokenizer.model stands for."""
 
     text: str  # JSON of the `tokenizers` library
-    names: dict[str, str]  # of BOS and EOS, under their keys of tokenizer_config.json
+    names: dict[str, str]  # of BOS, EOS and what is unknown, under their keys of tokenizer_config.json
 
 
 class _Pieces(NamedTuple):
@@ -40,7 +40,6 @@ class _Pieces(NamedTuple):
 def read_tokenizer_model(
     path: Path,
     settings: Mapping[str, Any],
-    special: Mapping[str, Any],
     added: Mapping[str, Any],
     vocab_size: int | None,
     problems: list[str],
@@ -53,8 +52,7 @@ def read_tokenizer_model(
     llama.cpp and transformers 4 do; transformers 5 leaves it out where the file does not say.
 
     Args:
-      settings: the content of tokenizer_config.json.
-      special: the content of special_tokens_map.json, which `settings` overrules.
+      settings: what tokenizer_config.json and special_tokens_map.json say (see `read_settings`).
       added: the content of added_tokens.json, ids by token.
       vocab_size: rows of the embedding, if known; added tokens without a row are left out.
     """
@@ -75,20 +73,20 @@ def read_tokenizer_model(
     if vocab_size is not None and len(pieces.tokens) > vocab_size:
         problems.append(f"{NAME} holds {len(pieces.tokens)} tokens, more than vocab_size ({vocab_size})")
         return None
-    merged = {**special, **settings}
-    flags = _add_tokens(pieces, merged, added, vocab_size, problems)
+    flags = _add_tokens(pieces, settings, added, vocab_size, problems)
     if len(problems) > before:
         return None
     spec = model.trainer_spec
     ids = {
-        key: _id(pieces, merged.get(f"{key}_token"), number)
+        key: _id(pieces, settings.get(f"{key}_token"), number)
         for key, number in (("bos", spec.bos_id), ("eos", spec.eos_id))
     }
     try:
-        text = _build(model, pieces, merged, ids, flags)
+        text = _build(model, pieces, settings, ids, flags)
     except ValueError as error:
         problems.append(f"{NAME}: {str(error).splitlines()[0]}")
         return None
+    ids["unk"] = spec.unk_id
     return TokenizerModel(text, {f"{key}_token": pieces.tokens[i] for key, i in ids.items() if i is not None})
 
 

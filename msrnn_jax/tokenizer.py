@@ -16,7 +16,9 @@ from msrnn_jax.checks import check_tokens
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
-TEMPLATE_TOKENS = ("bos_token", "eos_token")  # as chat templates and the settings name them
+ENDS = ("bos_token", "eos_token")  # as chat templates and the settings name them
+TEMPLATE_TOKENS = (*ENDS, "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+OTHER_TOKENS = "extra_special_tokens"  # where the settings keep those of other names
 MARK = "the-answer-9f2c"  # stands for an answer where only what surrounds it is wanted
 
 
@@ -27,8 +29,8 @@ class Tokenizer:
       bos: id of the token that begins a text, or None.
       stop: ids that end an answer.
       template: the chat template, in jinja2, or None.
-      names: what the template writes for `bos_token` and `eos_token`; it may lack either. By default the texts of
-        `bos` and of the first that stops.
+      names: what the template writes for `bos_token`, `eos_token`, `unk_token` and other special tokens; it may lack
+        any. By default `bos_token` and `eos_token`, the texts of `bos` and of the first that stops.
       date: what a template that writes the date takes for now; None: the clock.
       vocab_size: how many tokens the model knows, beyond which texts are refused: a tokenizer may have more, such as
         a `[PAD]` that was added to it alone. None: any.
@@ -46,6 +48,8 @@ class Tokenizer:
         vocab_size: int | None = None,
     ):
         self.backend = backend
+        backend.no_truncation()  # what it was trained with is no property of texts
+        backend.no_padding()
         self.bos = bos
         self.stop = tuple(stop)
         self.template = template
@@ -85,14 +89,14 @@ class Tokenizer:
     def chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> list[int]:
         """Token numbers of a conversation in the model's own format.
 
-        The template runs in jinja2's sandbox.
+        The template runs in jinja2's sandbox, in a process of its own, within limits of time and memory.
 
         Args:
           messages: mappings with `role` and `content`.
           add_generation_prompt: end with the words that open the assistant's turn.
 
         Raises:
-          ValueError: where the checkpoint has no template, or the template refuses the messages.
+          ValueError: where the checkpoint has no template, or the template refuses the messages or does not end.
         """
         return self._encode_rendered(self.render(messages, add_generation_prompt=add_generation_prompt))
 
@@ -128,13 +132,14 @@ class Tokenizer:
         return tokens
 
     def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
-        """The text whose tokens `chat` returns."""
+        """The text whose tokens `chat` returns: what transformers' `apply_chat_template` makes, without tools."""
         from msrnn_jax.templates import render
 
         if self.template is None:
             raise ValueError(f"the checkpoint has no {TEMPLATE_FILE}; encode the text yourself")
-        variables = {"messages": list(messages), "add_generation_prompt": add_generation_prompt, **self.names}
-        return render(self.template, variables, self.date)
+        turns = [{key: value for key, value in message.items() if value is not None} for message in messages]
+        stated = {"messages": turns, "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
+        return render(self.template, {**self.names, **stated}, self.date)
 
     def _spell(self, token: int) -> str:
         return self.backend.id_to_token(token) or ""
@@ -172,7 +177,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
 
 def template_tokens(backend: Any, settings: Mapping[str, Any]) -> dict[str, str]:
-    """What chat templates write for `bos_token` and `eos_token`; without the names that they do not have.
+    """What chat templates write for `bos_token`, `unk_token` and the like; without the names that they do not have.
 
     Settings that do not say are of an earlier version, which wrote the token of `bos_token_id` and the first of
     `eos_token_ids`.
@@ -181,11 +186,19 @@ def template_tokens(backend: Any, settings: Mapping[str, Any]) -> dict[str, str]
       backend: a `tokenizers.Tokenizer`.
       settings: the content of a checkpoint's tokenizer_config.json.
     """
-    if any(name in settings for name in TEMPLATE_TOKENS):
-        return {name: settings[name] for name in TEMPLATE_TOKENS if settings.get(name) is not None}
+    if any(name in settings for name in ENDS):
+        named = {**settings.get(OTHER_TOKENS, {}), **{name: settings.get(name) for name in TEMPLATE_TOKENS}}
+        return {name: text for name, text in named.items() if text is not None}
     ids = (settings.get("bos_token_id"), next(iter(settings.get("eos_token_ids") or []), None))
     texts = ["" if number is None else backend.id_to_token(number) or "" for number in ids]
-    return dict(zip(TEMPLATE_TOKENS, texts, strict=True))
+    return dict(zip(ENDS, texts, strict=True))
+
+
+def token_settings(names: Mapping[str, str]) -> dict[str, Any]:
+    """What `template_tokens` reads: `names` as a tokenizer_config.json of transformers states them, too."""
+    others = {name: text for name, text in names.items() if name not in TEMPLATE_TOKENS}
+    stated = {name: names[name] for name in TEMPLATE_TOKENS if name in names}
+    return {**dict.fromkeys(ENDS), **stated, **({OTHER_TOKENS: others} if others else {})}
 
 
 def _check_text(text: str) -> None:
@@ -209,9 +222,12 @@ def read_settings(path: pathlib.Path) -> dict[str, Any]:
     wrong = [number for number in numbers[1:] + [numbers[0] or 0] if type(number) is not int or not 0 <= number < 2**31]
     if wrong:
         raise ValueError(f"{str(path)!r} cannot be used: {wrong[0]!r} is no token number")
-    for name in TEMPLATE_TOKENS:
-        if not isinstance(settings.get(name), str | None):
-            raise ValueError(f"{str(path)!r} cannot be used: {name} is {settings[name]!r}; it must be text or null")
+    others = settings.get(OTHER_TOKENS, {})
+    if not isinstance(others, dict):
+        raise ValueError(f"{str(path)!r} cannot be used: {OTHER_TOKENS} is {others!r}; it must hold texts by name")
+    for name, token in {**{name: settings.get(name) for name in TEMPLATE_TOKENS}, **others}.items():
+        if not isinstance(token, str | None):
+            raise ValueError(f"{str(path)!r} cannot be used: {name} is {token!r}; it must be text or null")
     return settings
 
 

@@ -316,17 +316,33 @@ def test_a_whole_checkpoint(tmp_path, model):
     assert "tokenizer.model" in json.loads((converted / "source.json").read_text())["files"]
 
 
-@pytest.mark.parametrize("settings", [{}, {"bos_token": None}, {"eos_token": "<s>"}, {"bos_token": "</s>"}], ids=str)
+@pytest.mark.parametrize(
+    ("settings", "special"),
+    [
+        ({}, {}),
+        ({"bos_token": None}, {}),
+        ({"eos_token": "<s>"}, {}),
+        ({"bos_token": "</s>", "pad_token": "<s>", "image_token": "<unk>", "add_bos_token": False}, {}),
+        ({"tokenizer_class": "CodeLlamaTokenizer"}, {}),
+        ({"eos_token": "<s>"}, {"eos_token": "<unk>", "pad_token": {"content": "</s>"}}),  # the map overrules,
+        ({"eos_token": "<s>", "added_tokens_decoder": {}}, {"eos_token": "<unk>"}),  # unless it need not be read
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("made", [False, True], ids=["tokenizer.model", "tokenizer.json"])
-def test_templates_write_what_they_do_in_transformers(tmp_path, model, settings, made):
+def test_templates_and_ends_are_those_of_transformers(tmp_path, model, settings, special, made):
     auto = pytest.importorskip("transformers").AutoTokenizer
-    template = {"chat_template": "{{ bos_token }}|{{ eos_token }}", "tokenizer_class": "LlamaTokenizer"}
-    folder = write(tmp_path, model, {**template, **settings}, config={"model_type": "llama"})
+    names = ("bos_token", "eos_token", "unk_token", "pad_token", "image_token", "middle_token", "fill_token")
+    template = "{{ " + " ~ '|' ~ ".join(names) + " }}"
+    settings = {"tokenizer_class": "LlamaTokenizer", "chat_template": template, **settings}
+    folder = write(tmp_path, model, settings, config={"model_type": "llama"}, special_tokens_map=special)
     if made:
         (folder / "tokenizer.json").write_text(read(folder)[1].tokenizer)
     facts = read(folder, model_type="llama")[1]
-    text = auto.from_pretrained(folder).apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
-    assert f"{facts.bos_token or ''}|{facts.eos_token or ''}" == text
+    other = auto.from_pretrained(folder)
+    text = other.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
+    assert "|".join(facts.names.get(name, "") for name in names) == text
+    assert facts.eos_token_ids == [other.eos_token_id]
 
 
 def test_tokenizer_json_counts_more_than_the_model_and_than_add_bos_token(tmp_path, model):
