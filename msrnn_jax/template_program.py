@@ -33,7 +33,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        _limit("RLIMIT_CPU", int(time.process_time()) + 1 + request["seconds"])
+        _limit("RLIMIT_CPU", round(time.process_time()) + request["seconds"])
         _limit("RLIMIT_AS", MEMORY + 8 * len(line))
         answer = json.dumps(_answer(request, LONGEST + 8 * len(line)))
         _limit("RLIMIT_AS", None)  # the next request may be large
