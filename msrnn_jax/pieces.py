@@ -4,10 +4,10 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from msrnn_jax.byte_tokens import settled
 from msrnn_jax.tokenizer import Tokenizer
 
-MOST_TOKENS_OF_A_CHARACTER = 4  # a character of UTF-8 has four bytes at most
-
+MOST_HELD = 8  # tokens; what is decoded at once does not grow with a run of broken characters
 
 def pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
     """What every token adds to the text; joined, they are the text, special tokens spelled out.
@@ -18,17 +18,16 @@ def pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
     def decode(start: int, end: int) -> str:
         return tokenizer.decode(tokens[start:end], skip_special=False)
 
-    found, before, start = (
-        [],
-        0,
-        0,
-    )  # a token is decoded after the ones before it, since some decoders drop first blanks
+    found, before, start = [], 0, 0  # a token is decoded after the ones before it, since some decoders drop first blanks
+    given = 0  # characters of what is decoded from `before` on
     for end in range(1, len(tokens) + 1):
-        whole = decode(before, end)
-        unfinished = whole.endswith("\ufffd") and end - start < MOST_TOKENS_OF_A_CHARACTER and end < len(tokens)
-        found.append("" if unfinished else whole[len(decode(before, start)) :])
-        if not unfinished:
+        text = decode(before, end)
+        sure = len(text) if end == len(tokens) else max(given, settled(text))
+        found.append(text[given:sure])
+        given, held = sure, len(text) - sure
+        if not held or end - start > MOST_HELD:
             before, start = start, end
+            given = len(decode(before, start)) - held
     return found
 
 

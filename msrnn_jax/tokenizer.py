@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jax import Array
 
+from msrnn_jax.byte_tokens import BROKEN, mend_bytes
 from msrnn_jax.checkpoint import existing, read_config
 from msrnn_jax.checks import check_tokens
 
@@ -83,8 +84,22 @@ class Tokenizer:
         return encoding
 
     def decode(self, tokens: Sequence[int] | np.ndarray | Array, *, skip_special: bool = True) -> str:
-        """The text of token numbers, special tokens left out unless asked for."""
-        return self.backend.decode(np.asarray(tokens, np.int64).tolist(), skip_special_tokens=skip_special)
+        """The text of token numbers, special tokens left out unless asked for.
+
+        Tokens that are bytes are decoded as by SentencePiece: what is no character is U+FFFD, one for every byte.
+        """
+        numbers = np.asarray(tokens, np.int64).tolist()
+        text = self.backend.decode(numbers, skip_special_tokens=skip_special)
+        if BROKEN not in text or not self._has_byte_tokens():
+            return text
+        special = {token for token, added in self.backend.get_added_tokens_decoder().items() if added.special}
+        kept = [number for number in numbers if not (skip_special and number in special)]
+        spelled = [token for token in map(self.backend.id_to_token, kept) if token is not None]
+        return self.backend.decoder.decode(mend_bytes(spelled))
+
+    def _has_byte_tokens(self) -> bool:
+        decoder = self.backend.decoder
+        return decoder is not None and decoder.decode(["<0x41>"]) == "A"
 
     def chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> list[int]:
         """Token numbers of a conversation in the model's own format.

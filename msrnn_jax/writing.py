@@ -1,12 +1,14 @@
 """Text from prompts as it is written: pieces of text, stop strings, and states that have seen just what was kept."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 from jax import Array
 
+from msrnn_jax.byte_tokens import settled
 from msrnn_jax.checks import MAX_BUDGET, Budget, Count, Slots, as_tokens, whole
 from msrnn_jax.config import Config
 from msrnn_jax.generate import BLOCK, Draft, Rules, begin, make_task, unfinished, write_block
@@ -19,7 +21,6 @@ from msrnn_jax.state import MultiState
 from msrnn_jax.tokenizer import Tokenizer
 
 CONTEXT = 8  # tokens of the prompt that the first new one is decoded after: some tokenizers join words there
-BROKEN = "\ufffd"  # what bytes that are no character yet are decoded to
 
 
 @dataclasses.dataclass
@@ -37,11 +38,12 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]):
         self.tokenizer = tokenizer
         self.context = list(prompt[-CONTEXT:])
-        self.skipped = len(tokenizer.decode(self.context))
+        self.before = tokenizer.decode(self.context)
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of all tokens after the prompt."""
-        return self.tokenizer.decode([*self.context, *tokens])[self.skipped :]
+        """The text of all tokens after the prompt, with a character that they complete."""
+        text = self.tokenizer.decode([*self.context, *tokens])
+        return text[len(os.path.commonprefix([self.before, text])) :]
 
 
 def stream_text(
@@ -68,7 +70,8 @@ def stream_text(
     Args:
       prompts: texts, or tokens such as `tokenizer.chat` makes; of any lengths.
       stop: token numbers that end a row; by default the tokenizer's.
-      stop_strings: a row ends where one of them is complete, and its text before it.
+      stop_strings: a row ends where one of them is complete, and its text before the first that is. U+FFFD in them
+        is that of the text, where bytes are no character: known once later bytes can make none of them.
       budget, state, max_new_tokens, sampler, key, mode, slots, positions, dtype: as in `generate`.
 
     Raises:
@@ -166,14 +169,14 @@ class Writer:
             if row.finish:
                 continue
             row.text = self.detokenizers[index].text(row.tokens)
-            if ends[index] is not None:
-                row.finish = "stop string"
-                row.text = row.text[: _first(row.text, self.stop_strings)]
-            elif not after.running[index]:
+            if ends[index] is None and not after.running[index]:
                 row.finish = "stop"
                 row.text = self.detokenizers[index].text(row.tokens[:-1])
             elif after.lengths[index] >= self.rules.limits[index]:
                 row.finish = "length"
+            place = _first(row.text, self.stop_strings) if row.finish else None
+            if place is not None:  # also one of broken bytes, which nothing can mend any more
+                row.finish, row.text = "stop string", row.text[:place]
 
     def _write(self, draft: Draft, most: int) -> tuple[Draft, list[list[int]]]:
         """The draft after a block, and the new tokens of every row."""
@@ -187,7 +190,8 @@ class Writer:
         return next(end for end in range(1, len(new) + 1) if self._is_complete(row, detokenizer, new[:end]))
 
     def _is_complete(self, row: Continuation, detokenizer: Detokenizer, new: list[int]) -> bool:
-        return _first(detokenizer.text(row.tokens + new), self.stop_strings) is not None
+        text = detokenizer.text(row.tokens + new)
+        return _first(text[: settled(text)], self.stop_strings) is not None
 
     def _news(self) -> list[str]:
         news = []
@@ -199,14 +203,14 @@ class Writer:
 
 
 def _first(text: str, strings: Sequence[str]) -> int | None:
-    """Where the first of the strings begins, or None."""
+    """Where the string that begins first begins, or None."""
     found = [place for place in map(text.find, strings) if place >= 0]
     return min(found) if found else None
 
 
 def _sure(text: str, strings: Sequence[str]) -> int:
     """How many characters cannot change or turn out to be part of a stop string as tokens come."""
-    end = len(text.rstrip(BROKEN))
+    end = settled(text)
     for string in strings:
         for size in range(min(len(string) - 1, end), 0, -1):
             if text.endswith(string[:size], 0, end):
