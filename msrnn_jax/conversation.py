@@ -1,7 +1,7 @@
 """A conversation as a value: a state that has seen it, and what to do to it."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,10 +18,10 @@ from msrnn_jax.params import Params
 from msrnn_jax.policies import POLICIES, Policy, parse_policy
 from msrnn_jax.prefill import prefill
 from msrnn_jax.sampling import Sampler
-from msrnn_jax.slots import init_state
+from msrnn_jax.slots import fresh_stats, init_state
 from msrnn_jax.state import EMPTY, MultiState
-from msrnn_jax.state_file import load_state, read_header, save_state
-from msrnn_jax.tokenizer import Tokenizer
+from msrnn_jax.state_file import load_states, read_header, save_states
+from msrnn_jax.tokenizer import MARK, Tokenizer
 from msrnn_jax.window import check_windows
 from msrnn_jax.writing import Writer, row_of
 
@@ -38,13 +38,21 @@ class Model(NamedTuple):
 class Conversation:
     """What a conversation has come to; nothing that is done to it changes it.
 
-    The text itself is nowhere: what is remembered of it are the state's slots, so it may go on for ever.
+    What the model remembers of it are the state's slots, so it may go on for ever. What was said is kept beside them as
+    text, since a chat template may write it in another way later on.
     """
 
     policy: Policy
     state: MultiState  # of one sequence
-    turns: int = 0  # answers given
+    messages: tuple[Mapping[str, str], ...] = ()  # all that was said, each a `role` and a `content`
+    tokens: tuple[int, ...] = ()  # what the state has seen
+    before: MultiState | None = None  # has seen the first of them, up to the last answer
     closed: bool = True  # the last answer ended with a stop token
+
+    @property
+    def turns(self) -> int:
+        """Answers given."""
+        return sum(message["role"] == "assistant" for message in self.messages)
 
     @property
     def budgets(self) -> list[int]:
@@ -79,6 +87,12 @@ def answer(
 ) -> Iterator[Answer]:
     """Reads a message and answers it, piece by piece.
 
+    The state has then seen the tokens of the whole conversation, as the chat template writes it now, and those of the
+    answer. Where the template writes an earlier answer in another way than the model did (it drops thinking, trims,
+    closes an answer that was cut; or the model spelled a word by other tokens than the tokenizer), the state from
+    before that answer goes on, and what the template writes is read; an empty one, where even that has seen
+    something else.
+
     Args:
       system: what the model is told first of all, where this is the first message.
       seed: of the draws; every turn draws anew.
@@ -91,17 +105,21 @@ def answer(
     """
     if not message.strip():
         raise ValueError("the message is empty; it must have at least one character")
-    if conversation.turns:
-        tokens = model.tokenizer.reply(message, closed=conversation.closed)
-    else:
-        first = [{"role": "system", "content": system}] if system else []
-        tokens = model.tokenizer.chat([*first, {"role": "user", "content": message}])
-    check_room(model.config, conversation.policy, conversation.state, len(tokens), max_new_tokens)
-    state, logits = conversation.state, None
-    for start in range(0, len(tokens), CHUNK):
+    policy, messages = conversation.policy, conversation.messages
+    if not messages and system:
+        messages = ({"role": "system", "content": system},)
+    messages += ({"role": "user", "content": message},)
+    tokens, lasting, lead = _opening(model.tokenizer, messages)
+    state, logits = _going_on(conversation, tokens), None
+    at, before = int(state.t), state
+    check_room(model.config, policy, state, len(tokens) - at, max_new_tokens)
+    while at < len(tokens):
         if stopped():
             return
-        state, logits = _read(model, conversation.policy, state, tokens[start : start + CHUNK])
+        end = min(at + CHUNK, lasting if at < lasting else len(tokens))
+        state, logits = _read(model, policy, state, tokens[at:end])
+        at = end
+        before = state if at <= lasting else before
     assert logits is not None
     draft = Draft(
         states=jax.tree.map(lambda leaf: leaf[None], state),
@@ -114,12 +132,63 @@ def answer(
         stop=jnp.asarray(model.tokenizer.stop, jnp.int32),
         limits=jnp.full(1, max_new_tokens, jnp.int32),
     )
-    writer = Writer(model.config, conversation.policy, model.params, model.tokenizer, [tokens], draft, rules, sampler)
+    writer = Writer(model.config, policy, model.params, model.tokenizer, [tokens], draft, rules, sampler)
+    written, shown, row = "", "", writer.rows[0]
     for (piece,) in writer:
-        state, closed = row_of(writer.states, 0), writer.rows[0].finish == "stop"
-        yield Answer(piece, Conversation(conversation.policy, state, conversation.turns + 1, closed))
+        written += piece
+        text = written.removeprefix(lead)
+        if lead.startswith(written) and not row.finish:
+            text = ""  # nothing yet but what may be the template's own
+        said = (*messages, {"role": "assistant", "content": text})
+        seen = (*tokens, *row.tokens)
+        now = Conversation(policy, row_of(writer.states, 0), said, seen, before, row.finish == "stop")
+        yield Answer(text[len(shown) :], now)
+        shown = text
         if stopped():
             return
+
+
+class _Opening(NamedTuple):
+    tokens: list[int]  # of a conversation up to the answer that comes next
+    lasting: int  # how many of them the template will write again when the conversation goes on
+    lead: str  # what it will write between them and the answer
+
+
+def _opening(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> _Opening:
+    tokens, text = tokenizer.chat(messages), tokenizer.render(messages)
+    later = [*messages, {"role": "assistant", "content": MARK}, {"role": "user", "content": MARK}]
+    try:
+        tokens_later, text_later = tokenizer.chat(later), tokenizer.render(later)
+    except ValueError:  # a template that takes no more turns says so when there is one
+        return _Opening(tokens, len(tokens), "")
+    place = text_later.find(MARK, len(text)) if text_later.startswith(text) else -1
+    return _Opening(tokens, _agreeing(tokens, tokens_later), text_later[len(text) : max(place, len(text))])
+
+
+def _agreeing(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts have in common, from the first on."""
+    pairs = zip(one, other, strict=False)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def _going_on(conversation: Conversation, tokens: Sequence[int]) -> MultiState:
+    """The newest state that has seen nothing but the first of the tokens, and not all of them."""
+    agreeing = min(_agreeing(conversation.tokens, tokens), len(tokens) - 1)
+    for state in (conversation.state, conversation.before):
+        if state is not None and int(state.t) <= agreeing:
+            return state
+    return _emptied(conversation.policy, conversation.state)
+
+
+def _emptied(policy: Policy, state: MultiState) -> MultiState:
+    layers = tuple(
+        layer.replace(
+            positions=jnp.full_like(layer.positions, EMPTY),
+            stats=fresh_stats(policy, layer.num_rows, layer.num_slots),
+        )
+        for layer in state.layers
+    )
+    return state.replace(layers=layers, t=jnp.zeros_like(state.t))
 
 
 def _read(model: Model, policy: Policy, state: MultiState, tokens: list[int]) -> tuple[MultiState, jax.Array]:
@@ -140,17 +209,26 @@ def change_policy(
     Raises:
       ValueError: for a budget that the policy or the model's windows rule out.
     """
-    old, state = conversation.policy, conversation.state
+    old, before = conversation.policy, conversation.before
+    states = [conversation.state] + ([] if before is None else [before])
     budgets = conversation.budgets if budget is None else [budget] * config.num_layers
-    check_windows(config, state.mode, [each + 1 for each in budgets])
-    if any(count > each for count, each in zip(held(state), budgets, strict=True)):
-        less = [min(each, layer.num_slots - 1) for each, layer in zip(budgets, state.layers, strict=True)]
-        state = compress(old if policy == old else old.replace(sinks=0, recent=0), state, less, shrink=True)
+    check_windows(config, conversation.state.mode, [each + 1 for each in budgets])
+    if any(count > each for state in states for count, each in zip(held(state), budgets, strict=True)):
+        deciding = old if policy == old else old.replace(sinks=0, recent=0)
+        for number, state in enumerate(states):
+            less = [min(each, layer.num_slots - 1) for each, layer in zip(budgets, state.layers, strict=True)]
+            states[number] = compress(deciding, state, less, shrink=True)
     if policy == old:  # whose statistics stay
         check_protection(policy, budgets)
-        layers = tuple(with_budget(policy, *pair) for pair in zip(state.layers, budgets, strict=True))
-        return dataclasses.replace(conversation, state=state.replace(layers=layers))
-    return dataclasses.replace(conversation, policy=policy, state=adopt(policy, state, budgets))
+        states = [
+            state.replace(layers=tuple(with_budget(policy, *pair) for pair in zip(state.layers, budgets, strict=True)))
+            for state in states
+        ]
+    else:
+        states = [adopt(policy, state, budgets) for state in states]
+    return dataclasses.replace(
+        conversation, policy=policy, state=states[0], before=None if before is None else states[1]
+    )
 
 
 def held(state: MultiState) -> list[int]:
@@ -160,8 +238,10 @@ def held(state: MultiState) -> list[int]:
 
 def save_conversation(path: str, model: Model, conversation: Conversation) -> None:
     """Writes a conversation as a state file (see `save_state`)."""
-    notes = {"turns": conversation.turns, "closed": conversation.closed}
-    save_state(path, model.config, conversation.policy, model.params, conversation.state, notes=notes)
+    messages = [dict(message) for message in conversation.messages]
+    notes = {"messages": messages, "tokens": list(conversation.tokens), "closed": conversation.closed}
+    states = [conversation.state] + ([] if conversation.before is None else [conversation.before])
+    save_states(path, model.config, conversation.policy, model.params, states, notes=notes)
 
 
 def load_conversation(path: str, model: Model, policy: Policy) -> Conversation:
@@ -174,8 +254,17 @@ def load_conversation(path: str, model: Model, policy: Policy) -> Conversation:
     text = read_header(path)["policy"]
     if text.partition(":")[0] in POLICIES:
         policy = parse_policy(text)
-    state, notes = load_state(path, model.config, policy, model.params)
-    turns, closed = notes.get("turns"), notes.get("closed")
-    if type(turns) is not int or not 0 <= turns < 2**32 or not isinstance(closed, bool):
+    (state, *before), notes = load_states(path, model.config, policy, model.params)
+    messages, tokens, closed = notes.get("messages"), notes.get("tokens"), notes.get("closed")
+    if (
+        not isinstance(messages, list)
+        or not all(isinstance(message, dict) and message.keys() == {"role", "content"} for message in messages)
+        or not all(isinstance(part, str) for message in messages for part in message.values())
+        or not isinstance(tokens, list)
+        or not all(type(token) is int and 0 <= token < model.config.vocab_size for token in tokens)
+        or [len(tokens), *(int(earlier.t) <= len(tokens) for earlier in before)]
+        != [int(state.t)] + [True] * len(before)
+        or not isinstance(closed, bool)
+    ):
         raise ValueError(f"state {path!r} is of no conversation; it must be one that /save wrote")
-    return Conversation(policy, state, turns, closed)
+    return Conversation(policy, state, tuple(messages), tuple(tokens), before[0] if before else None, closed)

@@ -9,6 +9,7 @@ from msrnn_jax.tokenizer import Tokenizer
 
 MOST_HELD = 8  # tokens; what is decoded at once does not grow with a run of broken characters
 
+
 def pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
     """What every token adds to the text; joined, they are the text, special tokens spelled out.
 
@@ -18,7 +19,11 @@ def pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
     def decode(start: int, end: int) -> str:
         return tokenizer.decode(tokens[start:end], skip_special=False)
 
-    found, before, start = [], 0, 0  # a token is decoded after the ones before it, since some decoders drop first blanks
+    found, before, start = (
+        [],
+        0,
+        0,
+    )  # a token is decoded after the ones before it, since some decoders drop first blanks
     given = 0  # characters of what is decoded from `before` on
     for end in range(1, len(tokens) + 1):
         text = decode(before, end)

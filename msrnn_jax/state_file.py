@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,20 +43,38 @@ def save_state(
     Raises:
       ValueError: for a state of another model or policy, notes that are no JSON, and a path that cannot be written.
     """
+    save_states(path, config, policy, params, [state], notes=notes)
+
+
+def save_states(
+    path: str | os.PathLike[str],
+    config: Config,
+    policy: Policy,
+    params: Params,
+    states: Sequence[MultiState],
+    *,
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """`save_state` of several in one file; `load_state` takes the first."""
     import safetensors.numpy
 
-    check_state(config, policy, state)
+    for state in states:
+        check_state(config, policy, state)
     header = {
         "format": FORMAT,
         "model": fingerprint(params),
         "config": config_hash(config),
         "policy": str(policy),
         "policy_sha256": code_of(policy) or "",
-        "positions": state.mode,
+        "positions": states[0].mode,
         "notes": _as_json(notes or {}),
     }
     check_writable("state", path)
-    leaves = {name: np.array(leaf, order="C") for name, leaf in _named(state).items()}
+    leaves = {
+        _prefix(index) + name: np.array(leaf, order="C")
+        for index, state in enumerate(states)
+        for name, leaf in _named(state).items()
+    }
     write_bytes(path, safetensors.numpy.save(leaves, header))
 
 
@@ -74,6 +92,14 @@ def load_state(
     Raises:
       ValueError: where the file is missing, damaged, or belongs to another model, policy or position mode, naming both.
     """
+    states, notes = load_states(path, config, policy, params, positions=positions)
+    return states[0], notes
+
+
+def load_states(
+    path: str | os.PathLike[str], config: Config, policy: Policy, params: Params, *, positions: str | None = None
+) -> tuple[list[MultiState], dict[str, Any]]:
+    """`load_state` of all states that `save_states` wrote into one file."""
     header = read_header(path)
     if header["policy"] != str(policy):
         raise ValueError(f"state {str(path)!r} was made under {header['policy']}, not {policy}")
@@ -87,26 +113,30 @@ def load_state(
     if header["config"] != config_hash(config):
         raise ValueError(f"state {str(path)!r} belongs to another config {header['config']}, not {config_hash(config)}")
     try:
-        found = _read(pathlib.Path(path))
-        keys = [found[f".layers[{index}].keys"] for index in range(config.num_layers)]
-        budgets = [leaf.shape[1] - 1 for leaf in keys]  # the most that the slots allow
-        make = partial(init_state, config, policy, budgets, positions=header["positions"], dtype=keys[0].dtype)
-        wanted = jax.eval_shape(make)
-        names = _named(wanted)
-        problems = [name for name in (*names, *found) if name not in names or name not in found]
-        problems += [
-            name
-            for name, leaf in names.items()
-            if name in found and (found[name].shape, found[name].dtype) != (leaf.shape, leaf.dtype)
-        ]
-        if problems:
-            raise ValueError(f"{problems[0]} is missing, left over or of another shape")
-        _check_values(config, found, header["positions"])
-        check_protection(policy, [found[f".layers[{index}].budget"] for index in range(len(wanted.layers))])
+        found = _by_state(_read(pathlib.Path(path)))
+        states = [_state_of(config, policy, leaves, header["positions"]) for leaves in found]
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(f"state {str(path)!r} cannot be used: {error}") from None
-    leaves = [jnp.asarray(found[name]) for name in names]
-    return jax.tree.unflatten(jax.tree.structure(wanted), leaves), json.loads(header["notes"])
+    return states, json.loads(header["notes"])
+
+
+def _state_of(config: Config, policy: Policy, found: Mapping[str, np.ndarray], positions: str) -> MultiState:
+    keys = [found[f".layers[{index}].keys"] for index in range(config.num_layers)]
+    budgets = [leaf.shape[1] - 1 for leaf in keys]  # the most that the slots allow
+    make = partial(init_state, config, policy, budgets, positions=positions, dtype=keys[0].dtype)
+    wanted = jax.eval_shape(make)
+    names = _named(wanted)
+    problems = [name for name in (*names, *found) if name not in names or name not in found]
+    problems += [
+        name
+        for name, leaf in names.items()
+        if name in found and (found[name].shape, found[name].dtype) != (leaf.shape, leaf.dtype)
+    ]
+    if problems:
+        raise ValueError(f"{problems[0]} is missing, left over or of another shape")
+    _check_values(config, found, positions)
+    check_protection(policy, [found[f".layers[{index}].budget"] for index in range(len(wanted.layers))])
+    return jax.tree.unflatten(jax.tree.structure(wanted), [jnp.asarray(found[name]) for name in names])
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -163,6 +193,21 @@ def _as_json(notes: Mapping[str, Any]) -> str:
 
 def _named(state: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def _prefix(index: int) -> str:
+    """What the names of a state begin with, among several."""
+    return f"[{index}]" if index else ""
+
+
+def _by_state(found: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    states: list[dict[str, np.ndarray]] = [{}]
+    while any(name.startswith(_prefix(len(states))) for name in found):
+        states.append({})
+    for name, leaf in found.items():
+        index = next((index for index in range(1, len(states)) if name.startswith(_prefix(index))), 0)
+        states[index][name.removeprefix(_prefix(index))] = leaf
+    return states
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:

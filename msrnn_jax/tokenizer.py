@@ -113,38 +113,50 @@ class Tokenizer:
         Raises:
           ValueError: where the checkpoint has no template, or the template refuses the messages or does not end.
         """
-        return self._encode_rendered(self.render(messages, add_generation_prompt=add_generation_prompt))
+        return self._encode_rendered(self.render(messages, add_generation_prompt=add_generation_prompt))[0]
 
     def reply(self, message: str, *, closed: bool) -> list[int]:
         """Token numbers that take a conversation from an answer to the next one: what `chat` puts between them.
 
-        So a state that has seen a conversation goes on without the words of it.
+        So a state that has seen a conversation goes on without the words of it, where the template puts turns one after
+        another and the answer is as it would write it. `conversation.answer` goes on under any template.
 
         Args:
           message: what the user says next.
           closed: whether the answer ended with a stop token, which then is not repeated.
 
         Raises:
-          ValueError: as `chat`, and for a template that does not simply put turns one after another.
+          ValueError: as `chat`, and for a template that does not simply put turns one after another: one that drops
+            thinking, for example.
         """
         mark = MARK
         while mark in message:
             mark += "-"
-        turns = [("user", "."), ("assistant", mark), ("user", message)]
-        text = self.render([{"role": role, "content": content} for role, content in turns])
-        if text.count(mark) != 1:
-            raise ValueError("chat template: it changes earlier answers, so a conversation cannot go on from its state")
-        text = text[text.index(mark) + len(mark) :]
-        if closed:
-            ends = [end for end in map(self._spell, self.stop) if end and text.lstrip().startswith(end)]
-            text = text.lstrip()[len(ends[0]) :] if ends else text
-        return self._encode_rendered(text)
 
-    def _encode_rendered(self, text: str) -> list[int]:
-        tokens = self.encode(text, special=False)
-        if not tokens:
+        def rendered(answer: str) -> str:
+            turns = [("user", "."), ("assistant", answer), ("user", message)]
+            return self.render([{"role": role, "content": content} for role, content in turns])
+
+        text, thought = rendered(mark), f"<think>\n.\n</think>\n\n{mark}"
+        if text.count(mark) != 1 or rendered(thought) != text.replace(mark, thought):
+            raise ValueError(
+                "chat template: it changes earlier answers (drops their thinking, for example), so a conversation cannot "
+                "go on from its state; it must be read again from before the answer, as msrnn_jax.conversation does"
+            )
+        start = text.index(mark) + len(mark)
+        if closed:
+            after = text[start:].lstrip()
+            ends = [end for end in map(self._spell, self.stop) if end and after.startswith(end)]
+            start = len(text) - len(after) + len(ends[0]) if ends else start
+        # In its place: some tokenizers spell the beginning of a text in another way.
+        tokens, offsets = self._encode_rendered(text)
+        return [token for token, (begin, _) in zip(tokens, offsets, strict=True) if begin >= start]
+
+    def _encode_rendered(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoding = self._encoded(text, special=False)
+        if not encoding.ids:
             raise ValueError("chat template: it makes no text of these messages")
-        return tokens
+        return encoding.ids, encoding.offsets
 
     def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
         """The text whose tokens `chat` returns: what transformers' `apply_chat_template` makes, without tools."""
