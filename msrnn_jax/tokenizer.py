@@ -140,8 +140,8 @@ class Tokenizer:
         text, thought = rendered(mark), f"<think>\n.\n</think>\n\n{mark}"
         if text.count(mark) != 1 or rendered(thought) != text.replace(mark, thought):
             raise ValueError(
-                "chat template: it changes earlier answers (drops their thinking, for example), so a conversation cannot "
-                "go on from its state; it must be read again from before the answer, as msrnn_jax.conversation does"
+                "chat template: it changes earlier answers (drops their thinking, for example), so a conversation "
+                "cannot go on from its state; msrnn_jax.conversation reads it again from before the answer"
             )
         start = text.index(mark) + len(mark)
         if closed:

@@ -117,6 +117,21 @@ def test_tokens_are_those_of_sentencepiece(tmp_path, model):
     check_against_sentencepiece(tokenizer, model, TEXTS + random_texts())
 
 
+def test_bytes_are_decoded_as_by_sentencepiece(tmp_path, model):
+    """Characters, halves of them and bytes of none, among words."""
+    theirs, generator = sentencepiece.SentencePieceProcessor(model_proto=model), random.Random(5)
+    tokenizer = ms.tokenizer.Tokenizer(read(write(tmp_path, model))[0], bos=1, stop=[2], template=None)
+    bytewise = [theirs.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
+    odd = [0xE4, 0xBD, 0xA0, 0xED, 0xF4, 0x8F, 0x90, 0xC0, 0xE0, 0xF0, 0xFF]
+    for _ in range(1000):
+        ids = [generator.randrange(300, SIZE)]
+        for _ in range(generator.randrange(1, 8)):
+            raw = generator.choice("é你好🙂▁\ufffd").encode()[: generator.randrange(1, 5)]
+            raw = raw if generator.random() < 0.5 else bytes([generator.choice([generator.randrange(256), *odd])])
+            ids += [bytewise[byte] for byte in raw] if generator.random() < 0.8 else [generator.randrange(3, SIZE)]
+        assert tokenizer.decode(ids) == theirs.decode(ids), ids
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -1,10 +1,10 @@
 """A turn is what the whole conversation would be: the tokens that transformers makes of all its messages."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from forced import force
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
@@ -18,7 +18,6 @@ from msrnn_jax.conversation import (
     load_conversation,
     save_conversation,
 )
-from msrnn_jax.generate import BLOCK, Block, Draft
 from msrnn_jax.tokenizer import Tokenizer
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start|>", "<|end|>", "<|eot|>", "<|U|>", "<|A|>"]
@@ -38,7 +37,7 @@ HEADERS = "<|start|>{{ m.role }}<|end|>\n\n{{ m.content | trim }}<|eot|>"
 CHATML = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
 SPOKEN = "{% set c = m.content.split('</think>')[-1] %}"  # an answer without its thinking
 TEMPLATES = {  # each with what ends an answer
-    "brackets": ("</s>", of("<s>[INST] {{ m.content.strip() }} [/INST]", " {{ m.content.strip() }} </s>", system="{{ m.content }}")),
+    "brackets": ("</s>", of("<s>[INST] {{ m.content.strip() }} [/INST]", " {{ m.content.strip() }} </s>")),
     "headers": ("<|eot|>", of(HEADERS, HEADERS, "<|start|>assistant<|end|>\n\n", before="<s>", system=HEADERS)),
     "chatml": ("<|im_end|>", of(CHATML, CHATML, "<|im_start|>assistant\n", system=CHATML)),
     "chatml, thinking dropped": (
@@ -127,26 +126,7 @@ def spell(tokenizer: Tokenizer, before: str, text: str, how: str) -> list[int]:
 
 @pytest.fixture
 def forced(monkeypatch):
-    """Makes every model write the tokens in a list, which its states see."""
-    script: list[int] = []
-
-    def write_block(config, policy, params, draft, rules, most, sampler):
-        done = int(draft.lengths[0])
-        new = script[done : done + most]
-        padded = np.zeros(BLOCK, np.int32)
-        padded[: len(new)] = new
-        state = jax.tree.map(lambda leaf: leaf[0], draft.states)
-        state, logits = ms.prefill(config, policy, params, state, padded, len(new))
-        after = Draft(
-            states=jax.tree.map(lambda leaf: leaf[None], state),
-            logits=logits[None],
-            running=jnp.asarray([new[-1] not in rules.stop.tolist()]),
-            lengths=jnp.asarray([done + len(new)], jnp.int32),
-        )
-        return Block(padded[None], np.asarray([len(new)]), after)
-
-    monkeypatch.setattr("msrnn_jax.writing.write_block", write_block)
-    return script
+    return force(monkeypatch)
 
 
 def say(model, conversation, message, text, how, script):

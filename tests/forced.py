@@ -1,0 +1,32 @@
+"""A model that writes what it is told to."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import msrnn_jax as ms
+from msrnn_jax.generate import BLOCK, Block, Draft
+
+
+def force(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Makes every `Writer` of one row write the tokens in the list returned, which its state sees."""
+    script: list[int] = []
+
+    def write_block(config, policy, params, draft, rules, most, sampler):
+        done = int(draft.lengths[0])
+        new = script[done : min(done + most, int(rules.limits[0]))]
+        padded = np.zeros(BLOCK, np.int32)
+        padded[: len(new)] = new
+        state = jax.tree.map(lambda leaf: leaf[0], draft.states)
+        state, logits = ms.prefill(config, policy, params, state, padded, len(new))
+        after = Draft(
+            states=jax.tree.map(lambda leaf: leaf[None], state),
+            logits=logits[None],
+            running=jnp.asarray([new[-1] not in rules.stop.tolist()]),
+            lengths=jnp.asarray([done + len(new)], jnp.int32),
+        )
+        return Block(padded[None], np.asarray([len(new)]), after)
+
+    monkeypatch.setattr("msrnn_jax.writing.write_block", write_block)
+    return script
