@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import platform
+import secrets
 import tempfile
 from typing import Any
 
@@ -65,17 +66,15 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes a file atomically, the folders above it made where they are missing."""
     path = pathlib.Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".writing.", dir=path.parent)
+    temporary = path.parent / f".writing.{secrets.token_hex(8)}"
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:  # the umask says who may read it, as of any new file
             file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp keeps it to its owner
         os.replace(temporary, path)
-    except OSError as error:
-        os.unlink(temporary)
-        raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk says no name
-    except BaseException:
-        os.unlink(temporary)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk says no name
         raise
 
 

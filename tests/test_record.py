@@ -18,6 +18,16 @@ def test_a_file_is_replaced_and_a_link_stays(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["deep", "link", "target"]
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_who_may_read_a_file_is_what_the_umask_says(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_bytes(tmp_path / "file", b"x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
 def test_what_is_no_file_is_not_replaced(tmp_path):
     (tmp_path / "broken").symlink_to(tmp_path / "none" / "file")
     check_writable("out", tmp_path / "broken")  # its folder can be made
