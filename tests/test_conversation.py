@@ -1,5 +1,6 @@
 """Conversations as values, and the command that holds them."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -10,6 +11,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -18,7 +20,7 @@ from toy import make_toy
 import msrnn_jax as ms
 from msrnn_jax.commands.chat import Talk
 from msrnn_jax.conversation import Answer, Model, answer, begin_conversation, change_policy, held
-from msrnn_jax.sampling import Greedy
+from msrnn_jax.sampling import Greedy, Sampler
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -92,6 +94,26 @@ def test_a_conversation_never_overflows_and_is_a_value(model):
         say(model, full, "hello " * 6)
     with pytest.raises(ValueError, match="the message is empty"):
         say(model, full, "  ")
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Dice(Sampler):
+    """Draws that depend on the key alone, of all tokens but those that end a text."""
+
+    def __call__(self, logits, key):
+        return jax.random.randint(key, (), 4, logits.shape[0], jnp.int32)
+
+
+def test_every_turn_draws_anew_and_the_same_turn_the_same(model):
+    def spoken(conversation, seed):
+        *pieces, last = answer(model, conversation, "hello", sampler=Dice(), seed=seed, max_new_tokens=25)
+        return "".join(piece for piece, _ in (*pieces, last)), last.conversation
+
+    empty = begin_conversation(model, ms.TOVA(), 8)
+    first, conversation = spoken(empty, 0)
+    assert len(first) == 25 and spoken(empty, 0)[0] == first
+    assert len({first, spoken(empty, 1)[0], spoken(conversation, 0)[0], spoken(conversation, 1)[0]}) == 4
 
 
 def test_a_message_that_is_stopped_while_it_is_read_was_not_said(model):

@@ -359,6 +359,16 @@ def test_values_that_do_not_fit_the_dtype_are_refused(tmp_path):
     assert "tensor 'model.norm.weight' holds values too large for float16" in text
 
 
+@pytest.mark.parametrize("place", [0, -1])
+def test_values_that_do_not_fit_are_found_in_every_block_of_a_tensor(tmp_path, monkeypatch, place):
+    monkeypatch.setattr("convert.tensors.BLOCK_BYTES", 256)  # a row or two
+    tensors = to_huggingface(make_weights())
+    tensors["lm_head.weight"][place, 0] = 1e5
+    source = write_huggingface(tmp_path / "source", tensors=tensors)
+    text = refusal(source, tmp_path / "ours", dtype="float16")
+    assert "tensor 'lm_head.weight' holds values too large for float16" in text
+
+
 # Hugging Face folders: tokenizer.
 
 

@@ -67,6 +67,14 @@ def test_perplexity_weighs_tokens_and_its_error_is_over_segments():
     assert math.isnan(perplexity(np.array([[math.inf], [1.0]]), [1, 1]).stderr)
 
 
+def test_the_error_of_a_mean_counts_segments_by_their_tokens():
+    """Of 2 nats on one token and 9 on three, 2.75 a token: one is 0.75 below what it would have, the other above."""
+    found = mean_over([2.0, 9.0], [1, 3])
+    assert found.value == 2.75
+    assert found.stderr == pytest.approx(math.sqrt(2 / 1 * (0.75**2 + 0.75**2)) / 4)
+    assert mean_over([2.0, 6.0, 4.0], [1, 3, 2]).stderr == 0  # 2 nats a token in all of them
+
+
 def test_a_mean_is_that_of_pairs_when_differences_are_taken():
     """The same noise in both cancels: the error of the difference is far below that of either."""
     rng = np.random.default_rng(1)

@@ -513,6 +513,14 @@ def test_what_yarn_leaves_out_is_what_transformers_makes_of_it():
     assert config.rope.original_length == 2048  # the length of the config
 
 
+@pytest.mark.parametrize("name", ["mscale", "mscale_all_dim"])
+def test_one_scale_of_yarn_alone_says_nothing(name):
+    """As in transformers, which takes the usual factor then, 0.1 ln(4) + 1."""
+    config, problems = read({**QWEN3, "rope_scaling": {**YARN, name: 0.5}})
+    assert config is not None and not problems
+    assert query_scale(config.rope) == pytest.approx((0.1 * math.log(4) + 1) ** 2)
+
+
 @pytest.mark.parametrize("kind", ["yarn", "llama3"])
 def test_the_length_of_the_first_llamas_is_nothing_that_scaling_goes_by(kind):
     """Nor anything else: the config class does not look at it."""

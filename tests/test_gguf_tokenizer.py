@@ -69,9 +69,10 @@ def test_ends_of_a_text_are_added_as_the_file_says(tmp_path, settings, tokens):
     assert tokenizer.encode("hi", add_special_tokens=False).tokens == ["hi"]
 
 
-def test_all_that_end_a_turn_are_joined(tmp_path):
-    settings = {**BYTE_LEVEL, "tokenizer.ggml.eot_token_id": 2, "tokenizer.ggml.eom_token_id": 0}
-    assert converted_tokenizer(tmp_path, settings)[1] == (1, [0, 2])
+@pytest.mark.parametrize(("eot", "eom", "stops"), [(2, 3, [0, 2, 3]), (2, 0, [0, 2])])
+def test_all_that_end_a_turn_are_joined(tmp_path, eot, eom, stops):
+    settings = {**BYTE_LEVEL, "tokenizer.ggml.eot_token_id": eot, "tokenizer.ggml.eom_token_id": eom}
+    assert converted_tokenizer(tmp_path, settings)[1] == (1, stops)
 
 
 @pytest.mark.parametrize("kind", [1, 3, 4])  # normal, control, user-defined

@@ -14,8 +14,9 @@ from toy import make_toy
 import msrnn_jax as ms
 from experiments.books import Book, read_books, spaced, spread
 from experiments.language_modeling.__main__ import Settings, run
-from experiments.language_modeling.reading import together
+from experiments.language_modeling.reading import read_full, read_short, together
 from experiments.language_modeling.tables import summarise
+from experiments.model import open_model
 from experiments.paired import by
 from msrnn_jax.readers import compare
 from msrnn_jax.tokenizer import load_tokenizer
@@ -116,6 +117,18 @@ def test_the_baseline_reads_pieces_as_if_each_were_alone(found: list[dict], tmp_
         (line,) = [line for line in of(found, "baseline", 8) if line["document"] == name]
         assert line["tokens"] == 28 and line["agreement"] == same
         np.testing.assert_allclose([line["nats"], line["full_nats"]], [nats, compared], rtol=1e-5)
+
+
+def test_a_last_piece_that_is_shorter_is_counted_to_its_end(tmp_path: pathlib.Path) -> None:
+    tokens, size = next(iter(texts(tmp_path).values())), 6  # 33 = 5 x 6 + 3
+    model = open_model(str(tmp_path / "toy"))
+    found = read_short(model, tokens, read_full(model, tokens), size)
+    full, _ = losses(ms.Full(), tokens, SIZE)
+    pieces = [tokens[start : start + size] for start in range(0, SIZE, size)]
+    nats = sum(losses(ms.Full(), piece, size)[0].sum() for piece in pieces)
+    compared = full.sum() - full[size - 1 :: size].sum()  # what begins a piece is predicted by nobody
+    assert found["tokens"] == SIZE - len(pieces)
+    np.testing.assert_allclose([found["nats"], found["full_nats"]], [nats, compared], rtol=1e-5)
 
 
 def test_rows_are_weighted_means_with_differences_on_the_same_tokens(found: list[dict]) -> None:

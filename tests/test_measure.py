@@ -359,6 +359,14 @@ def test_one_process_at_a_time_writes_a_file(toy, text, tmp_path):
     run(toy, "--text", text, "--out", str(out), "--policy", "window", "--budget", "4")
 
 
+def test_a_file_has_one_lock_whatever_links_lead_to_it(tmp_path):
+    out, link = tmp_path / "out.jsonl", tmp_path / "link.jsonl"
+    link.symlink_to(out)
+    with open_journal(link, (RUN,)), pytest.raises(ValueError, match="which another process is writing"):
+        with open_journal(out, (RUN,)):
+            pass
+
+
 @pytest.mark.parametrize("content", ["a diary, one line", "a diary\nof two lines\n", '{"kind": "other"}\n', "[1]\n"])
 def test_a_file_of_somebody_else_is_left_alone(content, toy, text, tmp_path):
     out = tmp_path / "out.jsonl"

@@ -18,6 +18,7 @@ from experiments import published
 from experiments.estimates import Estimate, exact, exp, geometric, mean, minus, over, ratio
 from experiments.report.__main__ import app, run
 from experiments.report.claims import CLAIMS
+from experiments.report.claims_extrapolation import stream
 from experiments.report.drawing import canvas, ours, papers
 from experiments.report.origin import different_models, origins, shown
 from experiments.report.records import NAMES, Records, read_records
@@ -267,6 +268,12 @@ SHORT_LIVED = {"POS": (1, 1, 1, 1), **OTHER_TAGS}
 )
 def test_verdicts_of_the_others(tmp_path, name, lines, start, expected):
     assert outcomes(of(tmp_path, name, lines()), start) - {NOT_MEASURED} == {expected} - {NOT_MEASURED}
+
+
+def test_a_running_average_is_over_the_blocks_that_end_in_time():
+    one = stream([{"nats": [1000.0, 3000.0, 9000.0], "tokens": [1000, 1000, 1000]}])
+    found = {tokens: one.until(tokens).value for tokens in (10, 1999, 2000, 2999, 3000, 9000)}
+    assert found == {10: 1, 1999: 1, 2000: 2, 2999: 2, 3000: pytest.approx(13 / 3), 9000: pytest.approx(13 / 3)}
 
 
 def test_speed_is_decided_from_turns(tmp_path):

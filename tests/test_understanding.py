@@ -329,6 +329,7 @@ def test_f1_is_that_of_the_authors_of_qasper():
     assert answer_f1("the", ["a"])["score"] == 0  # nothing is left of both
     assert answer_f1("theme", ["me"])["score"] == 0  # an article is a word of its own
     assert answer_f1("yes yes", ["yes"])["score"] == pytest.approx(100 * 2 / 3)
+    assert answer_f1("USA", ["the U.S.A."])["score"] == 100  # points go first: what is left of it is no article
 
 
 def test_rouge_takes_the_best_reference_for_each():
