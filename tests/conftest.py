@@ -17,7 +17,8 @@ jax.config.update("jax_enable_compilation_cache", False)  # of this process; com
 
 # XLA reads its flags once, here. Commands that tests start are to compile as they do for users, and do not see them.
 with pytest.MonkeyPatch.context() as _start:
-    _start.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {QUICK['XLA_FLAGS']}")
+    _flags = f"{os.environ.get('XLA_FLAGS', '')} {QUICK['XLA_FLAGS']}"
+    _start.setenv("XLA_FLAGS", _flags.strip())  # XLA takes what begins with a blank for the name of a file
     jax.devices()
 
 _ROOT = pathlib.Path(__file__).parent.parent
