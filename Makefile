@@ -5,9 +5,14 @@ BIN := $(VENV)/bin
 CHECKPOINT := checkpoints/smollm2-135m
 RESULTS := results/demo
 PRESET ?= small
+# The newest Python that is supported, and what `make test-newest` runs on it: the core, checkpoints, commands, the README.
+NEWEST := 3.13
+NEWEST_VENV := .venv-newest
+NEWEST_TESTS := readme commands checkpoint roundtrip state_file llama
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
-.PHONY: demo reproduce test exhaustive check torch clean
+.PHONY: demo reproduce test test-newest exhaustive check torch clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.experiments $(CHECKPOINT)/config.json
@@ -24,7 +29,14 @@ reproduce: $(VENV)/.experiments $(if $(CKPT),,$(CHECKPOINT)/config.json)
 	$(BIN)/python -m experiments.reproduce "$(or $(CKPT),$(CHECKPOINT))" --data "$(DATA)" --preset "$(PRESET)"
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python $(PYTEST)
+
+# In a venv of its own, with the newest versions that pyproject.toml allows; pyenv's shim asks for PYENV_VERSION.
+test-newest:
+	@PYENV_VERSION=$(NEWEST) python$(NEWEST) -m venv $(NEWEST_VENV) || \
+	  { echo "make: test-newest needs Python $(NEWEST), as python$(NEWEST) on PATH or as a version of pyenv" >&2; exit 1; }
+	$(NEWEST_VENV)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[test]'
+	$(NEWEST_VENV)/bin/python $(PYTEST) $(NEWEST_TESTS:%=tests/test_%.py)
 
 # `extend` against `step` and the oracle: every policy in every position mode at every chunk, not one in three.
 exhaustive: $(VENV)/.test
@@ -52,4 +64,4 @@ $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) checkpoints results build dist *.egg-info
+	rm -rf $(VENV) $(NEWEST_VENV) checkpoints results build dist *.egg-info

@@ -2,6 +2,7 @@
 
 import math
 
+import compilations
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,10 +104,11 @@ def test_a_sweep_equals_each_setting_alone(batch):
 
 def test_a_sweep_over_other_budgets_compiles_nothing():
     segments, lengths = segment(tiny.tokens(32), 16)
-    sweep(CONFIG, ms.TOVA(), tiny.params(), segments, lengths, [4, 8], batch=4)
-    compiled = _read_rows._cache_size()
-    sweep(CONFIG, ms.TOVA(), tiny.params(), segments, lengths, [8, 2], batch=4)
-    assert _read_rows._cache_size() == compiled
+    with compilations.count(_read_rows) as compiled:
+        sweep(CONFIG, ms.TOVA(), tiny.params(), segments, lengths, [4, 8], batch=4)
+        once = compiled()
+        sweep(CONFIG, ms.TOVA(), tiny.params(), segments, lengths, [8, 2], batch=4)
+    assert compiled() == once == 1
 
 
 def test_refusals_name_what_is_wrong():

@@ -492,13 +492,14 @@ def test_a_weight_that_is_no_number_is_told_at_the_first_step(tmp_path) -> None:
 
 MESH = """
 import pathlib, sys, json
+sys.path.append(sys.argv[3])
+import compilations
 from rich.console import Console
 import experiments.finetune.run as running
 from experiments.finetune.settings import Settings
 import jax
 assert jax.local_device_count() == 4
 settings, out, console = Settings(**json.loads(sys.argv[1])), pathlib.Path(sys.argv[2]), Console(stderr=True)
-undisturbed = running.run(settings, out / "undisturbed", console)
 train, calls = running.train, []
 
 def interrupted(*args):
@@ -507,13 +508,15 @@ def interrupted(*args):
         raise KeyboardInterrupt
     return train(*args)
 
-running.train = interrupted
-try:
-    running.run(settings, out / "cut", console)
-except KeyboardInterrupt:
-    pass
-assert running.run(settings, out / "cut", console) == undisturbed
-assert len(calls) == 5 + 3 and train._cache_size() == 1, (len(calls), train._cache_size())
+with compilations.count(train) as compiled:
+    undisturbed = running.run(settings, out / "undisturbed", console)
+    running.train = interrupted
+    try:
+        running.run(settings, out / "cut", console)
+    except KeyboardInterrupt:
+        pass
+    assert running.run(settings, out / "cut", console) == undisturbed
+assert len(calls) == 5 + 3 and compiled() == 1, (len(calls), compiled())
 """
 
 
@@ -521,7 +524,7 @@ def test_rows_shared_out_among_devices_give_the_losses_of_one(tmp_path) -> None:
     settings = make_settings(tmp_path, batch=4, steps=6, lora=2, distill=0.5)
     run(settings, tmp_path / "one", QUIET)
     given = json.dumps({**vars(settings), "data": list(settings.data)})
-    command = [sys.executable, "-c", MESH, given, str(tmp_path / "four")]
+    command = [sys.executable, "-c", MESH, given, str(tmp_path / "four"), str(pathlib.Path(__file__).parent)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(4))
     assert ended.returncode == 0, ended.stderr
     for ours, theirs in zip(losses_of(tmp_path / "four" / "cut"), losses_of(tmp_path / "one"), strict=True):

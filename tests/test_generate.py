@@ -1,5 +1,6 @@
 """Generation against a plain loop over steps."""
 
+import compilations
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,18 +119,15 @@ def test_states_to_go_on_from_are_refused_where_they_do_not_fit():
 
 def test_another_prompt_length_seed_or_budget_compiles_nothing():
     options = {"max_new_tokens": 6, "sampler": ms.Temperature(0.9), "slots": 9}
-    generate(
-        CONFIG, ms.TOVA(), tiny.params(), tiny.tokens(5)[None], budget=4, key=jax.random.key(0), stop=(3,), **options
-    )
-    compiled = _generate._cache_size()
-    for seed, budget, count in [(1, 4, 5), (0, 8, 9), (2, (3, 5), 17)]:
-        policy = ms.parse_policy("tova")
-        key = jax.random.key(seed)
-        prompt = tiny.tokens(count, seed)[None]
-        generate(CONFIG, policy, tiny.params(), prompt, budget=budget, key=key, stop=(seed,), **options)
-    assert _generate._cache_size() == compiled
-    generate(CONFIG, ms.TOVA(), tiny.params(), tiny.tokens(40)[None], budget=4, key=jax.random.key(0), **options)
-    assert _generate._cache_size() == compiled + 1  # a longer padded size does
+    with compilations.count(_generate) as compiled:
+        for seed, budget, count in [(3, 4, 5), (1, 4, 5), (0, 8, 9), (2, (3, 5), 17)]:
+            policy = ms.parse_policy("tova")
+            key = jax.random.key(seed)
+            prompt = tiny.tokens(count, seed)[None]
+            generate(CONFIG, policy, tiny.params(), prompt, budget=budget, key=key, stop=(seed,), **options)
+        assert compiled() == 1
+        generate(CONFIG, ms.TOVA(), tiny.params(), tiny.tokens(40)[None], budget=4, key=jax.random.key(0), **options)
+    assert compiled() == 2  # a longer padded size does
 
 
 def test_a_seed_gives_the_same_text_alone_and_in_a_batch():
@@ -184,9 +182,9 @@ def test_blocks_put_together_are_what_generate_returns(mode):
     assert last.lengths.tolist() == ends.tolist()
     for ours, theirs in zip(jax.tree.leaves(last.states), jax.tree.leaves(states), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
-    compiled = write._cache_size()
-    next(ms.stream(CONFIG, ms.TOVA(), tiny.params(), prompts, lengths, **{**options, "max_new_tokens": 7}))
-    assert write._cache_size() == compiled
+    with compilations.count(write) as compiled:
+        next(ms.stream(CONFIG, ms.TOVA(), tiny.params(), prompts, lengths, **{**options, "max_new_tokens": 7}))
+    assert compiled() == 0
 
 
 def test_sizes_may_be_numpy_integers_and_budgets_traced():
