@@ -108,8 +108,7 @@ def model_of(params, kind: str, template: str) -> Model:
     backend, (end, text) = backend_of(kind), TEMPLATES[template]
     assert backend.get_vocab_size() <= CONFIG.vocab_size
     names = {"bos_token": "<s>", "eos_token": "</s>"}
-    stop = [backend.token_to_id(end)]
-    return Model(CONFIG, params, Tokenizer(backend, bos=1, stop=stop, template=text, names=names))
+    return Model(CONFIG, params, Tokenizer(backend, bos=1, stop=[SPECIAL.index(end)], template=text, names=names))
 
 
 def spell(tokenizer: Tokenizer, before: str, text: str, how: str) -> list[int]:
