@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from .gguf_parts import NAME as PART
 from .huggingface import INDEX, PICKLES, SINGLE
+from .huggingface_names import check_whole
 from .problems import shorten
 
 CONFIG = "config.json"
@@ -56,6 +57,7 @@ def check_convertible(repository: str, listing: Listing, page: str) -> None:
       page: the repository's address on the hub.
     """
     files = listing.files
+    check_whole(repository, files)
     weights = SINGLE in files or INDEX in files
     if CONFIG in files and weights:
         return

@@ -1,6 +1,5 @@
 """Reads a Hugging Face LLaMA folder: config.json, safetensors, tokenizer."""
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,9 @@ import numpy as np
 
 from .folder import Folder
 from .huggingface_config import read_config, read_dtype
+from .huggingface_names import EMBEDDING, UNEMBEDDING, check_whole, restore_names
 from .huggingface_tokenizer import read_tokenizer
-from .problems import refuse
+from .problems import refuse, shorten
 from .safetensors_file import open_file
 from .source import Source
 from .tensors import DTYPES, Stored, check, widest
@@ -19,9 +19,9 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
 NAMES = {
-    "embedding": "model.embed_tokens.weight",
+    "embedding": EMBEDDING,
     "final_norm": "model.norm.weight",
-    "unembedding": "lm_head.weight",
+    "unembedding": UNEMBEDDING,
     "attention_norm": "model.layers.{layer}.input_layernorm.weight",
     "query": "model.layers.{layer}.self_attn.q_proj.weight",
     "key": "model.layers.{layer}.self_attn.k_proj.weight",
@@ -41,8 +41,6 @@ NAMES = {
     "up_bias": "model.layers.{layer}.mlp.up_proj.bias",
     "down_bias": "model.layers.{layer}.mlp.down_proj.bias",
 }
-# Rotary frequencies that old versions saved as buffers; the config says the same.
-BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
 def read_folder(path: Path, dtype: str | None, report: Callable[[str], None]) -> Source:
@@ -55,6 +53,7 @@ def read_folder(path: Path, dtype: str | None, report: Callable[[str], None]) ->
         are listed at once.
     """
     folder = Folder(path)
+    check_whole(path, [file.name for file in path.iterdir()])
     fields = folder.json("config.json")
     if fields is None:
         ggufs = sorted(file.name for file in path.glob("*.gguf"))
@@ -66,9 +65,13 @@ def read_folder(path: Path, dtype: str | None, report: Callable[[str], None]) ->
     config = read_config(fields, problems)
     stated = read_dtype(fields, problems)
     facts = read_tokenizer(folder, fields, problems)
-    stored = {name: tensor for name, tensor in _open(folder, problems).items() if not BUFFER.fullmatch(name)}
-    tied_copy = stored.pop(NAMES["unembedding"], None) if config is not None and config.tied_embeddings else None
-    if config is not None:
+    opened = _open(folder, problems)
+    before = len(problems)
+    stored = restore_names(opened, problems)
+    tied_copy = stored.pop(UNEMBEDDING, None) if config is not None and config.tied_embeddings else None
+    if tied_copy is not None:
+        stored.setdefault(EMBEDDING, tied_copy)  # or else the only one of the two
+    if config is not None and len(problems) == before:
         problems += check(config, NAMES, stored, DTYPES)
     refuse(path, problems)
     assert config is not None  # without problems there is one
@@ -78,8 +81,8 @@ def read_folder(path: Path, dtype: str | None, report: Callable[[str], None]) ->
     if dtype is None and stated not in (None, own):
         report(f"note: config.json says {stated}, the tensors are {own}, which is kept; --dtype {stated} converts")
     config = config.replace(dtype=dtype or own)
-    if tied_copy is not None and not _equal(tied_copy, stored[NAMES["embedding"]]):
-        problems.append(f"{NAMES['unembedding']!r} differs from the embedding, yet tie_word_embeddings is true")
+    if tied_copy is not None and not _equal(tied_copy, stored[EMBEDDING]):
+        problems.append(f"{UNEMBEDDING!r} differs from the embedding, yet tie_word_embeddings is true")
     refuse(path, problems)
     if facts.tokenizer is None:
         report(f"note: {path} holds no tokenizer.json, so the result takes and gives token ids only, no text")
@@ -121,6 +124,9 @@ def _open_shards(folder: Folder, weight_map: Any, problems: list[str]) -> dict[s
             problems.append(f"tensor {tensor!r} is not in {name}, where {INDEX} puts it")
     for name, tensors in shards.items():
         problems += [f"tensor {tensor!r} of {name} is not in {INDEX}" for tensor in tensors if tensor not in weight_map]
+        others = [tensor for tensor in tensors if tensor in stored and weight_map[tensor] != name]
+        twice = (f"tensor {tensor!r} is in {weight_map[tensor]} and in {name}" for tensor in others)
+        problems += shorten(twice, "tensors in two files")
     return stored
 
 

@@ -101,6 +101,9 @@ def check(config: Config, names: Mapping[str, str], stored: Mapping[str, Stored]
     wanted = dict(zip(jax.tree.leaves(name_tree(config, names)), jax.tree.leaves(axes(config)), strict=True))
     shapes = {name: stored_shape(letters, length) for name, letters in wanted.items()}
     found = {name: tensor for name, tensor in stored.items() if name in wanted}
+    if stored and not found:
+        first, expected = next(iter(stored)), next(iter(wanted))
+        return [f"none of the {len(stored)} tensors is of a model of this family: {first!r}, not {expected!r}"]
     return [
         *shorten((f"missing tensor {name!r}" for name in wanted if name not in stored), "missing tensors"),
         *shorten(

@@ -7,7 +7,7 @@ import os
 import gguf
 import numpy as np
 import pytest
-from checkpoints import CONFIG, H, L, flatten, gguf_metadata, make_weights, to_gguf, write_gguf
+from checkpoints import CONFIG, F, H, K, L, N, flatten, gguf_metadata, make_weights, to_gguf, write_gguf
 from converted import check_equal, refusal
 
 from convert import convert as run
@@ -84,6 +84,13 @@ def test_what_gguf_metadata_may_leave_out(tmp_path):
     assert config == CONFIG.replace(norm_eps=1e-6)
 
 
+def test_numbers_that_are_the_same_for_every_layer(tmp_path):
+    alike = {"attention__head_count": [N] * L, "attention__head_count_kv": [K] * L, "feed_forward_length": [F] * L}
+    source = write_gguf(tmp_path / "model.gguf", metadata=gguf_metadata(**alike, logit_scale=1.0, attention__scale=0.0))
+    config, _ = checkpoint.load(run(source, tmp_path / "ours"))
+    assert config == CONFIG
+
+
 def llama3_factors(factor, theta):
     """As in llama.cpp's converter."""
     factors = []
@@ -146,7 +153,17 @@ def test_rope_in_gguf_metadata(tmp_path, fields, rope):
         ({"rope__scaling__attn_factor": 2.0}, "llama.rope.scaling.attn_factor 2.0 (must be 1.0)"),
         ({"rope__scaling__type": "linear"}, "missing key 'llama.rope.scaling.factor'"),
         ({"rope__freq_base": -1.0}, "llama.rope.freq_base is -1.0; it must be a number above 0"),
-        ({"attention__head_count_kv": [2, 2, 1]}, "head_count_kv is [2, 2, 1]; it must be a positive integer"),
+        (
+            {"attention__head_count_kv": [2, 2, 1]},
+            "head_count_kv is [2, 2, 1]; it must be a positive integer, the same",
+        ),
+        (
+            {"attention__head_count": [N] * (L + 1)},
+            "head_count is [8, 8, 8, 8]; it must be a positive integer, the same",
+        ),
+        ({"logit_scale": 8.0}, "llama.logit_scale 8.0 (must be 1.0)"),
+        ({"attention__scale": 0.5}, "llama.attention.scale 0.5 (must be 0.0)"),
+        ({"attention__key_length": None}, "llama.rope.dimension_count 16 (must be 8, the width of a head)"),
         ({"attention__head_count_kv": 3}, "Config.num_kv_heads is 3; it must be a divisor of num_heads (8)"),
         ({"embedding_length": 32}, "tensor 'token_embd.weight' has shape [53, 64]; it must be [53, 32]"),
     ],

@@ -77,12 +77,10 @@ def test_a_null_is_refused_where_it_must_be(fields, key, refused):
 
 @pytest.mark.parametrize(("fields", "key", "refused"), CASES)
 def test_transformers_refuses_the_same(fields, key, refused):
-    torch = pytest.importorskip("torch", reason=REASON)
+    pytest.importorskip("torch", reason=REASON)
     transformers = pytest.importorskip("transformers", reason=REASON)
     try:
-        model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**fields)).eval()
-        with torch.no_grad():
-            model(torch.arange(3)[None])
+        transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**fields))
     except Exception:  # of many kinds, huggingface_hub's own among them
         assert refused
     else:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 
 import jax.numpy as jnp
@@ -176,6 +177,14 @@ def test_a_source_that_transformers_cannot_load(tmp_path, ours):
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
     line = refusal(folder, ours)
     assert line.startswith(f"transformers cannot load {folder}: OSError: ") and "safetensors" in line
+
+
+def test_names_that_transformers_does_not_know_cannot_be_verified(tmp_path, source, ours):
+    tensors = safetensors.numpy.load_file(source / "model.safetensors")
+    shutil.copytree(source, tmp_path / "wrapped")
+    named = {f"module.{name}": tensor for name, tensor in tensors.items()}
+    safetensors.numpy.save_file(named, tmp_path / "wrapped/model.safetensors", {"format": "pt"})
+    assert "cannot be verified: transformers finds no lm_head.weight in it" in refusal(tmp_path / "wrapped", ours)
 
 
 def test_code_of_the_source_is_not_run(tmp_path, source, ours):
