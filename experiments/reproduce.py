@@ -8,6 +8,7 @@ it stopped, so this command does too. One that fails does not keep the others fr
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -25,7 +26,7 @@ from experiments.options import Checkpoint, Dtype, Preset
 from experiments.shown import say
 from experiments.study import read_record
 from msrnn_jax.checks import check_dtype
-from msrnn_jax.command import ending_when_told, plain_errors
+from msrnn_jax.command import CLOSED, ending_when_told, plain_errors
 from msrnn_jax.commands.options import MeshText
 from msrnn_jax.journal import Line
 from msrnn_jax.usage import Command
@@ -179,10 +180,13 @@ def execute(command: Sequence[str]) -> int:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), known)))}
     with subprocess.Popen(command, env=environment) as process:
         try:
-            return process.wait()
+            code = process.wait()
         except BaseException:
             _stop(process)
             raise
+    if code == CLOSED:  # it writes where this process does
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+    return code
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -17,6 +17,7 @@ import typer
 Command = Callable[..., None]
 
 LOST = 3  # exit code where another process is gone, which is the one to look at
+CLOSED = 141  # where nobody reads what is written (`| head`): that of a program which SIGPIPE ends
 
 
 def plain_errors(patience: float = 1.0, *, in_thread: bool = True) -> Callable[[Command], Command]:
@@ -39,9 +40,8 @@ def plain_errors(patience: float = 1.0, *, in_thread: bool = True) -> Callable[[
                     raise ValueError("standard output is closed")
                 call = functools.partial(command, *args, **kwargs)
                 _run_interruptibly(call, patience) if in_thread else call()
-            except BrokenPipeError:  # whoever read our output has seen enough
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-                raise typer.Exit(141) from None
+            except BrokenPipeError:  # whoever read our output has seen enough; see `usage`
+                raise
             except KeyboardInterrupt:
                 _end("interrupted", 130)
             except Exception as error:
@@ -157,14 +157,35 @@ def in_words(error: Exception) -> str | None:
         return f"a number is too large: {_first_line(error)}"
     if _is_lost(error):
         return f"another process is gone: {_first_line(error)}"
-    if isinstance(error, MemoryError) or _is_from_xla(error):
+    is_from_xla = _is_from_xla(error)
+    if isinstance(error, MemoryError) or (is_from_xla and lacks_memory(error)):
         return f"this needs more memory than there is: {_first_line(error)}"
+    if is_from_xla:
+        return _failure_of_xla(error)
+    if isinstance(error, RuntimeError) and str(error).startswith("Unable to initialize backend"):
+        return f"JAX finds no device to work on: {_first_line(error)}"
     return None
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether a JaxRuntimeError is for want of memory, as XLA says it on every kind of device."""
+    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _is_from_xla(error: Exception) -> bool:
     jax = sys.modules.get("jax")  # unless a command has imported it, nothing can come from it
     return jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
+
+
+def _failure_of_xla(error: Exception) -> str:
+    line, *rest = str(error).splitlines() or [""]
+    if line.endswith("Traceback (most recent call last):"):  # of a policy with `jax.pure_callback`, perhaps
+        line = next((line for line in rest if line[:1].strip()), line)
+        return f"a function that XLA called failed: {line[:200]}"
+    return (
+        f"XLA failed: {_first_line(error)}; if it does so again, report that with the versions of JAX and of the "
+        "driver to https://github.com/jax-ml/jax/issues"
+    )
 
 
 def _is_lost(error: Exception) -> bool:
@@ -176,11 +197,34 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _end(line: str, code: int) -> None:
-    typer.echo(line, err=True)
-    jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():  # its end would wait for the other processes, for minutes
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+def _end(line: str, code: int) -> NoReturn:
+    complain(line)
     raise typer.Exit(code) from None
+
+
+def complain(line: str) -> None:
+    """Says on stderr what is wrong, if anybody reads it."""
+    with contextlib.suppress(BrokenPipeError):  # the exit code says it, too
+        typer.echo(line, err=True)
+
+
+def is_closed(error: BaseException) -> bool:
+    """Whether an error says that nobody reads what is written; Rich makes it an exit of its own."""
+    return isinstance(error if isinstance(error, OSError) else error.__context__, BrokenPipeError)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process; what cannot be written is dropped, since Python would complain of it."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+            is_open = code != CLOSED
+        except (OSError, ValueError):
+            is_open = False
+        if not is_open:
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    jax = sys.modules.get("jax")
+    if code and jax is not None and jax.distributed.is_initialized():
+        os._exit(code)  # its end would wait for the other processes, for minutes
+    sys.exit(code)

@@ -10,6 +10,7 @@ import numpy as np
 
 from msrnn_jax.batch import automatic_batch
 from msrnn_jax.checkpoint import config_hash, fingerprint
+from msrnn_jax.command import lacks_memory
 from msrnn_jax.hosts import check_same, from_first
 from msrnn_jax.journal import Journal, Line
 from msrnn_jax.plans import Inputs, Plan, Settings, make_plans
@@ -197,7 +198,7 @@ class _Run:
                 mesh=self.inputs.mesh,
             )
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not lacks_memory(error):
                 raise
             if jax.process_count() > 1:  # the others know nothing of it
                 raise MemoryError(f"{error}; give a smaller --batch than {self.batch[plan.policy]}") from error

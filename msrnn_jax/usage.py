@@ -1,6 +1,5 @@
-"""Wrong options end like any other mistake of a command: in one line and exit code 2."""
+"""How programs end: wrong options in one line and exit code 2, output that nobody reads in 141 and silence."""
 
-import os
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -9,32 +8,46 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from msrnn_jax.command import CLOSED, complain, is_closed, leave
+
 _UsageError: Any = typer.BadParameter.__base__  # typer does not name it in public
 
 
 class _OneLine:
-    """Runs a program as a whole, which typer would end with the usage and a framed message."""
+    """Runs a program as a whole, which typer would end with the usage and a framed message, or a code of its own."""
 
     def main(self, args: Any = None, *rest: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
         run = super().main  # pyright: ignore[reportAttributeAccessIssue]
         if not standalone_mode:
             return run(args, *rest, standalone_mode=False, **kwargs)
         try:
+            leave(self._run(run, args, *rest, **kwargs))
+        except (BrokenPipeError, SystemExit) as error:
+            if not is_closed(error):
+                raise
+        leave(CLOSED)
+
+    def _run(self, run: Any, args: Any, *rest: Any, **kwargs: Any) -> int:
+        """The exit code of a program."""
+        try:
             code = run(args, *rest, standalone_mode=False, **kwargs)
+            if sys.stdout is not None:
+                sys.stdout.flush()
         except _UsageError as error:
             if type(error).__name__ == "NoArgsIsHelpError":
                 error.show()
             else:
-                typer.echo(f"error: {_in_words(error, sys.argv[1:] if args is None else args)}", err=True)
+                complain(f"error: {_in_words(error, sys.argv[1:] if args is None else args)}")
             code = error.exit_code
+        except BrokenPipeError:
+            raise
         except OSError as error:  # of help that nobody can be shown
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            typer.echo(f"error: standard output: {error.strerror}", err=True)
-            code = 141 if isinstance(error, BrokenPipeError) else 2
+            complain(f"error: standard output: {error.strerror}")
+            code = 2
         except (KeyboardInterrupt, typer.Abort):
-            typer.echo("interrupted", err=True)
+            complain("interrupted")
             code = 130
-        sys.exit(code if isinstance(code, int) else 0)
+        return code if isinstance(code, int) else 0
 
 
 def _in_words(error: Any, arguments: Sequence[str]) -> str:

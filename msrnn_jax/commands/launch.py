@@ -13,7 +13,7 @@ from typing import IO, Annotated, Any
 
 import typer
 
-from msrnn_jax.command import LOST, ending_when_told, plain_errors
+from msrnn_jax.command import CLOSED, LOST, ending_when_told, plain_errors
 from msrnn_jax.variables import CLUSTER, COORDINATOR, PROCESS, PROCESSES
 
 GRACE = 1.0  # seconds for others to fail, too
@@ -74,7 +74,7 @@ def run(command: Sequence[str], settings: Sequence[dict[str, str]]) -> int:
         say when they fail is shown.
 
     Returns:
-      0, or the exit code of the process that failed first; what it was is said on stderr.
+      0, or the exit code of the process that failed first; what it was is said on stderr, unless nobody reads.
     """
     with contextlib.ExitStack() as stack:
         errors = [stack.enter_context(tempfile.TemporaryFile()) for _ in settings[1:]]
@@ -87,6 +87,8 @@ def run(command: Sequence[str], settings: Sequence[dict[str, str]]) -> int:
             return 0
         _end(running)
         number, code = failed[0], running[failed[0]].returncode
+        if code == CLOSED:
+            return code
         if number:  # the first has said it itself
             errors[number - 1].seek(0)
             sys.stderr.write(errors[number - 1].read().decode("utf-8", "replace"))
