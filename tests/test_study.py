@@ -127,7 +127,8 @@ def test_a_checkpoint_is_known_by_all_that_it_reads_and_writes_with(tmp_path: pa
     assert open_model(str(made)).about == known
     for name, old, new in (
         ("config.json", '"norm_eps": 1e-05', '"norm_eps": 1e-04'),
-        ("tokenizer_config.json", "[3]", "[4]"),
+        ("tokenizer_config.json", "[3]", "[3, 4]"),
+        ("tokenizer_config.json", '"eos_token_ids"', '"eos_token": "a", "eos_token_ids"'),
         ("chat_template.jinja", "{{ message['content'] }}", "{{ message['content'] }}."),
         ("tokenizer.json", '"?"', '"!"'),
     ):

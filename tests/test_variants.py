@@ -123,6 +123,13 @@ def test_yarn_leaves_fast_pairs_and_divides_slow_ones():
     assert list(ratios) == sorted(ratios)
 
 
+def test_yarn_blends_over_pairs_that_all_turn():
+    """As in transformers blending ends with pair H - 1 at most, of which there are H / 2."""
+    rope = ms.Rope(theta=2.0, kind="yarn", factor=2.0, original_length=1000, beta_fast=159.0, beta_slow=1.0)
+    expected = [1, 2**-0.25 * 13 / 14, 2**-0.5 * 12 / 14, 2**-0.75 * 11 / 14]  # from pair 0 to pair 7 of 4
+    np.testing.assert_allclose(inverse_frequencies(rope, 8), expected, rtol=1e-12)
+
+
 def test_yarn_scales_products_by_the_square_of_its_factor():
     assert query_scale(YARN) == pytest.approx((0.1 * np.log(4) + 1) ** 2)
     assert query_scale(ms.Rope(theta=500.0, kind="yarn", factor=4.0, attention_factor=1.5)) == 2.25

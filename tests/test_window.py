@@ -141,6 +141,16 @@ def test_room_is_refused_only_where_a_layer_that_does_not_slide_needs_it():
         ms.generate(second, ms.Full(), weights, text[None, :5], budget=W - 1, max_new_tokens=12)
 
 
+def test_room_for_places_is_room_for_all_tokens():
+    """In the mode "cache" nothing expires, so a policy that forgets nothing ends where the window does."""
+    every = EVERY.replace(dtype="float32")
+    state = ms.init_state(every, ms.Full(), W - 1, positions="cache")
+    check_room(every, ms.Full(), state, W - 1)
+    with pytest.raises(ValueError, match=f"budget is {W - 1}, but full forgets nothing and must hold {W} tokens"):
+        check_room(every, ms.Full(), state, W)
+    assert room_for(every, "cache", T) == T
+
+
 @pytest.mark.parametrize("mode", ["absolute", "cache"])
 @pytest.mark.parametrize(
     ("policy", "chunk"), [(ms.TOVA(), 5), (ms.H2O(), 5), (ms.H2O(), 64), (ms.Window(sinks=2), 5), (ms.Full(), 5)]
