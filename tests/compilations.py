@@ -19,6 +19,6 @@ jax.monitoring.register_event_duration_secs_listener(_listen)
 
 @contextlib.contextmanager
 def count(function: Callable | None = None) -> Iterator[Callable[[], int]]:
-    """`with count() as compiled:` then `compiled()` is the number of programs compiled inside, of one function or of all."""
+    """`with count() as compiled:` then `compiled()` counts what was compiled inside, of one function or of all."""
     before = len(_compiled)
     yield lambda: sum(function is None or name == f"jit({function.__name__})" for name in _compiled[before:])
