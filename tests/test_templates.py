@@ -82,9 +82,10 @@ TEMPLATES = {
         "{%- set thinking = enable_thinking if enable_thinking is defined else true -%}\n"
         "{%- macro turn(m, mark='-') -%}{{ mark }}{{ m.content.replace('hi ', 'ho ') }}{%- endmacro -%}\n"
         "{%- for m in messages -%}\n  {%- if m.role == 'system' -%}{%- continue -%}{%- endif -%}\n"
-        "  {%- if m.role == 'assistant' -%}\n    {%- generation -%}{%- set thinking = false -%}{{ turn(m, mark='+') }}"
+        "  {%- if m.role == 'assistant' -%}\n    {%- generation -%}{{ turn(m, mark='+') }}"
         "{%- endgeneration -%}\n  {%- elif loop.last -%}{%- break -%}\n  {%- else -%}{{ turn(m) }}{%- endif -%}\n"
-        "{%- endfor -%}\n{{ thinking }}{{ xml_tools | default('none') }}",
+        "{%- endfor -%}\n{%- generation -%}{%- set thinking = 'here' -%}{%- endgeneration -%}"
+        "{{ thinking }}{{ xml_tools | default('none') }}",
         "-ho ü+<think>hm</think>\n\n hello\nTruenone",
     ),
     "json": (
