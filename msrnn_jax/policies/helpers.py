@@ -28,7 +28,7 @@ class Helper(NamedTuple):
     content: bytes
 
 
-def helpers_of(modules: Iterable[ModuleType], names: Iterable[str] = ()) -> dict[str, Helper]:
+def helpers_of(modules: Iterable[ModuleType]) -> dict[str, Helper]:
     """What modules import, and what that imports, as far as it is the user's own, by name.
 
     Not the user's is what is installed: the standard library, `site-packages`, `LIBRARIES`. A package that is
@@ -38,11 +38,10 @@ def helpers_of(modules: Iterable[ModuleType], names: Iterable[str] = ()) -> dict
 
     Args:
       modules: those that import, which do not count by themselves.
-      names: of modules that are imported beside this.
     """
     found: dict[str, Helper] = {}
     seen: set[str] = set()
-    waiting = list(names)
+    waiting: list[str] = []
     for module in modules:
         itself = file_of(module)
         if itself is not None and not _is_installed(itself.file):
