@@ -203,6 +203,7 @@ def test_no_more_is_read_again_than_what_the_template_wrote_anew(params, forced,
     monkeypatch.setattr(conversation_module, "_read", counting)
     for template, text, again in [
         ("chatml", "so 2", False),
+        ("plain words", " so 2", False),  # whose space the template writes itself
         ("chatml, thinking dropped", "so 2", False),
         ("chatml, thinking dropped", "so 2\n</think>\n2", True),
         ("thinking begun", "so 2\n</think>\n2", True),
