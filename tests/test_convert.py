@@ -841,7 +841,7 @@ def test_the_tokenizer_of_smollm2(smollm2):
     ids = json.loads((smollm2 / "tokenizer_config.json").read_text())
     names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
     names |= {"unk_token": "<|endoftext|>", "pad_token": "<|im_end|>"}
-    assert ids == {"bos_token_id": 1, "eos_token_ids": [2], **names}
+    assert ids == {"bos_token_id": 1, "eos_token_ids": [2, 0], **names}
     assert tokenizer.encode("Hello, world!").ids == [19556, 28, 905, 17]
     assert tokenizer.encode("It cost 12345").ids == [1589, 1708, 216, 33, 34, 35, 36, 37]
     for text in (
