@@ -86,9 +86,9 @@ def test_an_experiment_ends_quietly_where_nobody_reads(name, monkeypatch):
 
 
 def test_a_mistake_is_one_whoever_reads_of_it(monkeypatch):
-    with os.fdopen(closed_pipe(), "w") as nobody:
+    with os.fdopen(closed_pipe(), "w") as nobody, os.fdopen(closed_pipe(), "w") as either:
         monkeypatch.setattr(sys, "stdout", nobody)
-        monkeypatch.setattr(sys, "stderr", nobody)
+        monkeypatch.setattr(sys, "stderr", either)
         codes = []
         for arguments in (["info", "nowhere"], ["info", "--wrong"]):
             with pytest.raises(SystemExit) as ended:
