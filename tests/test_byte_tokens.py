@@ -74,6 +74,8 @@ def test_a_character_stays_whatever_bytes_come_after_it():
 def test_what_was_shown_is_never_taken_back(kind):
     """Streams and pieces, joined, are the text, after a prompt that may end within a character, too."""
     tokenizer, generator = TOKENIZERS[kind](), random.Random(1)
+    begun = Detokenizer(tokenizer, tokens_of("你")[:1])
+    assert begun.text(tokens_of("你")[1:]) == "你" and begun.text(tokens_of("h")) == "h"
     for _ in range(250):
         raw = random_bytes(generator)
         tokens = [generator.randrange(260) if generator.random() < 0.1 else token for token in tokens_of(raw)]
