@@ -541,5 +541,28 @@ def test_two_scales_of_yarn_make_nothing_of_a_factor_that_does_not_scale(factor)
     assert query_scale(config.rope) == 1
 
 
+STATED = {**QWEN3, "rope_scaling": {**YARN, "attention_factor": 1.25, "mscale": 1.5, "mscale_all_dim": 0.5}}
+SCALED = {**QWEN3, "rope_scaling": {**YARN, "mscale": 1.5, "mscale_all_dim": 0.5}}
+
+
+def test_a_stated_attention_factor_wins_over_scales_of_yarn():
+    """Products of queries and keys are then 1.25^2 as large; by scales (0.15 ln 4 + 1)^2 / (0.05 ln 4 + 1)^2."""
+    for fields, scale in ((STATED, 1.5625), (SCALED, 1.276094)):
+        config, problems = read(fields)
+        assert config is not None and not problems
+        assert query_scale(config.rope) == pytest.approx(scale, rel=1e-6)
+
+
+@pytest.mark.parametrize("fields", [STATED, SCALED], ids=["stated", "scales"])
+def test_the_attention_factor_is_that_of_transformers(fields):
+    pytest.importorskip("torch", reason=REASON)
+    rope_utils = pytest.importorskip("transformers.modeling_rope_utils", reason=REASON)
+    transformers = pytest.importorskip("transformers", reason=REASON)
+    theirs = transformers.AutoConfig.for_model(**fields)
+    _, factor = rope_utils.ROPE_INIT_FUNCTIONS["yarn"](theirs, "cpu")
+    config, _ = read(fields)
+    assert config is not None and query_scale(config.rope) == pytest.approx(factor**2)
+
+
 if __name__ == "__main__":
     record()

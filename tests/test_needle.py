@@ -248,6 +248,9 @@ def test_cases_are_drawn_from_what_is_said_alone(inputs):
     cases = [draw_case(tokenizer, [book], *which) for which in ((0, 96, 0.5, 1), (1, 96, 0.5, 1), (0, 96, 0.5, 2))]
     assert draw_case(tokenizer, [book], 0, 96, 0.5, 1) == cases[0]
     assert len({case.sha256 for case in cases}) == len({case.values for case in cases}) == 3
+    depths = [draw_case(tokenizer, [book], 0, 96, depth, 1) for depth in (0.0, 0.25, 0.5, 0.500001)]
+    assert depths[2] == cases[0] and len({case.name for case in depths}) == 4, "each depth is a case of its own"
+    assert len({case.sha256 for case in depths}) == len({case.values for case in depths}) == 4
     named = Book("named", np.asarray(tokenizer.encode(" ".join(CITIES) + " " * LENGTH), np.int32))
     assert draw_case(tokenizer, [Book("spaces", named.tokens[-LENGTH:])], 0, LENGTH, 0.5, 0).city in CITIES
 

@@ -7,6 +7,7 @@ import math
 import pathlib
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import filelock
 import made_results as made
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from experiments import published
 from experiments.estimates import Estimate, exact, exp, geometric, mean, minus, over, ratio
+from experiments.paired import difference
 from experiments.report.__main__ import app, run
 from experiments.report.claims import CLAIMS
 from experiments.report.claims_extrapolation import stream
@@ -33,6 +35,7 @@ from experiments.report.verdicts import (
     above,
     below,
     either,
+    errors_needed,
     every,
     inside,
     some,
@@ -141,6 +144,28 @@ def test_two_standard_errors_decide():
     assert above("", mean([1.1] * 3), 1.0).outcome == UNDECIDED, "that three are alike says little of others"
     assert below("", exact(1.0), 1.0).outcome == AGREES
     assert below("", exact(1.01), 1.0).outcome == DISAGREES
+
+
+def test_errors_needed_are_those_of_a_table():
+    """Of Student's t at two standard errors (95.45 %), by degrees of freedom: JCGM 100:2008, table G.2."""
+    table = {1: 13.97, 2: 4.53, 3: 3.31, 4: 2.87, 5: 2.65, 7: 2.43, 10: 2.28, 20: 2.13, 50: 2.05}
+    assert [errors_needed(degrees + 1) for degrees in table] == pytest.approx(list(table.values()), abs=0.005)
+    assert errors_needed(10**9) == pytest.approx(2.0)
+
+
+def test_pairs_are_made_by_document_in_whatever_order_lines_stand():
+    def lines(add: float, order: list[int]) -> list[dict[str, Any]]:
+        return [{"document": f"{one}", "sha256": f"{one}", "nats": 10.0 * one + add * one**2} for one in order]
+
+    first, second = lines(1.0, [1, 2, 3, 4, 9]), lines(0.0, [1, 2, 3, 4, 7])
+    wanted = difference(first, second, "nats")
+    assert wanted.value == 7.5 and wanted.documents == 4  # (1 + 4 + 9 + 16) / 4
+    assert wanted.stderr == pytest.approx(math.sqrt(43) / 2)  # squares of what 1, 4, 9, 16 are from it: 129, a third
+    for order in ([7, 4, 2, 1, 3], [3, 1, 7, 4, 2]):
+        found = difference(first, lines(0.0, order), "nats")
+        assert (found.value, found.stderr) == (wanted.value, pytest.approx(wanted.stderr))
+    same = {**second[0], "sha256": "another text of the same name"}
+    assert difference(first, [same, *second[1:]], "nats").documents == 3
 
 
 @pytest.mark.parametrize(

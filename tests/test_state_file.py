@@ -47,6 +47,11 @@ def test_a_state_belongs_to_a_model_a_policy_and_a_position_mode(tmp_path):
     ms.save_state(path, CONFIG, ms.TOVA(), tiny.params(), state_after(ms.TOVA()))
     with pytest.raises(ValueError, match="was made under tova, not h2o"):
         ms.load_state(path, CONFIG, ms.H2O(), tiny.params())
+    ms.save_state(
+        tmp_path / "four", CONFIG, ms.Window(sinks=4), tiny.params(), ms.init_state(CONFIG, ms.Window(sinks=4), 6)
+    )
+    with pytest.raises(ValueError, match="was made under window:sinks=4, not window:sinks=1"):
+        ms.load_state(tmp_path / "four", CONFIG, ms.Window(sinks=1), tiny.params())
     with pytest.raises(ValueError, match="belongs to model [0-9a-f]{16}, not [0-9a-f]{16}"):
         ms.load_state(path, CONFIG, ms.TOVA(), tiny.params(seed=1))
     with pytest.raises(ValueError, match="belongs to another config [0-9a-f]{16}, not [0-9a-f]{16}"):
