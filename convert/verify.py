@@ -175,7 +175,7 @@ def _load_theirs(source: Path) -> Any:
         path, options = source.parent, {"gguf_file": source.name}
     try:
         with _quiet(transformers.utils.logging):
-            model, found = transformers.AutoModelForCausalLM.from_pretrained(
+            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 path,
                 dtype=torch.float32,
                 attn_implementation="eager",
@@ -186,6 +186,7 @@ def _load_theirs(source: Path) -> Any:
             )
     except Exception as error:  # whatever it makes of somebody's files
         raise ValueError(f"transformers cannot load {source}: {type(error).__name__}: {_one_line(error)}") from error
+    model, found = loaded
     missing = sorted(found["missing_keys"])
     if missing:
         raise ValueError(f"{source} cannot be verified: transformers finds no {missing[0]} in it, and makes one up")

@@ -233,6 +233,10 @@ def test_repositories_without_weights_that_can_be_read(hub, tmp_path, model):
         "pkl": ({**files, "model.pkl": b"\x80"}, "model.pkl; pickle files can run code"),
         "ggufs": ({"a.gguf": b"", "b.gguf": b"", "config.json": b"{}"}, "name the one to convert: maker/ggufs/a.gguf"),
         "nothing": (files, "holds neither model.safetensors nor model.safetensors.index.json"),
+        "adapter": (
+            {"adapter_model.safetensors": b"", "adapter_config.json": b"{}"},
+            "holds a low-rank adapter, adapter_",
+        ),
         "data": ({"train.csv": b""}, "holds no config.json"),
     }
     for name, (content, message) in cases.items():
