@@ -8,11 +8,18 @@ import tempfile
 import filelock
 import jax
 import pytest
+from devices import QUICK
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_enable_compilation_cache", False)  # of this process; commands that tests start keep theirs
+
+# XLA reads its flags once, here. Commands that tests start are to compile as they do for users, and do not see them.
+with pytest.MonkeyPatch.context() as _start:
+    _flags = f"{os.environ.get('XLA_FLAGS', '')} {QUICK['XLA_FLAGS']}"
+    _start.setenv("XLA_FLAGS", _flags.strip())  # XLA takes what begins with a blank for the name of a file
+    jax.devices()
 
 _ROOT = pathlib.Path(__file__).parent.parent
 
