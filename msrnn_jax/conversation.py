@@ -94,7 +94,8 @@ def answer(
     something else.
 
     Args:
-      system: what the model is told first of all, where this is the first message.
+      system: what the model is told first of all, where this is the first message; an empty text takes the place of a
+        template's own.
       seed: of the draws; every turn draws anew.
       stopped: asked before every block of tokens; True ends it, and what was read but not yet answered is as if
         it had not been said.
@@ -106,7 +107,7 @@ def answer(
     if not message.strip():
         raise ValueError("the message is empty; it must have at least one character")
     policy, messages = conversation.policy, conversation.messages
-    if not messages and system:
+    if not messages and system is not None:
         messages = ({"role": "system", "content": system},)
     messages += ({"role": "user", "content": message},)
     tokens, lasting, lead = _opening(model.tokenizer, messages)

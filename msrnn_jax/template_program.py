@@ -75,7 +75,7 @@ def _compile(template: str, date: str | None) -> jinja2.Template:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda text: _write_now(date, text)
+    environment.globals["strftime_now"] = lambda format: _write_now(date, format)
     return environment.from_string(template)
 
 

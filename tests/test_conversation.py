@@ -79,6 +79,12 @@ def test_the_state_has_seen_what_the_template_makes_of_the_whole_conversation(mo
     assert conversation.turns == 3
 
 
+def test_an_empty_system_message_takes_the_place_of_the_templates_own(model):
+    first = say(model, begin_conversation(model, ms.TOVA(), 8), "hello", system="")
+    assert first.messages[0] == {"role": "system", "content": ""}
+    assert say(model, begin_conversation(model, ms.TOVA(), 8), "hello").messages[0]["role"] == "user"
+
+
 def test_a_conversation_never_overflows_and_is_a_value(model):
     conversation = say(model, begin_conversation(model, ms.TOVA(), 8), "hello")
     kept = jax.tree.map(np.asarray, conversation.state)
@@ -218,6 +224,14 @@ def test_commands_use_the_state_as_a_value(toy, tmp_path):
         "error: /save needs an argument; /help lists commands",
         "error: command '/what' is unknown; /help lists commands",
     ]
+
+
+def test_a_line_that_is_not_utf8_is_refused_and_the_next_one_read(toy):
+    command = [sys.executable, "-m", "msrnn_jax", "chat", toy, "--budget", "12"]
+    result = subprocess.run(command, input=b"hello \xff\n/state\n", capture_output=True, cwd=ROOT, timeout=240)
+    assert result.returncode == 2
+    assert result.stderr == b"error: the line is not UTF-8: invalid start byte at byte 6\n"
+    assert result.stdout.endswith(b"(tova, budget 12: 0 tokens seen, 0 held in each layer)\n")
 
 
 def test_ctrl_c_stops_the_answer_not_the_program(toy, tmp_path):

@@ -118,6 +118,7 @@ def test_the_day_is_today_or_the_one_that_is_asked_for():
     before = datetime.date.today()
     assert render("{{ strftime_now('%Y-%m-%d') }}", {}) in (str(before), str(datetime.date.today()))
     assert render("{{ strftime_now('%d %b %Y') }}", {}, datetime.datetime(2024, 1, 9)) == "09 Jan 2024"
+    assert render("{{ strftime_now(format='%Y') }}", {}, datetime.datetime(2024, 1, 9)) == "2024"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`msrnn chat`: a conversation in a state of fixed size."""
 
+import io
 import os
 import signal
 import sys
@@ -76,6 +77,10 @@ def chat(
     settings = {"sampler": sampler, "seed": seed, "max_new_tokens": max_new_tokens, "system": system}
     if sys.stdin is None:
         raise ValueError("standard input is closed")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(
+            encoding="utf-8", errors="surrogateescape"
+        )  # a bad line is refused, and the next one read
     signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on it stops answers
     Talk(model, conversation, settings).run()
 
@@ -133,8 +138,10 @@ class Talk:
 
     def _do(self, line: str) -> None:
         from msrnn_jax.conversation import change_policy, load_conversation, save_conversation
+        from msrnn_jax.files import decoded
         from msrnn_jax.texts import read_text
 
+        line = decoded("the line", line.encode("utf-8", "surrogateescape"))
         name, _, rest = line.partition(" ")
         rest = rest.strip()
         if not name.startswith("/"):
