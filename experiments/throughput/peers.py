@@ -1,5 +1,6 @@
 """transformers' LLaMA in torch, doing what ours is timed at; the one file that imports torch."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ class Peer:
     def __init__(self, config: ms.Config, params: ms.Params, threads: int):
         torch.set_num_threads(threads)
         self.model = to_torch(config, params)
+        names = inspect.signature(self.model.forward).parameters
+        self.cache = "cache" if "cache" in names else "past_key_values"  # its name before transformers 5.24
 
     def decoding(self, prompt: jax.Array, batch: int, count: int) -> Callable[[], None]:
         """A call that decodes greedily after the prompt, which is read once and here.
@@ -26,7 +29,7 @@ class Peer:
         """
         cache = transformers.DynamicCache(config=self.model.config)
         with torch.inference_mode():
-            logits = self.model(_batched(prompt), past_key_values=cache, logits_to_keep=1).logits
+            logits = self.model(_batched(prompt), **{self.cache: cache}, logits_to_keep=1).logits
             cache.batch_repeat_interleave(batch)
         first = logits[:, -1:].argmax(-1).repeat(batch, 1)
 
@@ -34,7 +37,7 @@ class Peer:
             tokens = first
             with torch.inference_mode():
                 for _ in range(count):
-                    logits = self.model(tokens, past_key_values=cache).logits
+                    logits = self.model(tokens, **{self.cache: cache}).logits
                     tokens = logits[:, -1:].argmax(-1)
                 cache.crop(-count)  # views: no time
 
@@ -47,7 +50,7 @@ class Peer:
         def call() -> int:
             cache = transformers.DynamicCache(config=self.model.config)
             with torch.inference_mode():
-                logits = self.model(tokens, past_key_values=cache, logits_to_keep=1).logits
+                logits = self.model(tokens, **{self.cache: cache}, logits_to_keep=1).logits
             return int(logits[0, -1].argmax())
 
         return call
