@@ -5,11 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from jax import lax
 
 import msrnn_jax as ms
 from msrnn_jax.moves import put, rows_of, slots_of
-from msrnn_jax.rotary import rotation
 
 pytestmark = pytest.mark.optimised
 
@@ -80,16 +78,3 @@ def test_a_bfloat16_step_makes_no_float32_copy_of_embedding_or_cache():
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads what XLA compiles for CPU")
 def test_cosines_are_computed_once_for_all_layers():
     assert _program("float32").count(" cosine(") == 1
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_rotation_is_exactly_cosine_and_sine(dtype):
-    with jax.enable_x64(dtype == "float64"):
-        config = tiny.CONFIG.replace(dtype=dtype)
-        position = jnp.asarray([0, 1, 17, 4_095, 70_000], jnp.int32)
-        frequency = jnp.asarray(500.0 ** (-np.arange(0, 10, 2) / 10), dtype)
-        angle = lax.optimization_barrier(position[:, None].astype(dtype) * frequency[None])
-        cos, sin = rotation(config, position)
-        assert cos.dtype == dtype
-        np.testing.assert_array_equal(cos, jnp.cos(angle))
-        np.testing.assert_array_equal(sin, jnp.sin(angle))
