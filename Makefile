@@ -8,7 +8,7 @@ PRESET ?= small
 # The newest Python that is supported, and what `make test-newest` runs on it: the core, checkpoints, commands, the README.
 NEWEST := 3.13
 NEWEST_VENV := .venv-newest
-NEWEST_TESTS := readme commands checkpoint roundtrip state_file llama
+NEWEST_TESTS := project/test_readme cli/test_commands checkpoint/test_checkpoint convert/huggingface/test_roundtrip checkpoint/test_state_file model/test_llama
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
@@ -36,11 +36,11 @@ test-newest:
 	@PYENV_VERSION=$(NEWEST) python$(NEWEST) -m venv $(NEWEST_VENV) || \
 	  { echo "make: test-newest needs Python $(NEWEST), as python$(NEWEST) on PATH or as a version of pyenv" >&2; exit 1; }
 	$(NEWEST_VENV)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[test]'
-	$(NEWEST_VENV)/bin/python $(PYTEST) $(NEWEST_TESTS:%=tests/test_%.py)
+	$(NEWEST_VENV)/bin/python $(PYTEST) $(NEWEST_TESTS:%=tests/%.py)
 
 # `extend` against `step` and the oracle: every policy in every position mode at every chunk, not one in three.
 exhaustive: $(VENV)/.test
-	MSRNN_EXHAUSTIVE=1 $(BIN)/python -m pytest tests/test_extend.py
+	MSRNN_EXHAUSTIVE=1 $(BIN)/python -m pytest tests/model/test_extend.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

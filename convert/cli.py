@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from msrnn_jax.command import plain_errors
-from msrnn_jax.usage import Command, WithDefault
+from msrnn_jax.cli.errors import plain_errors
+from msrnn_jax.cli.usage import Command, WithDefault
 
 app = typer.Typer(
     cls=WithDefault,
@@ -78,9 +78,9 @@ def export(
 
     Example: python -m convert export checkpoints/smollm2-135m smollm2-hf
     """
-    from msrnn_jax.sizes import parse_bytes
+    from msrnn_jax.io.units import parse_bytes
 
-    from .export import export as write
+    from .huggingface.export import export as write
     from .progress import bar
 
     size = parse_bytes("--shard-size", shard_size)

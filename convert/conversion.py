@@ -1,25 +1,28 @@
 """The one function that converts: find out what the source is, read it, write it."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+import importlib.metadata
+import importlib.util
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from msrnn_jax import checkpoint
-from msrnn_jax.making import check_space, prepare
+from msrnn_jax.checkpoint.save import CHECKPOINT, save
+from msrnn_jax.io.folders import check_space, prepare
+from msrnn_jax.io.units import spell_bytes, tree_bytes
 from msrnn_jax.params import abstract_params
-from msrnn_jax.sizes import spell_bytes, tree_bytes
+from msrnn_jax.text.tokenizer import token_settings
 
-from .apart import check_apart
-from .checkpoint_files import text_files
-from .finding import Found, check_pre, find, read
-from .folder import digest
+from .folder import check_apart, digest
 from .problems import refuse, shorten
 from .progress import Meter, unseen
-from .source import Source
+from .resolve import Found, check_pre, find, read
+from .smollm2 import NAME
+from .source import Source, TokenizerFacts
 from .tensors import Findings, deferred
 from .verify import check_verifiable
 from .verify import verify as compare
-from .wheel import NAME
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -46,7 +49,7 @@ def convert(
       destination: the folder to write. It appears complete or not at all; missing parents are made.
       dtype: of the weights; the source's own if None, float32 if that is quantised.
       force: replace a checkpoint that is there.
-      cache: where downloads are kept; see `msrnn_jax.cache.default_cache`, and for the hub its own cache.
+      cache: where downloads are kept; see `msrnn_jax.io.environment.default_cache`, and for the hub its own cache.
       revision: of a model on the hub: a branch, a tag or a commit; main if None.
       pre: how the byte-level tokenizer of a .gguf file cuts texts into words, instead of what the file says in
         `tokenizer.ggml.pre`, which old files lack: 'llama-bpe', 'qwen2' and other names of llama.cpp.
@@ -67,7 +70,7 @@ def convert(
     if pre is not None:
         check_pre(pre)
     path = Path(destination)
-    prepare(path, checkpoint.CHECKPOINT, force)
+    prepare(path, CHECKPOINT, force)
     check_apart(Path(source), path)
     if verify:
         check_verifiable(gguf=source == NAME or str(source).lower().endswith(".gguf"))
@@ -109,7 +112,7 @@ def _write(
     with contextlib.ExitStack() as shown:
         watch = shown.enter_context(meter("writing", tree_bytes(abstract_params(source.config))))
         params = deferred(source.config, source.names, source.stored, findings, watch)
-        checkpoint.save(path, source.config, params, files=files, overwrite=force, inspect=inspect)
+        save(path, source.config, params, files=files, overwrite=force, inspect=inspect)
     infinite = (f"warning: tensor {tensor!r} holds values that are not finite" for tensor in findings.infinite)
     vanished = (
         f"warning: tensor {tensor!r} holds values that are 0 in {source.config.dtype}" for tensor in findings.vanished
@@ -121,3 +124,50 @@ def _write(
 def _digests(files: Mapping[str, Path], known: Mapping[str, str], meter: Meter) -> dict[str, str]:
     with meter("hashing", sum(file.stat().st_size for name, file in files.items() if name not in known)) as watch:
         return {name: known.get(name) or digest(file, watch) for name, file in sorted(files.items())}
+
+
+def text_files(
+    facts: TokenizerFacts,
+    *,
+    kind: str,
+    origin: Mapping[str, str],
+    digests: Mapping[str, str],
+    tensor_types: Iterable[str],
+) -> dict[str, str]:
+    """The files by name: the tokenizer's, and `source.json` with what was converted.
+
+    Args:
+      kind: which reader it went through.
+      origin: where it was fetched from: `repository`, `revision` and `commit` of a hub; else nothing.
+      digests: sha256 by file name, relative to the source.
+      tensor_types: one for every tensor of the source.
+    """
+    settings = {
+        "bos_token_id": facts.bos_token_id,
+        "eos_token_ids": facts.eos_token_ids,
+        **token_settings(facts.names),
+    }
+    source = {
+        "kind": kind,
+        **origin,
+        "files": dict(digests),
+        "tensor_types": dict(sorted(Counter(tensor_types).items())),
+        "converter": _version(),
+    }
+    files = {"tokenizer_config.json": _to_json(settings), "source.json": _to_json(source)}
+    if facts.tokenizer is not None:
+        files["tokenizer.json"] = facts.tokenizer
+    if facts.chat_template is not None:
+        files["chat_template.jinja"] = facts.chat_template
+    return files
+
+
+def _to_json(value: object) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
+def _version() -> str:
+    try:
+        return f"msrnn_jax {importlib.metadata.version('msrnn_jax')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "msrnn_jax, from a checkout"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -98,3 +99,14 @@ class Folder:
         cached = root.parent.name == "snapshots"
         shared = cached and model.name.startswith("models--") and target.is_relative_to(model.parent / "blobs")
         return shared or (cached and target.is_relative_to(model / "blobs"))
+
+
+def check_apart(source: Path, destination: Path) -> None:
+    """Refuses a source that is the destination, or lies in it."""
+    if not source.exists():
+        return
+    theirs, ours = (Path(os.path.realpath(path)) for path in (source, destination))
+    if theirs == ours:
+        raise ValueError(f"the source and the destination are the same: {source}")
+    if theirs.is_relative_to(ours):
+        raise ValueError(f"the source {source} lies inside the destination {destination}, which would be replaced")

@@ -6,8 +6,17 @@ from typing import NamedTuple
 
 from msrnn_jax.config import Config
 
-from .checkpoint_files import TokenizerFacts
 from .tensors import Stored
+
+
+class TokenizerFacts(NamedTuple):
+    """What a source says about its tokenizer."""
+
+    tokenizer: str | None  # JSON of the `tokenizers` library
+    bos_token_id: int | None
+    eos_token_ids: list[int]  # all that end a text
+    names: Mapping[str, str]  # what chat templates write for `bos_token`, `unk_token` and the like
+    chat_template: str | None
 
 
 class Source(NamedTuple):

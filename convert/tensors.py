@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from msrnn_jax.checkpoint.orbax import Deferred
 from msrnn_jax.config import Config
 from msrnn_jax.params import Params, axes, sizes
-from msrnn_jax.weights import Deferred
 
 from .problems import shorten
 from .progress import Watch

@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 import msrnn_jax as ms
-from msrnn_jax.checkpoint import CONFIG_FILE, read_config
-from msrnn_jax.rotary import inverse_frequencies
+from msrnn_jax.checkpoint.layout import CONFIG_FILE, read_config
+from msrnn_jax.recurrence.rotary import inverse_frequencies
 
 from .folder import parse_object
-from .layer_kinds import SLIDING
+from .huggingface.layers import SLIDING
 
 TEXTS = 2
 LENGTH = 64  # tokens of a text, or as many as the model's context has

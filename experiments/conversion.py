@@ -27,17 +27,16 @@ from rich.console import Console
 from rich.table import Table
 
 import msrnn_jax as ms
-from convert.export_config import write_config
-from convert.huggingface import NAMES
-from convert.safetensors_file import Tensor, open_file
-from convert.shards import write_shards
+from convert.huggingface.export_config import write_config
+from convert.huggingface.reader import NAMES
+from convert.huggingface.safetensors import Tensor, open_file, write_shards
 from convert.tensors import name_tree, stored_shape
-from experiments.results import check_out, write_result
-from msrnn_jax.command import plain_errors
-from msrnn_jax.making import check_space
+from experiments.common.origin import check_out, write_result
+from msrnn_jax.cli.errors import plain_errors
+from msrnn_jax.cli.usage import Command
+from msrnn_jax.io.folders import check_space
+from msrnn_jax.io.units import GIB, tree_bytes
 from msrnn_jax.params import abstract_params, axes, sizes
-from msrnn_jax.sizes import GIB, tree_bytes
-from msrnn_jax.usage import Command
 
 FIXED = 500 * 10**6  # bytes that a conversion may take beside twice the largest tensor
 # On Linux a process counts from the start what the one that made it holds, so that one has to be small.

@@ -21,16 +21,17 @@ from jax.sharding import AbstractMesh, NamedSharding
 from rich.table import Table
 
 import msrnn_jax as ms
-from experiments.options import Budgets
-from experiments.results import check_out, write_result
-from experiments.shapes import SHAPES
-from experiments.shown import show
-from msrnn_jax.command import plain_errors
-from msrnn_jax.fork import fork
+from experiments.common.console import show
+from experiments.common.options import Budgets
+from experiments.common.origin import check_out, write_result
+from experiments.common.shapes import SHAPES
+from msrnn_jax.cli.errors import plain_errors
+from msrnn_jax.cli.usage import Command
+from msrnn_jax.devices.memory import largest_batch, working_bytes
+from msrnn_jax.devices.sharding import DATA, MODEL, spell_mesh, split_letters
+from msrnn_jax.io.units import GIB, spell_bytes
+from msrnn_jax.model.state_ops import fork
 from msrnn_jax.params import abstract_params
-from msrnn_jax.sharding import DATA, MODEL, spell_mesh, split_letters
-from msrnn_jax.sizes import GIB, largest_batch, spell_bytes, working_bytes
-from msrnn_jax.usage import Command
 
 NAME = "device_memory"
 

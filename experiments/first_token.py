@@ -20,9 +20,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from experiments.results import check_out, write_result
-from msrnn_jax.command import plain_errors
-from msrnn_jax.usage import Command
+from experiments.common.origin import check_out, write_result
+from msrnn_jax.cli.errors import plain_errors
+from msrnn_jax.cli.usage import Command
 
 IMPORTS = {
     "flax.nnx": "import flax.nnx",

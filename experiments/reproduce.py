@@ -22,14 +22,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from experiments.options import Checkpoint, Dtype, Preset
-from experiments.shown import say
-from experiments.study import read_record
-from msrnn_jax.checks import check_dtype
-from msrnn_jax.command import CLOSED, ending_when_told, plain_errors
-from msrnn_jax.commands.options import MeshText
-from msrnn_jax.journal import Line
-from msrnn_jax.usage import Command
+from experiments.common.console import say
+from experiments.common.options import Checkpoint, Dtype, Preset
+from experiments.common.study import read_record
+from msrnn_jax.cli.errors import CLOSED, ending_when_told, plain_errors
+from msrnn_jax.cli.options import MeshText
+from msrnn_jax.cli.usage import Command
+from msrnn_jax.io.journal import Line
+from msrnn_jax.recurrence.checks import check_dtype
 
 PRESETS = ("small", "paper")
 ROOT = pathlib.Path(__file__).parent.parent

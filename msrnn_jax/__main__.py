@@ -9,7 +9,7 @@ from typing import Any
 def main() -> None:
     """Runs the command line."""
     end_at_once_on_interrupts()
-    from msrnn_jax.cli import app
+    from msrnn_jax.cli.app import app
 
     sys.exit(app())
 

@@ -31,7 +31,7 @@ _CHECKED = [
     if path.name != "__init__.py"
 ]
 _CHECKED = [name for name in _CHECKED if name not in _UNCHECKED]
-assert "msrnn_jax.llama" in _CHECKED and "msrnn_jax.policies.tova" in _CHECKED
+assert "msrnn_jax.model.llama" in _CHECKED and "msrnn_jax.policies.tova" in _CHECKED
 assert not any(name in sys.modules for name in _CHECKED), "the library was imported before its hook"
 install_import_hook(_CHECKED, "beartype.beartype")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import msrnn_jax as ms
-from msrnn_jax.generate import BLOCK, Block, Draft
+from msrnn_jax.generation.generate import BLOCK, Block, Draft
 
 
 def force(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -28,5 +28,5 @@ def force(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         )
         return Block(padded[None], np.asarray([len(new)]), after)
 
-    monkeypatch.setattr("msrnn_jax.writing.write_block", write_block)
+    monkeypatch.setattr("msrnn_jax.generation.streaming.write_block", write_block)
     return script

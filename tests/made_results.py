@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments import published
-from experiments.study import Key, open_study
+from experiments.common import published
+from experiments.common.study import Key, open_study
 
 MODEL = {"model_sha256": "0123456789abcdef", "config_sha256": "fedcba9876543210", "dtype": "float32"}
 SECRET = "the-words-of-an-answer"  # in every field that holds a text

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 import msrnn_jax as ms
-from msrnn_jax.evaluate import Perplexity, perplexity_of
-from msrnn_jax.sweep import batches, fill, read_rows, rows_of
+from msrnn_jax.evaluation.summary import Perplexity, perplexity_of
+from msrnn_jax.evaluation.sweep import batches, fill, read_rows, rows_of
 
 
 def sweep(

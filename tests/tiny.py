@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import msrnn_jax as ms
-from msrnn_jax.compress import worth
+from msrnn_jax.recurrence.eviction import worth
 
 NEAR_TIE = 1e-5  # two lowest scores closer than this, relatively, may be taken for each other in float32
 

@@ -12,20 +12,21 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from experiments.books import Passage, read_books
+from experiments.common.books import Passage, read_books
+from experiments.common.console import show
+from experiments.common.model import Model, open_model
+from experiments.common.options import Books, Checkpoint, Dtype, Out, Policies, Preset, settings_of
+from experiments.common.policies import named, policies_of
+from experiments.common.study import Key, Unit, complete
+from experiments.extrapolation.fields import check
 from experiments.extrapolation.reading import read_streams
 from experiments.extrapolation.tables import summarise, table
-from experiments.forgetting import named, policies_of
-from experiments.model import Model, open_model
-from experiments.options import Books, Checkpoint, Dtype, Out, Policies, Preset, settings_of
-from experiments.shown import show
-from experiments.study import Key, Unit, complete
-from msrnn_jax.checks import whole
-from msrnn_jax.command import plain_errors
-from msrnn_jax.commands.options import MeshText
-from msrnn_jax.journal import Line
+from msrnn_jax.cli.errors import plain_errors
+from msrnn_jax.cli.options import MeshText
+from msrnn_jax.cli.usage import Command
+from msrnn_jax.io.journal import Line
 from msrnn_jax.policies import Policy
-from msrnn_jax.usage import Command
+from msrnn_jax.recurrence.checks import whole
 
 NAME = "extrapolation"
 
@@ -70,7 +71,7 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
         for policy in policies
         for start in range(0, len(passages), settings.batch)
     ]
-    return complete(out, NAME, settings, model.about, units, console)
+    return complete(out, NAME, settings, model.about, units, console, check)
 
 
 def _unit(settings: Settings, model: Model, policy: Policy, positions: str, passages: list[Passage]) -> Unit:

@@ -11,13 +11,13 @@ from jax import Array
 from jaxtyping import Float, Int
 
 import msrnn_jax as ms
-from experiments.model import Model
-from msrnn_jax.extend import read
-from msrnn_jax.fork import fork
+from experiments.common.model import Model
+from msrnn_jax.evaluation.losses import read_losses
+from msrnn_jax.model.extend import read
+from msrnn_jax.model.state_ops import fork
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
-from msrnn_jax.readers import read_losses
-from msrnn_jax.slots import init_state
+from msrnn_jax.recurrence.slots import init_state
 
 BLOCK = 1000  # tokens whose losses are summed up, and between two chances for ctrl-C
 

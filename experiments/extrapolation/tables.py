@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from experiments.estimates import ratio
-from experiments.paired import by
-from msrnn_jax.evaluate import perplexity_from
-from msrnn_jax.journal import Line
-from msrnn_jax.measure import decimals
+from experiments.common.estimates import by, ratio
+from msrnn_jax.evaluation.summary import perplexity_from
+from msrnn_jax.io.journal import Line
+from msrnn_jax.text.display import decimals
 
 SHOWN = 6  # lengths in a table
 

@@ -12,12 +12,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from experiments.common.console import say
+from experiments.common.options import Checkpoint, settings_of
 from experiments.finetune.run import MODEL, run
 from experiments.finetune.settings import Settings
-from experiments.options import Checkpoint, settings_of
-from experiments.shown import say
-from msrnn_jax.command import plain_errors
-from msrnn_jax.usage import Command
+from msrnn_jax.cli.errors import plain_errors
+from msrnn_jax.cli.usage import Command
 
 NAME = "finetune"
 PRESETS = {"small": Settings()}

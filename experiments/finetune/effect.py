@@ -14,27 +14,26 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from experiments.books import read_books
-from experiments.estimates import Estimate, columns, exp, minus, over
-from experiments.finetune.loss_plot import plot_runs
+from experiments.common.books import read_books
+from experiments.common.console import last_part, say, show, with_error
+from experiments.common.estimates import Estimate, by, columns, exp, mean_of, minus, over
+from experiments.common.options import Checkpoint, Dtype
+from experiments.common.origin import check_out, write_result
+from experiments.common.policies import FULL
+from experiments.finetune.plot import plot_runs
 from experiments.finetune.run import MODEL, read_about, read_losses
-from experiments.forgetting import FULL
 from experiments.language_modeling.__main__ import Settings as Reading
 from experiments.language_modeling.__main__ import run as read
-from experiments.names import last_part
-from experiments.options import Checkpoint, Dtype
-from experiments.paired import by, mean_of
-from experiments.results import check_out, write_result
-from experiments.shown import say, show, with_error
-from msrnn_jax.checkpoint import fingerprint, load
-from msrnn_jax.command import plain_errors
-from msrnn_jax.journal import Line
-from msrnn_jax.measure import decimals
-from msrnn_jax.plot import check_plot
+from msrnn_jax.checkpoint.identity import fingerprint
+from msrnn_jax.checkpoint.load import load
+from msrnn_jax.checkpoint.tokenizer import load_tokenizer
+from msrnn_jax.cli.errors import plain_errors
+from msrnn_jax.cli.usage import Command
+from msrnn_jax.evaluation.plot import check_plot
+from msrnn_jax.io.journal import Line
+from msrnn_jax.io.provenance import tokens_hash
 from msrnn_jax.policies import parse_policy
-from msrnn_jax.record import tokens_hash
-from msrnn_jax.tokenizer import load_tokenizer
-from msrnn_jax.usage import Command
+from msrnn_jax.text.display import decimals
 
 NAME = "finetune_effect"
 UNTRAINED = "untrained"

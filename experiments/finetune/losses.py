@@ -8,10 +8,9 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 import msrnn_jax as ms
-from msrnn_jax.evaluate import losses_of
-from msrnn_jax.extend import read
-from msrnn_jax.llama import unembed
-from msrnn_jax.readers import compare
+from msrnn_jax.evaluation.losses import compare, losses_of
+from msrnn_jax.model.extend import read
+from msrnn_jax.model.llama import unembed
 
 
 class Teacher(NamedTuple):

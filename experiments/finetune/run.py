@@ -1,33 +1,34 @@
 """A run of training from its first step, or from where it was kept, to a checkpoint."""
 
+import contextlib
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import msrnn_jax as ms
-from experiments.finetune.keeping import KIND as KEEPING
-from experiments.finetune.keeping import about_kept, keep, read_kept
-from experiments.finetune.loss_plot import plot_losses
-from experiments.finetune.meter import meter
-from experiments.finetune.plan import Plan, check_same, make_plan
+from experiments.common.console import say
+from experiments.common.origin import commit, hardware
+from experiments.finetune.data import Plan, check_same, make_plan
+from experiments.finetune.plot import plot_losses
+from experiments.finetune.saving import KIND as KEEPING
+from experiments.finetune.saving import about_kept, keep, read_kept
 from experiments.finetune.settings import Settings
 from experiments.finetune.training import Training, begin, empty_states, train
-from experiments.results import commit, hardware
-from experiments.shown import say
-from msrnn_jax.checkpoint import CHECKPOINT
-from msrnn_jax.facts import SOURCE_FILE
-from msrnn_jax.journal import Journal, Line, open_journal, read_journal
-from msrnn_jax.making import check_space, prepare
-from msrnn_jax.plot import check_plot
+from msrnn_jax.checkpoint.layout import SETTINGS_FILE, SOURCE_FILE, TEMPLATE_FILE, TOKENIZER_FILE
+from msrnn_jax.checkpoint.save import CHECKPOINT
+from msrnn_jax.evaluation.plot import check_plot
+from msrnn_jax.io.atomic import write_text
+from msrnn_jax.io.folders import check_space, prepare
+from msrnn_jax.io.journal import Journal, Line, open_journal, read_journal
+from msrnn_jax.io.units import tree_bytes
 from msrnn_jax.policies import parse_policy
-from msrnn_jax.record import write_text
-from msrnn_jax.sizes import tree_bytes
-from msrnn_jax.tokenizer import SETTINGS_FILE, TEMPLATE_FILE, TOKENIZER_FILE
 
 LOSSES, PICTURE, KEPT, MODEL = "losses.jsonl", "losses.png", "training", "model"
 KINDS = ("finetune run", "finetune step")
@@ -210,3 +211,38 @@ def _title(settings: Settings) -> str:
     what = f"LoRA {settings.lora}" if settings.lora else "all weights"
     policy = parse_policy(settings.policy)
     return f"{policy}, budget {settings.budget}: {what}" if policy.forgets else f"{policy}: {what}"
+
+
+EVERY = 30.0  # seconds between two lines
+Meter = Callable[[int, float], None]  # called with a step that is done, from 1, and its loss
+
+
+@contextlib.contextmanager
+def meter(console: Console, done: int, steps: int, tokens: int) -> Iterator[Meter]:
+    """Shows the step, its loss, tokens a second and the time that is left.
+
+    Args:
+      done: steps of an earlier run.
+      tokens: of every step.
+    """
+    begun = told = 0.0
+    columns = (TextColumn("finetune: step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("compiling", total=steps, completed=done)
+
+        def update(step: int, loss: float) -> None:
+            nonlocal begun, told
+            now = time.monotonic()
+            text, left = f"loss {loss:.4f}", ""
+            if step == done + 1:  # it compiles the program, for minutes perhaps
+                begun = now
+                bar.reset(task, total=steps, completed=step)
+            else:
+                each = (now - begun) / (step - done - 1)
+                text, left = f"{text}, {tokens / each:,.0f} tokens/s", f", {each * (steps - step):,.0f} s left"
+            bar.update(task, completed=step, description=text)
+            if not console.is_terminal and (now - told >= EVERY or step == steps):
+                told = now
+                say(console, f"finetune: step {step} of {steps}, {text}{left}")
+
+        yield update

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from msrnn_jax.checks import whole
 from msrnn_jax.params import INPUTS
+from msrnn_jax.recurrence.checks import whole
 
 DTYPES = ("bfloat16", "float32")  # float16 would need its gradients scaled
 RANGES = {  # of numbers that are no sizes

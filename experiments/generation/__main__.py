@@ -16,27 +16,26 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from experiments.forgetting import named, policies_of
+from experiments.common.console import left_out_note, show
+from experiments.common.model import Model, open_model
+from experiments.common.options import Budgets, Chat, Checkpoint, Dtype, Mode, Out, Policies, Preset, settings_of
+from experiments.common.policies import named, policies_of
+from experiments.common.study import Key, Unit, complete
 from experiments.generation.endpoint import Judge
-from experiments.generation.instruction import STORY, without_template
+from experiments.generation.fields import check
 from experiments.generation.judging import check_judge, judge_stories
-from experiments.generation.prompts import Prompt, Row, make_prompts, read_rows
-from experiments.generation.scoring import distinct, foreseen, same_until
+from experiments.generation.prompts import STORY, Prompt, Row, make_prompts, read_rows, without_template
 from experiments.generation.tables import judge_table, summarise, summarise_judge, table
-from experiments.generation.writing import Manner, Story, shape_of, write_stories
-from experiments.model import Model, open_model
-from experiments.options import Budgets, Chat, Checkpoint, Dtype, Mode, Out, Policies, Preset, settings_of
-from experiments.shown import left_out_note, show
-from experiments.study import Key, Unit, complete
-from msrnn_jax.checks import whole
-from msrnn_jax.command import plain_errors
-from msrnn_jax.commands.options import MeshText
-from msrnn_jax.journal import Line
-from msrnn_jax.leaving_out import Note, refuse
+from experiments.generation.writing import Manner, Story, distinct, foreseen, same_until, shape_of, write_stories
+from msrnn_jax.cli.errors import plain_errors
+from msrnn_jax.cli.options import MeshText
+from msrnn_jax.cli.usage import Command
+from msrnn_jax.generation.sampling import make_sampler
+from msrnn_jax.io.files import Note, refuse
+from msrnn_jax.io.journal import Line
+from msrnn_jax.model.prefill import check_mode
 from msrnn_jax.policies import Full, Policy, parse_policy
-from msrnn_jax.prefill import check_mode
-from msrnn_jax.sampling import make_sampler
-from msrnn_jax.usage import Command
+from msrnn_jax.recurrence.checks import whole
 
 NAME = "generation"
 MOST = 100_000  # stories
@@ -94,7 +93,7 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
         for start in range(0, len(prompts), manner.shape.rows)
         for unit in _units(settings, model, manner, prompts[start : start + manner.shape.rows])
     ]
-    return complete(out, NAME, settings, model.about, units, console)
+    return complete(out, NAME, settings, model.about, units, console, check)
 
 
 def _prepare(settings: Settings, model: Model, context: int, unreadable: Note) -> tuple[Manner, list[Prompt]]:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import requests
 from urllib3.exceptions import HTTPError, TimeoutError
 
-from msrnn_jax.checks import whole
+from msrnn_jax.recurrence.checks import whole
 
 KEY = "OPENAI_API_KEY"  # the variable that clients of such endpoints read
 BUSY = (408, 409, 429, *range(500, 600))  # answers that may be others a little later

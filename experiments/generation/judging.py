@@ -2,26 +2,18 @@
 
 import functools
 import pathlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
 
-from experiments.fields import MODEL
+from experiments.common.schema import MODEL
+from experiments.common.study import Key, Unit, complete
 from experiments.generation.endpoint import Judge, ask, key_of
-from experiments.generation.verdict import (
-    DROPPED,
-    EQUAL,
-    FULL,
-    POLICY,
-    UNREADABLE,
-    question_hash,
-    question_of,
-    read_choice,
-)
-from experiments.study import Key, Unit, complete
-from msrnn_jax.journal import Line, open_journal
-from msrnn_jax.record import json_hash
+from experiments.generation.fields import DROPPED, EQUAL, FULL, POLICY, UNREADABLE, check_judgement
+from msrnn_jax.io.journal import Line, open_journal
+from msrnn_jax.io.provenance import json_hash, text_hash
 
 NAME = "generation_judge"
 ANSWER = 200  # characters of an answer that are kept
@@ -54,7 +46,7 @@ def judge_stories(judge: Judge, out: pathlib.Path, lines: Sequence[Line], consol
     others = [line for line in lines if line["setting"]["policy"] != FULL and line["document"] in full]
     units = [unit for line in others for unit in _units(judge, line, full[line["document"]])]
     about = {name: lines[0][name] for name in MODEL}
-    return complete(out, NAME, judge, about, units, console)
+    return complete(out, NAME, judge, about, units, console, check_judgement)
 
 
 def _units(judge: Judge, line: Line, full: Line) -> Iterator[Unit]:
@@ -87,3 +79,62 @@ def forgot_nothing(line: Line) -> bool:
     A query sees what is kept and itself, so budget + 1 tokens, and the last token of a story is no query.
     """
     return line["prompt_tokens"] + line["tokens"] <= line["setting"]["budget"] + 2
+
+
+QUESTION = """\
+Two texts were written at this request:
+
+{prompt}
+
+===== Text (A) =====
+{first}
+===== End of text (A) =====
+
+===== Text (B) =====
+{second}
+===== End of text (B) =====
+
+Which of the two serves the request better?
+(A) text A
+(B) text B
+(C) both are equally good or equally bad
+Answer with (A), (B) or (C) alone, and give no reasons."""
+# Of answers without parentheses those that are a letter, or say no more than that it is the answer.
+PLAIN = re.compile(
+    r"\W*(?:(?:my |the )?(?:answer|choice|option|verdict|response|text)\b(?: is)?\W*)?([abc])(?: is better)?\W*", re.I
+)
+
+
+def question_of(prompt: str, first: str, second: str) -> str:
+    """The message to a judge; what stands in braces in a story stays as it is."""
+    return QUESTION.format(prompt=prompt, first=first, second=second)
+
+
+def question_hash() -> str:
+    """Of the wording: judgements of another wording are other ones."""
+    return text_hash(QUESTION)
+
+
+def read_choice(answer: str) -> str | None:
+    """ "A", "B" or "C"; None for an answer that says none of them, or more than one."""
+    found = {letter.upper() for letter in re.findall(r"\(([abc])\)", answer, re.I)}
+    if not found and (plain := PLAIN.fullmatch(answer)):
+        found = {plain[1].upper()}
+    return found.pop() if len(found) == 1 else None
+
+
+def outcomes(lines: Iterable[Line]) -> dict[str, str]:
+    """A win, a tie or a loss for every document of which both orders were judged, or that it was dropped."""
+    choices: dict[str, list[str]] = {}
+    for line in lines:
+        choices.setdefault(line["document"], []).append(line["choice"])
+    return {document: _outcome(both) for document, both in choices.items() if len(both) == 2}
+
+
+def _outcome(choices: Sequence[str]) -> str:
+    """Of the two orders: a win or a loss only if both say so."""
+    if DROPPED in choices:
+        return DROPPED
+    if set(choices) == {POLICY}:
+        return "win"
+    return "loss" if set(choices) == {FULL} else "tie"

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.names import last_part
-from msrnn_jax.files import called, read_bytes
-from msrnn_jax.files import read_rows as read_lines
-from msrnn_jax.json_rows import check, field, filled, names_of
-from msrnn_jax.leaving_out import Note, left_out, refuse, what_remains
+from experiments.common.console import last_part
+from msrnn_jax.io.files import Note, called, left_out, read_bytes, refuse, what_remains
+from msrnn_jax.io.files import read_rows as read_lines
+from msrnn_jax.io.json_fields import check, field, filled, names_of
 
 KIND = "prompts"
 FIELDS = ("prompt", "turns")  # that are recognised, in this order
@@ -127,3 +126,15 @@ def _encode(
                 raise ValueError(f"{row.where} has {len(tokens):,} tokens; a prompt must have from 1 to {most:,}")
             found += 1
             yield row, tokens
+
+
+STORY = (
+    "Write a very long story, of 4,000 words or more. Give names to twenty characters or more. The story should lead "
+    "through three countries and nine cities, and be told in ten chapters or more. Let its plot take turns that nobody "
+    "expects."
+)
+
+
+def without_template(text: str) -> str:
+    """An instruction for models that have no chat template, in the form that the paper's prompts have."""
+    return f"### Instruction:\n{text}\n\n### Response:\n"

@@ -5,11 +5,10 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.estimates import columns, mean
-from experiments.generation.verdict import DROPPED, FULL, UNREADABLE, outcomes
-from experiments.paired import by, difference, mean_of
-from experiments.shown import with_error
-from msrnn_jax.journal import Line
+from experiments.common.console import with_error
+from experiments.common.estimates import by, columns, difference, mean, mean_of
+from experiments.generation.judging import DROPPED, FULL, UNREADABLE, outcomes
+from msrnn_jax.io.journal import Line
 
 # What is averaged: over stories, or over their tokens where there is a weight.
 MEASURES = {

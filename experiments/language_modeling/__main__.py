@@ -15,12 +15,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from experiments.books import Passage, read_books, spaced, spread
-from experiments.forgetting import BASELINE, FULL, named, policies_of
-from experiments.language_modeling.reading import Full, read_budgets, read_full, read_short, together
-from experiments.language_modeling.tables import summarise, table
-from experiments.model import Model, open_model
-from experiments.options import (
+from experiments.common.books import Passage, read_books, spaced, spread
+from experiments.common.console import show
+from experiments.common.model import Model, open_model
+from experiments.common.options import (
     Books,
     Budgets,
     Checkpoint,
@@ -32,14 +30,17 @@ from experiments.options import (
     Segment,
     settings_of,
 )
-from experiments.shown import show
-from experiments.study import Key, Unit, complete
-from msrnn_jax.checks import whole
-from msrnn_jax.command import plain_errors
-from msrnn_jax.commands.options import MeshText
-from msrnn_jax.journal import Line
+from experiments.common.policies import BASELINE, FULL, named, policies_of
+from experiments.common.study import Key, Unit, complete
+from experiments.language_modeling.fields import check
+from experiments.language_modeling.reading import Full, read_budgets, read_full, read_short, together
+from experiments.language_modeling.tables import summarise, table
+from msrnn_jax.cli.errors import plain_errors
+from msrnn_jax.cli.options import MeshText
+from msrnn_jax.cli.usage import Command
+from msrnn_jax.io.journal import Line
 from msrnn_jax.policies import parse_policy
-from msrnn_jax.usage import Command
+from msrnn_jax.recurrence.checks import whole
 
 NAME = "language_modeling"
 
@@ -92,7 +93,7 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
         for index, passage in enumerate(passages)
         for unit in _units(settings, model, passage, functools.partial(full, index), passage.name in fewer)
     ]
-    return complete(out, NAME, settings, model.about, units, console)
+    return complete(out, NAME, settings, model.about, units, console, check)
 
 
 def _check(settings: Settings, model: Model, size: int) -> None:

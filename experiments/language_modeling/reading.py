@@ -11,13 +11,13 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 import msrnn_jax as ms
-from experiments.model import Model
-from msrnn_jax.evaluate import segment
-from msrnn_jax.extend import read
+from experiments.common.model import Model
+from msrnn_jax.evaluation.losses import read_fidelity, read_losses
+from msrnn_jax.evaluation.segments import segment
+from msrnn_jax.model.extend import read
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
-from msrnn_jax.readers import read_fidelity, read_losses
-from msrnn_jax.slots import init_state
+from msrnn_jax.recurrence.slots import init_state
 
 ALIKE = 512  # budgets up to it cost about the same: attention is the smaller part of a chunk
 

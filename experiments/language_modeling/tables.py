@@ -5,12 +5,11 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.estimates import columns, ratio
-from experiments.paired import by, mean_of
-from experiments.shown import with_error
-from msrnn_jax.evaluate import perplexity_from
-from msrnn_jax.journal import Line
-from msrnn_jax.measure import decimals
+from experiments.common.console import with_error
+from experiments.common.estimates import by, columns, mean_of, ratio
+from msrnn_jax.evaluation.summary import perplexity_from
+from msrnn_jax.io.journal import Line
+from msrnn_jax.text.display import decimals
 
 
 def summarise(lines: Sequence[Line]) -> list[dict[str, Any]]:

@@ -19,23 +19,24 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from experiments.books import read_books
-from experiments.forgetting import named, policies_of
-from experiments.model import Model, open_model
+from experiments.common.books import read_books
+from experiments.common.console import show
+from experiments.common.model import Model, open_model
+from experiments.common.options import Books, Budgets, Checkpoint, Dtype, Mode, Out, Policies, Preset, settings_of
+from experiments.common.policies import named, policies_of
+from experiments.common.study import Key, Unit, complete
 from experiments.needle.asking import Asked, ask
+from experiments.needle.fields import check
 from experiments.needle.haystack import Case, draw_case, needle_tokens
 from experiments.needle.prompts import ORDERS, Room, rooms_for, write_prompt
 from experiments.needle.tables import depth_table, summarise, summarise_depths, table
-from experiments.options import Books, Budgets, Checkpoint, Dtype, Mode, Out, Policies, Preset, settings_of
-from experiments.shown import show
-from experiments.study import Key, Unit, complete
-from msrnn_jax.checks import whole
-from msrnn_jax.command import plain_errors
-from msrnn_jax.commands.options import MeshText
-from msrnn_jax.journal import Line
+from msrnn_jax.cli.errors import plain_errors
+from msrnn_jax.cli.options import MeshText
+from msrnn_jax.cli.usage import Command
+from msrnn_jax.io.journal import Line
+from msrnn_jax.model.prefill import check_mode
 from msrnn_jax.policies import Policy, parse_policy
-from msrnn_jax.prefill import check_mode
-from msrnn_jax.usage import Command
+from msrnn_jax.recurrence.checks import whole
 
 NAME = "needle"
 
@@ -112,7 +113,7 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
         for depth in settings.depths
         for unit in _units(settings, model, order, cases[length, depth], rooms[length])
     ]
-    return complete(out, NAME, settings, model.about, units, console)
+    return complete(out, NAME, settings, model.about, units, console, check)
 
 
 def _check(settings: Settings, model: Model) -> None:

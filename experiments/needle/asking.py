@@ -8,23 +8,52 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax import Array
 from jaxtyping import Float, Int
 
 import msrnn_jax as ms
-from experiments.continuing import continue_greedily
-from experiments.model import Model
-from experiments.needle.batch import WIDTH, Batch, make_batch
+from experiments.common.decoding import continue_greedily
+from experiments.common.model import Model
 from experiments.needle.haystack import Case
-from experiments.needle.held import Held, held_in
-from experiments.needle.prompts import Prompt, Room
-from msrnn_jax.evaluate import losses_of
-from msrnn_jax.llama import advance, unembed
+from experiments.needle.prompts import WIDTH, Batch, Prompt, Room, make_batch
+from msrnn_jax.evaluation.losses import losses_of
+from msrnn_jax.model.llama import advance, unembed
+from msrnn_jax.model.prefill import prefill
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
-from msrnn_jax.prefill import prefill
-from msrnn_jax.slots import init_state
+from msrnn_jax.recurrence.slots import init_state
 from msrnn_jax.state import MultiState
+
+
+class Held(struct.PyTreeNode):
+    """Means over the sets of slots that forget by themselves: one of every layer, or of every KV head in it."""
+
+    value_any: Array  # [B], 1 where any token of the value is held
+    value_all: Array  # [B], 1 where all of them are
+    question: Array  # [B], share of the tokens of the question before the text
+
+
+def held_in(batch: Batch, states: MultiState) -> Held:
+    """What every row's state holds."""
+    value, question = _share(states, batch.value), _share(states, batch.question)
+    return Held(
+        value_any=(value > 0).mean(axis=(0, 2)),
+        value_all=(value >= 1).mean(axis=(0, 2)),
+        question=question.mean(axis=(0, 2)),
+    )
+
+
+def _share(states: MultiState, span: Int[Array, "B 2"]) -> Float[Array, "L B #K"]:
+    """How much of a span of positions is held, a share of its tokens; 0 of an empty one."""
+    first, end = span[:, :1, None], span[:, 1:, None]  # [B, 1, 1]
+    number = jnp.maximum(end - first, 1).astype(jnp.float32)[None, :, 0]  # [1, B, 1]
+    counts = [
+        ((layer.positions >= first) & (layer.positions < end)).sum(axis=-1, dtype=jnp.int32)  # [B, #K]
+        for layer in states.layers
+    ]
+    return jnp.stack(counts).astype(jnp.float32) / number
+
 
 WRITTEN = WIDTH + 2  # tokens that the model writes: another digit would show
 WORD = re.compile(r"\W*(\w+)")

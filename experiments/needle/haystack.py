@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.books import Book
-from msrnn_jax.record import text_hash
-from msrnn_jax.tokenizer import Tokenizer
+from experiments.common.books import Book
+from msrnn_jax.io.provenance import text_hash
+from msrnn_jax.text.tokenizer import Tokenizer
 
 SENTENCE = "The secret number of {city} is {value}."
 QUESTION = "What is the secret number of {city}?"

@@ -6,11 +6,10 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.estimates import columns
-from experiments.paired import by, difference, mean_of
-from experiments.shown import with_error
-from msrnn_jax.journal import Line
-from msrnn_jax.measure import decimals
+from experiments.common.console import with_error
+from experiments.common.estimates import by, columns, difference, mean_of
+from msrnn_jax.io.journal import Line
+from msrnn_jax.text.display import decimals
 
 MEANS = {  # of a row, and of a line
     "correct": "correct",

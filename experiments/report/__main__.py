@@ -13,16 +13,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from experiments.report.machine import values_of
-from experiments.report.markdown import markdown_of
-from experiments.report.page import page_of
-from experiments.report.records import read_records
-from experiments.report.report import Report, make_report
-from experiments.shown import say
-from msrnn_jax.command import plain_errors
-from msrnn_jax.plot import check_plot
-from msrnn_jax.record import check_writable, write_bytes, write_json, write_text
-from msrnn_jax.usage import Command
+from experiments.common.console import say
+from experiments.common.records import read_records
+from experiments.report.render import markdown_of, page_of, values_of
+from experiments.report.report import CHECKS, Report, make_report
+from msrnn_jax.cli.errors import plain_errors
+from msrnn_jax.cli.usage import Command
+from msrnn_jax.evaluation.plot import check_plot
+from msrnn_jax.io.atomic import check_writable, write_bytes, write_json, write_text
 
 WRITTEN = ("report.html", "report.md", "report.json")
 
@@ -36,7 +34,7 @@ def run(results: pathlib.Path, out: pathlib.Path, model: str | None = None) -> R
     check_plot(out / "report.png")  # whether any can be drawn
     for name in WRITTEN:
         check_writable("out", out / name)
-    report = make_report(read_records(results), model)
+    report = make_report(read_records(results, CHECKS), model)
     pictures = {f"{one.name}.png": one.png for section in report.sections for one in section.pictures}
     texts = {"report.md": markdown_of(report), "report.html": page_of(report)}
     for name in pictures:

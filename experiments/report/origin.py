@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from experiments.names import last_part
-from experiments.report.records import NAMES, OPTIONAL, THROUGHPUT, Records
-from experiments.study import Record, about
+from experiments.common.console import last_part
+from experiments.common.records import OPTIONAL, THROUGHPUT, Records
+from experiments.common.study import Record, about
 
 _PLACES = {"checkpoint", "data", "texts", "text", "out"}  # settings that are paths
 _PLACE = re.compile(r"^([~/\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\])|://")  # what names a place wherever it stands
@@ -43,7 +43,7 @@ def missing(records: Records) -> list[str]:
     """Every experiment without results, and every one that lacks some or came to none, in words."""
     there = {one.name: one for one in origins(records)}
     said = []
-    for name in NAMES:
+    for name in records.names:
         if name not in there:
             said.append(f"{name}: {records.why(name)}" + (" (optional)" if name in OPTIONAL else ""))
         elif not there[name].is_complete:

@@ -6,12 +6,24 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from experiments.report.claims import CLAIMS
-from experiments.report.content import Section, number
+from experiments.common.claims import OUTCOMES, Claim, Part, Verdict
+from experiments.common.figures import Section, number
+from experiments.common.records import Records
+from experiments.common.schema import Check
+from experiments.extrapolation import fields as extrapolation_fields
+from experiments.extrapolation import report as extrapolation
+from experiments.generation import fields as generation_fields
+from experiments.generation import report as generation
+from experiments.language_modeling import fields as language_modeling_fields
+from experiments.language_modeling import report as language_modeling
+from experiments.needle import fields as needle_fields
+from experiments.needle import report as needle
 from experiments.report.origin import Origin, different_models, missing, model_name, origins
-from experiments.report.records import Records
-from experiments.report.sections import make_sections
-from experiments.report.verdicts import OUTCOMES, Claim, Part, Verdict
+from experiments.retention import fields as retention_fields
+from experiments.retention import report as retention
+from experiments.throughput import report as throughput
+from experiments.understanding import fields as understanding_fields
+from experiments.understanding import report as understanding
 
 PAPER = "Oren et al., Transformers are Multi-State RNNs (arXiv 2401.06104v2)"
 HOW = (
@@ -23,6 +35,20 @@ HOW = (
     "compared as they are in the paper, their errors carried over from those of the loss. Segments, questions, "
     "stories and draws count as independent, also where they are of one book or paper. Computed sizes have no error."
 )
+
+
+# In the order of the paper.
+EXPERIMENTS = (language_modeling, understanding, generation, throughput, extrapolation, retention, needle)
+CHECKS: dict[str, Check] = {
+    "language_modeling": language_modeling_fields.check,
+    "understanding": understanding_fields.check,
+    "generation": generation_fields.check,
+    "generation_judge": generation_fields.check_judgement,
+    "retention": retention_fields.check,
+    "needle": needle_fields.check,
+    "extrapolation": extrapolation_fields.check,
+}
+CLAIMS = tuple(claim for experiment in EXPERIMENTS for claim in experiment.CLAIMS)
 
 
 class Decided(NamedTuple):
@@ -105,3 +131,9 @@ def in_brief(verdict: Verdict) -> str:
     counted = f"; {agreeing} of {len(verdict.parts)} agree" if len(verdict.parts) > 1 else ""
     note = f" ({verdict.note})" if verdict.note else ""
     return f"{part.what}: {spell_number(part)} ({verdict.unit}), wanted {part.wanted}{paper}{counted}{note}"
+
+
+def make_sections(records: Records) -> list[Section]:
+    """The sections of what is there."""
+    made = [experiment.make(records) for experiment in EXPERIMENTS]
+    return [section for section in made if section is not None]

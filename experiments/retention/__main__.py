@@ -14,10 +14,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from experiments.books import Passage, read_books, spread
-from experiments.forgetting import named, policies_of
-from experiments.model import Model, open_model
-from experiments.options import (
+from experiments.common.books import Passage, read_books, spread
+from experiments.common.console import show
+from experiments.common.model import Model, open_model
+from experiments.common.options import (
     Books,
     Budgets,
     Checkpoint,
@@ -29,19 +29,20 @@ from experiments.options import (
     Segment,
     settings_of,
 )
+from experiments.common.policies import named, policies_of
+from experiments.common.study import Key, Unit, complete
+from experiments.retention.fields import check
 from experiments.retention.lives import numbers_of
 from experiments.retention.maps import pack
 from experiments.retention.recording import BATCH, record
 from experiments.retention.tables import summarise, table, table_of_tags
 from experiments.retention.tags import tag_tokens, tagger_version
-from experiments.shown import show
-from experiments.study import Key, Unit, complete
-from msrnn_jax.checks import whole
-from msrnn_jax.command import plain_errors
-from msrnn_jax.commands.options import MeshText
-from msrnn_jax.journal import Line
+from msrnn_jax.cli.errors import plain_errors
+from msrnn_jax.cli.options import MeshText
+from msrnn_jax.cli.usage import Command
+from msrnn_jax.io.journal import Line
 from msrnn_jax.policies import parse_policy
-from msrnn_jax.usage import Command
+from msrnn_jax.recurrence.checks import whole
 
 NAME = "retention"
 PICTURED = 512  # the budget of the paper's maps
@@ -92,7 +93,7 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
         for setting in every
         for start in range(0, len(passages), BATCH)
     ]
-    return complete(out, NAME, settings, model.about, units, console)
+    return complete(out, NAME, settings, model.about, units, console, check)
 
 
 def _check(settings: Settings, model: Model, size: int) -> None:

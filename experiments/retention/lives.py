@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from experiments.retention.recording import Recorded
-from msrnn_jax.survival import STILL_HELD
+from msrnn_jax.tracing.lifetimes import STILL_HELD
 
 FIRST = 25  # tokens, as in Figure 9
 
@@ -54,7 +54,7 @@ def _by_kind(kinds: Sequence[Sequence[str]], kept: Float[np.ndarray, " T"]) -> d
     """How many tokens are of each kind, and the sum of the steps they were kept; a token may be of any number."""
     found = {}
     for kind in sorted({kind for some in kinds for kind in some}):
-        mine = np.asarray([kind in some for some in kinds])
+        mine = np.asarray([kind in some for some in kinds], bool)
         found[kind] = [int(mine.sum()), float(kept[mine].sum())]
     return found
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from msrnn_jax.journal import Line
+from msrnn_jax.io.journal import Line
 
 
 def pack(freed: Int[np.ndarray, "L #K T"]) -> dict[str, Any]:
@@ -29,8 +29,3 @@ def fits(line: Line) -> bool:
         return unpack(line).ndim == 3
     except (ValueError, TypeError, zlib.error):
         return False
-
-
-def is_map(line: Line) -> bool:
-    """Whether a line holds a record and not numbers."""
-    return line["setting"].get("record") == "map"

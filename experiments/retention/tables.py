@@ -5,12 +5,11 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.estimates import Estimate, columns, mean, ratio
-from experiments.paired import by, mean_of
-from experiments.published import LIFE_BUDGETS, LIVES, RECENT, life
-from experiments.retention.maps import is_map
-from experiments.shown import with_error
-from msrnn_jax.journal import Line
+from experiments.common.console import with_error
+from experiments.common.estimates import Estimate, by, columns, mean, mean_of, ratio
+from experiments.common.published import LIFE_BUDGETS, LIVES, RECENT, life
+from experiments.common.schema import is_map
+from msrnn_jax.io.journal import Line
 
 FEWEST = 30  # tokens of a kind that is shown, unless the paper names it
 

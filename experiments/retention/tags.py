@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from msrnn_jax.pieces import pieces
-from msrnn_jax.tokenizer import Tokenizer
+from msrnn_jax.text.display import pieces
+from msrnn_jax.text.tokenizer import Tokenizer
 
 NEWLINE, SPACE, SPECIAL = "newline", "space", "special"  # tokens that have no part of a word
 _LETTER = r"[^\W\d_]"

@@ -14,11 +14,11 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
-from experiments.results import check_out, write_result
-from experiments.shapes import SHAPES
-from experiments.throughput import decode, extend, memory, prompt, roofline
-from experiments.throughput.bench import Bench, threads
+from experiments.common.origin import check_out, write_result
+from experiments.common.shapes import SHAPES
+from experiments.throughput import decode, memory, roofline
 from experiments.throughput.plot import plot
+from experiments.throughput.reading import run_extend, run_prompt
 from experiments.throughput.settings import (
     SECTIONS,
     Decode,
@@ -31,16 +31,17 @@ from experiments.throughput.settings import (
     tokens_needed,
 )
 from experiments.throughput.tables import tables
-from msrnn_jax.command import plain_errors
-from msrnn_jax.usage import Command
+from experiments.throughput.timing import Bench, threads
+from msrnn_jax.cli.errors import plain_errors
+from msrnn_jax.cli.usage import Command
 
 T = TypeVar("T")
 
 RUNS: dict[str, Callable[[Settings, Bench], dict[str, Any]]] = {
     "roofline": roofline.run,
     "decode": decode.run,
-    "prompt": prompt.run,
-    "extend": extend.run,
+    "prompt": run_prompt,
+    "extend": run_extend,
     "memory": memory.run,
 }
 

@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 
 import msrnn_jax as ms
-from experiments.throughput.bench import Bench, Model, move
 from experiments.throughput.programs import continue_greedily, multiply_greedily
 from experiments.throughput.settings import Settings, seen
-from experiments.throughput.timing import Row, Series, compiled, program_bytes, ratio, take_turns
-from msrnn_jax.fork import fork
+from experiments.throughput.timing import Bench, Model, Row, Series, compiled, move, program_bytes, ratio, take_turns
+from msrnn_jax.model.state_ops import fork
 
 
 def run(settings: Settings, bench: Bench) -> dict[str, Any]:

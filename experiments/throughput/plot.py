@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from experiments.throughput.tables import model_name
-from msrnn_jax.record import write_bytes
+from msrnn_jax.io.atomic import write_bytes
 
 Panel = Callable[[Any, dict[str, Any]], None]
 

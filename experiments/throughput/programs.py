@@ -6,8 +6,8 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 import msrnn_jax as ms
-from msrnn_jax.evaluate import losses_of
-from msrnn_jax.layers import project
+from msrnn_jax.evaluation.losses import losses_of
+from msrnn_jax.model.layers import project
 
 
 def continue_greedily(

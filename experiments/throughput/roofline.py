@@ -8,9 +8,8 @@ from jax import Array
 from jaxtyping import Float
 
 import msrnn_jax as ms
-from experiments.throughput.bench import Bench
 from experiments.throughput.settings import Settings
-from experiments.throughput.timing import Row, Series, compiled, take_turns
+from experiments.throughput.timing import Bench, Row, Series, compiled, take_turns
 
 PASSES = 4  # over all layers in a call
 

@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from experiments.shapes import SHAPES
-from msrnn_jax.checks import MAX_BUDGET, check_dtype, check_protection, whole
+from experiments.common.shapes import SHAPES
 from msrnn_jax.policies import parse_policy
+from msrnn_jax.recurrence.checks import MAX_BUDGET, check_dtype, check_protection, whole
 
 SECTIONS = ("roofline", "decode", "prompt", "extend", "memory")
 MOST_GIB = 1_000_000

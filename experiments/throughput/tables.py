@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.throughput.table1 import summarise
+from experiments.throughput.memory import summarise
 from experiments.throughput.timing import Row
-from msrnn_jax.sizes import spell_bytes
+from msrnn_jax.io.units import spell_bytes
 
 
 def tables(result: dict[str, Any]) -> list[Table]:

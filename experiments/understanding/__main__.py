@@ -17,24 +17,25 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from experiments.forgetting import policies_of
-from experiments.model import Model, open_model
-from experiments.options import Budgets, Chat, Checkpoint, Dtype, Out, Policies, Preset, settings_of
-from experiments.shown import show
-from experiments.study import complete
+from experiments.common.console import show
+from experiments.common.model import Model, open_model
+from experiments.common.options import Budgets, Chat, Checkpoint, Dtype, Out, Policies, Preset, settings_of
+from experiments.common.policies import policies_of
+from experiments.common.study import complete
 from experiments.understanding.data import read_data
 from experiments.understanding.documents import Document, Question
+from experiments.understanding.fields import check
 from experiments.understanding.prompts import Asker
 from experiments.understanding.tables import summarise, table
 from experiments.understanding.tasks import TASKS
 from experiments.understanding.units import Exam, Trunk, make_units, read_full
-from msrnn_jax.checks import whole
-from msrnn_jax.command import plain_errors
-from msrnn_jax.commands.options import MeshText
-from msrnn_jax.journal import Line
+from msrnn_jax.cli.errors import plain_errors
+from msrnn_jax.cli.options import MeshText
+from msrnn_jax.cli.usage import Command
+from msrnn_jax.io.journal import Line
+from msrnn_jax.model.prefill import PROMPT_MODES, check_mode
 from msrnn_jax.policies import parse_policy
-from msrnn_jax.prefill import PROMPT_MODES, check_mode
-from msrnn_jax.usage import Command
+from msrnn_jax.recurrence.checks import whole
 
 NAME = "understanding"
 
@@ -89,7 +90,7 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
         return read_full(exams[index])
 
     units = [unit for index, exam in enumerate(exams) for unit in make_units(exam, functools.partial(trunk, index))]
-    return complete(out, NAME, settings, model.about, units, console)
+    return complete(out, NAME, settings, model.about, units, console, check)
 
 
 def _check(settings: Settings, model: Model, context: int) -> None:

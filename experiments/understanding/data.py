@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 
-from experiments.shown import left_out_note
+from experiments.common.console import left_out_note
 from experiments.understanding.documents import Document, Question, Row
 from experiments.understanding.qasper import read_paper
 from experiments.understanding.squality import read_story
-from msrnn_jax.files import called, decoded, read_bytes, read_each, read_rows
-from msrnn_jax.json_rows import check, names_of, parse
-from msrnn_jax.leaving_out import Note, left_out, what_remains
+from msrnn_jax.io.files import Note, called, decoded, left_out, read_bytes, read_each, read_rows, what_remains
+from msrnn_jax.io.json_fields import check, names_of, parse
 
 KIND = "data file"
 SUFFIXES = (".json", ".jsonl")  # what is taken from a folder

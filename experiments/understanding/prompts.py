@@ -7,8 +7,8 @@ import numpy as np
 
 from experiments.understanding.documents import Document, Question
 from experiments.understanding.tasks import TASKS
-from msrnn_jax.record import json_hash
-from msrnn_jax.tokenizer import Tokenizer
+from msrnn_jax.io.provenance import json_hash
+from msrnn_jax.text.tokenizer import Tokenizer
 
 CUE = "Answer:"  # the last word of a prompt
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 from experiments.understanding.documents import Document, Question, Row
-from msrnn_jax.json_rows import check, field, filled, sound, text
-from msrnn_jax.leaving_out import Note, left_out
+from msrnn_jax.io.files import Note, left_out
+from msrnn_jax.io.json_fields import check, field, filled, sound, text
 
 TASK = "qasper"
 

@@ -5,12 +5,11 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.estimates import Estimate, columns, geometric, minus
-from experiments.forgetting import FULL
-from experiments.paired import Line, by, mean_of, pair
-from experiments.shown import with_error
+from experiments.common.console import with_error
+from experiments.common.estimates import Estimate, Line, by, columns, geometric, mean_of, minus, pair
+from experiments.common.policies import FULL
 from experiments.understanding.scores import ROUGE
-from msrnn_jax.measure import decimals
+from msrnn_jax.text.display import decimals
 
 NAMES = ("task", "policy", "budget", "mode")
 

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.forgetting import BASELINE, FULL, named
-from experiments.model import Model
-from experiments.study import Key, Unit
-from experiments.understanding.answering import examine
+from experiments.common.model import Model
+from experiments.common.policies import BASELINE, FULL, named
+from experiments.common.study import Key, Unit
+from experiments.understanding.answering import PIECE, Reading, Stop, examine, read_on, read_trunk, with_budget
 from experiments.understanding.documents import Document, Question
 from experiments.understanding.prompts import Asked, Asker, shared
-from experiments.understanding.reading import PIECE, Reading, Stop, read_on, read_trunk, with_budget
 from msrnn_jax.policies import Full, Policy
 
 ROOM = 512  # what is kept free for answers is a multiple of it: few compilations

@@ -1,0 +1,1 @@
+"""Checkpoints fetched from the Hugging Face hub."""

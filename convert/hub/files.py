@@ -1,0 +1,124 @@
+"""Which files of a repository on the hub a conversion needs; nothing is fetched here."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ..gguf.parts import NAME as PART
+from ..huggingface.names import check_whole
+from ..huggingface.reader import PICKLES
+from ..huggingface.safetensors import INDEX, SINGLE
+from ..problems import shorten
+
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+TOKENIZER_MODEL = "tokenizer.model"  # read only where there is no tokenizer.json
+SMALL = (
+    CONFIG,
+    "generation_config.json",
+    TOKENIZER,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+class Entry(NamedTuple):
+    """A file of a repository, as far as it is known before it is fetched."""
+
+    size: int | None  # bytes
+    sha256: str | None  # of large files
+    blob: str | None  # of small files: git's own hash, sha1 of a header and the content
+
+
+class Listing(NamedTuple):
+    """The files of one commit; of the cache's part of it where the hub is not asked."""
+
+    commit: str
+    files: Mapping[str, Entry]
+    offline: bool
+
+
+def small_files(listing: Listing) -> list[str]:
+    """Everything but the weights: config.json first, and the index of the shards if there is one."""
+    names = [name for name in SMALL if name in listing.files]
+    if TOKENIZER not in listing.files and TOKENIZER_MODEL in listing.files:
+        names.append(TOKENIZER_MODEL)
+    if SINGLE not in listing.files and INDEX in listing.files:
+        names.append(INDEX)
+    return names
+
+
+def check_convertible(repository: str, listing: Listing, page: str) -> None:
+    """Refuses a repository without a config or without weights in safetensors.
+
+    Args:
+      page: the repository's address on the hub.
+    """
+    files = listing.files
+    check_whole(repository, files)
+    weights = SINGLE in files or INDEX in files
+    if CONFIG in files and weights:
+        return
+    if listing.offline:
+        lacking = CONFIG if CONFIG not in files else f"{SINGLE} or {INDEX}"
+        raise ValueError(f"{repository}: the cache holds no {lacking} of {listing.commit}, and the hub is not asked")
+    ggufs = sorted(name for name in files if name.lower().endswith(".gguf"))
+    if ggufs and not weights:
+        names = ", ".join(shorten((f"{repository}/{name}" for name in ggufs), "GGUF files"))
+        raise ValueError(f"{repository} holds GGUF files; name the one to convert: {names}")
+    if CONFIG not in files:
+        raise ValueError(f"{repository} holds no {CONFIG}, so it is no model that can be converted")
+    pickles = sorted(name for name in files if name.endswith(PICKLES))
+    if pickles:
+        raise ValueError(
+            f"{repository} holds its weights as {pickles[0]}; pickle files can run code and are never read: take a "
+            f"revision with safetensors (often the hub's own conversion, refs/pr/N, listed on {page}/discussions) "
+            "or ask its authors for one"
+        )
+    raise ValueError(f"{repository} holds neither {SINGLE} nor {INDEX}")
+
+
+def gguf_files(file: str, listing: Listing, repository: str) -> list[str]:
+    """The GGUF file that was named or, where it is a part of a model, all parts, the first one first.
+
+    Raises:
+      ValueError: the repository lacks one of them.
+    """
+    ggufs = sorted(name for name in listing.files if name.lower().endswith(".gguf"))
+    if file not in listing.files:
+        raise ValueError(f"{repository} holds no {file}; its GGUF files are: {', '.join(ggufs) or 'none'}")
+    part = PART.fullmatch(file)
+    count = int(part["count"]) if part else 0
+    if part is None or not 1 <= int(part["number"]) <= count:
+        return [file]
+    names = [f"{part['stem']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
+    missing = [name for name in names if name not in listing.files]
+    if missing:
+        where = "in the cache" if listing.offline else f"at {listing.commit}"
+        parts = ", ".join(shorten(missing, "files"))
+        raise ValueError(f"{repository}: {parts} (of the {count} parts of a model) is not {where}")
+    return names
+
+
+def shards(index: Mapping[str, Any], listing: Listing, repository: str) -> list[str]:
+    """The files that an index names.
+
+    Raises:
+      ValueError: the index is no index, or names files that are not plain safetensors files of the repository.
+    """
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, Mapping) or not weight_map:
+        raise ValueError(f"{repository}/{INDEX}: weight_map must map tensor names to file names")
+    names = set(weight_map.values()) if all(isinstance(name, str) for name in weight_map.values()) else set()
+    plain = re.compile(r"[^/\\\0]+\.safetensors")
+    wrong = sorted(repr(name) for name in names if not (plain.fullmatch(name) and name.isprintable()))
+    if wrong or not names:
+        raise ValueError(f"{repository}/{INDEX} names {', '.join(wrong) or 'no text'}; it must name .safetensors files")
+    missing = sorted(name for name in names if name not in listing.files)
+    if missing:
+        where = "in the cache" if listing.offline else f"at {listing.commit}"
+        raise ValueError(f"{repository}: {', '.join(shorten(missing, 'files'))} (named by {INDEX}) is not {where}")
+    return sorted(names)

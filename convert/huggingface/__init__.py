@@ -1,0 +1,1 @@
+"""Checkpoints in the layout of Hugging Face, read and written."""

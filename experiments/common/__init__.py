@@ -1,0 +1,1 @@
+"""What the experiments share; nothing here knows any of them."""

@@ -1,0 +1,40 @@
+"""Text that goes on from states, each row by itself."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+import msrnn_jax as ms
+from experiments.common.model import Model
+from msrnn_jax.generation.generate import Draft, Rules, write
+from msrnn_jax.policies import Policy
+from msrnn_jax.state import MultiState
+
+
+def continue_greedily(
+    model: Model, policy: Policy, states: MultiState, logits: Float[jax.Array, "B V"], count: int
+) -> list[list[int]]:
+    """The likeliest next tokens of every row, up to a token that ends a text, that one included.
+
+    Args:
+      states: [B, ...], after what is continued.
+      logits: of the first token that is written.
+      count: tokens of a row, at most.
+    """
+    rows = logits.shape[0]
+    draft = Draft(states=states, logits=logits, running=jnp.ones(rows, bool), lengths=jnp.zeros(rows, jnp.int32))
+    rules = Rules(
+        keys=jax.random.split(jax.random.key(0), rows),  # never drawn from
+        stop=jnp.asarray(model.tokenizer.stop, jnp.int32),
+        limits=jnp.full(rows, count, jnp.int32),
+    )
+    tokens, draft = write(model.config, policy, model.params, draft, rules, count, ms.Greedy(), count=count)
+    return [row[:length].tolist() for row, length in zip(np.asarray(tokens), np.asarray(draft.lengths), strict=True)]
+
+
+def stops(model: Model, tokens: Sequence[int]) -> bool:
+    """Whether the last of them ends a text."""
+    return bool(tokens) and tokens[-1] in model.tokenizer.stop

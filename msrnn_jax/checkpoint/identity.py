@@ -1,0 +1,28 @@
+"""Hashes that tell models apart: of their weights, and of how they compute."""
+
+import jax
+import numpy as np
+
+from msrnn_jax.config import Config
+from msrnn_jax.io.provenance import json_hash
+from msrnn_jax.params import Params
+
+
+def config_hash(config: Config) -> str:
+    """16 hex digits of how a model computes: its config, but for the dtype, which the weights have."""
+    return json_hash({**config.to_dict(), "dtype": None})
+
+
+def fingerprint(params: Params) -> str:
+    """The first 16 hex digits of the SHA-256 of all weights, in the order of their names."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(f"{leaf.dtype}{leaf.shape}".encode())
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # parts are with other processes
+            from jax.experimental import multihost_utils
+
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,23 @@
+"""The `msrnn` command."""
+
+import typer
+
+from msrnn_jax.cli.chat import chat
+from msrnn_jax.cli.generate import generate
+from msrnn_jax.cli.info import info
+from msrnn_jax.cli.launch import launch
+from msrnn_jax.cli.perplexity import perplexity
+from msrnn_jax.cli.trace import trace
+from msrnn_jax.cli.usage import Program
+from msrnn_jax.convert.cli import app as convert  # pyright: ignore[reportMissingImports], see pyproject.toml
+
+app = typer.Typer(
+    name="msrnn",
+    cls=Program,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="LLaMA as a multi-state RNN: generation and perplexity with a state of fixed size.",
+)
+for command in (generate, chat, perplexity, info, trace, launch):
+    app.command()(command)
+app.add_typer(convert, name="convert")

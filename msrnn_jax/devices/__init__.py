@@ -1,0 +1,1 @@
+"""Meshes of devices, their memory, and several processes as one program."""

@@ -1,0 +1,1 @@
+"""Perplexity of texts under many policies and budgets."""

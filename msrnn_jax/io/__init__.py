@@ -1,0 +1,1 @@
+"""Files, and what is written of them; nothing here knows a model."""

@@ -1,0 +1,1 @@
+"""The network: layers of the recurrence with weights, for one token or many."""

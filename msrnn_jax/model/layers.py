@@ -1,0 +1,67 @@
+"""The arithmetic of a decoder layer, for one token or many: products with weights, norms, attention, mlp."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+from msrnn_jax.config import Config
+from msrnn_jax.params import LayerParams, LowRank
+from msrnn_jax.recurrence.attention import wide
+
+
+def project(equation: str, x: Array, weight: Array | LowRank, bias: Array | None = None, dtype: Any = None) -> Array:
+    """Every product with a weight: `x` contracted with `weight`, accumulated in at least float32.
+
+    A low-rank adapter beside the weight is applied to `x` by itself, so that the weight is neither copied nor changed.
+
+    Its precision is JAX's default, which on GPU and TPU is below float32 for float32 operands; set
+    `jax_default_matmul_precision` to "highest" where the last digits matter.
+
+    Args:
+      equation: einsum letters such as "...d,dnh->...nh", each either contracted or in the result, those of
+        `x` first.
+      dtype: of the result; by default that of `x`.
+    """
+    inputs, result = equation.replace("...", "").split("->")
+    left, right = inputs.split(",")
+    summed = [letter for letter in left if letter in right]
+    assert result == "".join(letter for letter in left + right if letter not in summed), equation
+    # The order of the summed axes is that of x, and so of memory: einsum's own choice copies the weight.
+    leading = x.ndim - len(left)
+    axes = (tuple(leading + left.index(letter) for letter in summed), tuple(map(right.index, summed)))
+    y = _contract(x, weight.weight if isinstance(weight, LowRank) else weight, axes)
+    if isinstance(weight, LowRank):
+        down, up = weight.adapter.down.astype(x.dtype), weight.adapter.up.astype(x.dtype)
+        inner = _contract(x, down, axes).astype(x.dtype)  # [..., R]
+        y = y + _contract(inner, up, ((inner.ndim - 1,), (0,)))
+    if bias is not None:
+        y = y + beside(bias, y)
+    return y.astype(x.dtype if dtype is None else dtype)
+
+
+def _contract(x: Array, weight: Array, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> Array:
+    return lax.dot_general(x, weight, (axes, ((), ())), preferred_element_type=wide(x.dtype))
+
+
+def beside(weight: Array, x: Array) -> Array:
+    """A weight of the last axes of `x`, with as many axes as `x` and its dtype."""
+    return weight.astype(x.dtype).reshape((1,) * (x.ndim - weight.ndim) + weight.shape)
+
+
+def rms_norm(config: Config, x: Float[Array, "*T D"], weight: Float[Array, " D"]) -> Float[Array, "*T D"]:
+    """x / sqrt(mean(x^2) + eps) * weight, in at least float32."""
+    y = x.astype(wide(x.dtype))
+    y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + config.norm_eps)
+    return y.astype(x.dtype) * beside(weight, x)
+
+
+def mlp(weights: LayerParams, x: Float[Array, "*T D"]) -> Float[Array, "*T D"]:
+    """down(silu(gate(x)) * up(x)), the middle in at least float32."""
+    dtype = wide(x.dtype)
+    gate = project("...d,df->...f", x, weights.gate, weights.gate_bias, dtype)
+    up = project("...d,df->...f", x, weights.up, weights.up_bias, dtype)
+    hidden = (jax.nn.silu(gate) * up).astype(x.dtype)
+    return project("...f,fd->...d", hidden, weights.down, weights.down_bias)

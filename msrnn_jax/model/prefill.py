@@ -1,0 +1,95 @@
+"""Reading a prompt: many tokens into the state, the logits of the last one out."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int
+
+from msrnn_jax.config import Config
+from msrnn_jax.model.extend import CHUNK, read
+from msrnn_jax.model.llama import unembed
+from msrnn_jax.params import Params
+from msrnn_jax.policies import Policy
+from msrnn_jax.recurrence.checks import Count, check_reading, concrete, whole
+from msrnn_jax.recurrence.eviction import keep_best
+from msrnn_jax.recurrence.sliding_window import expire, window_in
+from msrnn_jax.recurrence.slots import cut, grow
+from msrnn_jax.state import MultiState
+
+PROMPT_MODES = ("stepwise", "oneshot")
+
+
+def prefill(
+    config: Config,
+    policy: Policy,
+    params: Params,
+    state: MultiState,
+    tokens: Int[Array, " T"] | np.ndarray | Sequence[int],
+    length: Count | Int[Array, ""] | None = None,
+    mode: str = "stepwise",
+    *,
+    chunk: Count = CHUNK,
+) -> tuple[MultiState, Float[Array, " V"]]:
+    """Reads a prompt.
+
+    Args:
+      tokens: padded on the right; padding writes nothing and advances nothing.
+      length: how many of the tokens are real, from 1; by default all.
+      mode: "stepwise" is the recurrence, T steps. "oneshot" is the authors' `generate`: from an empty state,
+        full attention over the whole prompt (within the window, in layers that have one), the policy observing
+        every row, then one cut to the budget, before which goes what no later query can see (under `jit`, where
+        nobody can see that a state is not empty, over what it holds as well).
+      chunk: as in `extend`.
+
+    Returns:
+      The state after the last real token, and the logits of the token that follows it.
+
+    Raises:
+      ValueError: for an empty prompt, tokens outside the vocabulary, a length outside 1 .. T, an unknown
+        mode, "oneshot" from a state that has seen tokens, a full state that would outgrow its budget.
+    """
+    check_mode(mode)
+    tokens, length = check_reading(config, policy, params, state, tokens, length)
+    check_fresh(mode, state)
+    return _prefill(config, policy, params, state, tokens, length, mode, whole("chunk", chunk, 1))
+
+
+@partial(jax.jit, static_argnames=("mode", "chunk"))
+def _prefill(
+    config: Config,
+    policy: Policy,
+    params: Params,
+    state: MultiState,
+    tokens: Int[Array, " T"],
+    length: Int[Array, ""] | None,
+    mode: str,
+    chunk: int,
+) -> tuple[MultiState, Float[Array, " V"]]:
+    slots = [layer.num_slots for layer in state.layers]
+    oneshot = mode == "oneshot"
+    if oneshot:
+        state = state.replace(layers=tuple(grow(policy, layer, tokens.shape[0]) for layer in state.layers))
+    state, x, _ = read(config, policy, params, state, tokens, None, length, chunk=chunk, forgetting=not oneshot)
+    if oneshot:
+        layers = []
+        for index, layer in enumerate(state.layers):
+            window = window_in(config, state.mode, index, forgetting=True)
+            layers.append(keep_best(policy, layer if window is None else expire(layer, window, state.t), state.t))
+        state = state.replace(layers=tuple(map(cut, layers, slots)))
+    return state, unembed(config, params, x)
+
+
+def check_fresh(mode: str, state: MultiState) -> None:
+    """Refuses the mode "oneshot" for a state, or states of a batch, that has seen tokens, as far as that is known."""
+    seen = concrete(state.t)
+    if mode == "oneshot" and seen is not None and seen.any():
+        raise ValueError(f"mode 'oneshot' starts from an empty state; this one has seen {int(seen.max())} tokens")
+
+
+def check_mode(mode: str) -> None:
+    """Refuses an unknown prompt mode."""
+    if mode not in PROMPT_MODES:
+        raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(PROMPT_MODES)}")

@@ -1,0 +1,141 @@
+"""State to state: fewer slots, another policy, many futures."""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Int
+
+from msrnn_jax.policies import Policy
+from msrnn_jax.recurrence.checks import (
+    Budget,
+    Count,
+    check_layer,
+    check_policy,
+    check_protection,
+    concrete,
+    layer_budgets,
+    whole,
+)
+from msrnn_jax.recurrence.eviction import keep_best
+from msrnn_jax.recurrence.slots import cut, fresh_stats, grow
+from msrnn_jax.state import EMPTY, LayerState, MultiState
+
+
+def adopt(policy: Policy, state: MultiState, budget: Budget | None = None) -> MultiState:
+    """The state of another policy as one of `policy`, which holds the same tokens.
+
+    Statistics begin anew, as if all tokens had just been written: a policy that sums over time has seen nothing yet.
+    Where every KV head is to forget for itself from now on, all begin with what the layer holds.
+
+    Args:
+      policy: the one that decides from now on.
+      budget: at least what is held, `compress` under the old policy first to hold less; one number or one per
+        layer, not traced. Slots are added as needed. By default each layer's own.
+
+    Raises:
+      ValueError: for a budget below what is held or what the policy protects, and for a policy by layer where
+        heads hold different tokens.
+    """
+    check_policy(policy)
+    budgets = [layer.budget for layer in state.layers] if budget is None else layer_budgets(len(state.layers), budget)
+    check_protection(policy, budgets)
+    layers = [_adopt(policy, index, *pair) for index, pair in enumerate(zip(state.layers, budgets, strict=True))]
+    return state.replace(layers=tuple(layers))
+
+
+def _adopt(policy: Policy, index: int, layer: LayerState, budget: Budget) -> LayerState:
+    size, positions = concrete(budget), concrete(layer.positions)
+    if size is None or positions is None:
+        raise ValueError("adopt needs a state and a budget that are not traced")
+    held = int((positions != EMPTY).sum(axis=1).max())
+    if held > size:
+        raise ValueError(f"budget is {int(size)}, but layer {index} holds {held} tokens; compress the state first")
+    rows = 1 if policy.scope == "layer" else layer.keys.shape[0]
+    if layer.num_rows > rows and not (positions == positions[:1]).all():
+        raise ValueError(f"{policy} forgets by layer, but the heads of layer {index} hold different tokens")
+    stats = fresh_stats(policy, rows, layer.num_slots)
+    return with_budget(policy, layer.replace(positions=_with_rows(layer.positions, rows), stats=stats), int(size))
+
+
+def with_budget(policy: Policy, layer: LayerState, budget: int) -> LayerState:
+    """The same layer with a budget of at least what it holds, and the slots for it."""
+    missing = budget + 1 - layer.num_slots
+    layer = grow(policy, layer, missing) if missing > 0 else layer
+    return layer.replace(budget=jnp.asarray(budget, jnp.int32))
+
+
+def _with_rows(positions: Array, rows: int) -> Array:
+    return positions[:rows] if positions.shape[0] >= rows else jnp.broadcast_to(positions, (rows, positions.shape[1]))
+
+
+Tree = TypeVar("Tree")
+
+
+def fork(state: Tree, count: Count) -> Tree:
+    """Equal states side by side, to be continued in different ways by `vmap`.
+
+    Args:
+      state: a `MultiState`, or any tree of arrays.
+      count: how many, from 1; static.
+
+    Returns:
+      The same tree with leaves [count, ...].
+    """
+    count = whole("count", count, 1)
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *jnp.shape(leaf))), state)
+
+
+def compress(
+    policy: Policy,
+    state: MultiState,
+    budget: Budget | None = None,
+    *,
+    shrink: bool = False,
+) -> MultiState:
+    """Keeps the best slots of every layer, a pure and jittable function from state to state.
+
+    Unprotected slots go first, those of lowest score before the others (NaN before all), of equal ones
+    the oldest; protected slots go in the same order once nothing else is left.
+
+    Args:
+      budget: how many slots each layer keeps, from now on too: one number, one per layer, or traced. By
+        default each layer's own budget.
+      shrink: also cut the slots of each layer to its budget + 1; needs a budget that is not traced.
+
+    Raises:
+      ValueError: for a budget below 1, above slots - 1 or below what the policy protects.
+    """
+    for index, layer in enumerate(state.layers):
+        check_layer(policy, index, layer)
+    budgets = [layer.budget for layer in state.layers]
+    if budget is not None:
+        budgets = layer_budgets(len(state.layers), budget)
+        _check_slots(state, budgets)
+    check_protection(policy, budgets)
+    layers = [
+        keep_best(policy, layer.replace(budget=_as_budget(value, layer)), state.t)
+        for layer, value in zip(state.layers, budgets, strict=True)
+    ]
+    if shrink:
+        known = [concrete(value) for value in budgets]
+        if any(value is None for value in known):
+            raise ValueError("shrink needs a budget that is not traced")
+        layers = [cut(layer, int(value) + 1) for layer, value in zip(layers, known, strict=True) if value is not None]
+    return state.replace(layers=tuple(layers))
+
+
+def _check_slots(state: MultiState, budgets: Sequence[Any]) -> None:
+    for layer, value in zip(state.layers, budgets, strict=True):
+        known = concrete(value)
+        if known is not None and known > layer.num_slots - 1:
+            raise ValueError(
+                f"budget is {int(known)}, but the state has {layer.num_slots} slots; it must be at most slots - 1"
+            )
+
+
+def _as_budget(value: Any, layer: LayerState) -> Int[Array, ""]:
+    # A traced one may lie outside what the slots can hold.
+    return jnp.clip(jnp.asarray(value).astype(jnp.int32), 1, layer.num_slots - 1)

@@ -1,0 +1,180 @@
+"""Policies written as text: `tova:sinks=4`, `my.module:MyPolicy:alpha=0.5`, `path/to/file.py:MyPolicy`."""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import operator
+import os
+import pathlib
+import sys
+import types
+from typing import Any
+
+from msrnn_jax.io.errors import first_line, in_words
+from msrnn_jax.policies.base import Policy, name_of, option_fields
+from msrnn_jax.policies.full import Full
+from msrnn_jax.policies.h2o import H2O
+from msrnn_jax.policies.random import Random
+from msrnn_jax.policies.tova import TOVA
+from msrnn_jax.policies.window import Window
+
+POLICIES: dict[str, type[Policy]] = {name_of(policy): policy for policy in (Full, Random, Window, H2O, TOVA)}
+
+
+def parse_policy(text: str) -> Policy:
+    """Reads a policy from text, the inverse of `str(policy)`.
+
+    Args:
+      text: a name, then options after a colon: `h2o:scope=layer,recent=128` (`recent=half` for half the
+        budget). A policy of your own is `module:Class` or `path/to/file.py:Class`, options after that. A module is
+        looked for in the current folder first, then where Python looks. A file or module runs once in a process:
+        what is changed in it later is not seen.
+
+    Raises:
+      ValueError: for an unknown name, option or value, naming it and what there is.
+    """
+    text = text.strip()
+    name, rest = _split(text)
+    if name in POLICIES:
+        policy, options = POLICIES[name], rest
+    elif rest:
+        class_name, _, options = rest.partition(":")
+        policy = _load(name, class_name)
+    elif name.endswith(".py"):
+        raise ValueError(f"policy {text!r} names no class; it must be {name}:Class{_there_is(_load_file(name))}")
+    else:
+        raise ValueError(
+            f"policy {text!r} is unknown; it must be one of {', '.join(POLICIES)}, or module:Class, or file.py:Class"
+        )
+    try:
+        return policy(**_parse_options(text, policy, options))
+    except ValueError:
+        raise
+    except TypeError as error:  # a required field of somebody's own policy
+        raise ValueError(f"policy {text!r}: {first_line(error)}") from None
+    except Exception as error:
+        raise ValueError(f"policy {text!r} cannot be made: {in_words(error)}") from error
+
+
+def _split(text: str) -> tuple[str, str]:
+    """A policy's name and what follows its colon."""
+    name, _, rest = text.partition(":")
+    if "/" not in name or name.endswith(".py"):
+        return name, rest
+    path, found, rest = text.partition(".py:")  # a folder may have a colon in its name
+    if not found and not text.endswith(".py"):
+        raise ValueError(f"policy {text!r}: {name!r} is no Python file; it must be path/to/file.py:Class")
+    return (f"{path}.py", rest) if found else (text, "")
+
+
+def _parse_options(text: str, policy: type[Policy], options: str) -> dict[str, Any]:
+    fields = option_fields(policy)
+    values: dict[str, Any] = {}
+    for option in filter(None, options.split(",")):
+        name, equals, value = (part.strip() for part in option.partition("="))
+        if name not in fields or not equals:
+            known = ", ".join(f"{known}=" for known in fields)
+            raise ValueError(f"policy {text!r}: option {option!r} is unknown; it must be one of {known}")
+        if name in values:
+            raise ValueError(f"policy {text!r}: option {name!r} is given twice")
+        values[name] = _parse_value(text, name, value, fields[name])
+    return values
+
+
+def _parse_value(text: str, name: str, value: str, field: dataclasses.Field) -> Any:
+    if name == "recent" and value == "half":
+        return None
+    kind = int if name == "recent" else type(field.default)
+    if kind is bool:
+        kind = {"True": True, "False": False}.__getitem__
+    elif field.default is None and name != "recent":
+        kind = _none_or_number
+    elif field.default is dataclasses.MISSING or kind not in (int, float, str):
+        kind = float  # an array option or one without a default: a number is all that text can give
+    try:
+        return kind(value)
+    except (ValueError, KeyError):
+        expected = {int: "an integer", float: "a number", _none_or_number: "a number or None"}
+        expected = expected.get(kind, "True or False")  # pyright: ignore
+        raise ValueError(f"policy {text!r}: {name} is {value!r}; it must be {expected}") from None
+
+
+def _none_or_number(value: str) -> int | float | None:
+    if value == "None":
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        return float(value)
+
+
+def _load(module_name: str, class_name: str) -> type[Policy]:
+    module = _load_file(module_name) if module_name.endswith(".py") else _import(module_name)
+    try:
+        policy = operator.attrgetter(class_name)(module)  # Outer.Inner, too
+    except AttributeError:
+        policy = None
+    if not (isinstance(policy, type) and issubclass(policy, Policy)):
+        raise ValueError(
+            f"policy {module_name}:{class_name}: {class_name!r} is not a Policy in {module_name}{_there_is(module)}"
+        )
+    if policy.score is Policy.score:
+        raise ValueError(f"policy {module_name}:{class_name}: it does not define score(layer, t)")
+    return policy
+
+
+def _there_is(module: types.ModuleType) -> str:
+    """The policies that a module defines, as the end of a sentence."""
+    found = [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, Policy) and value.__module__ == module.__name__
+    ]
+    return f"; there is {', '.join(found)}" if found else ""
+
+
+def _import(name: str) -> types.ModuleType:
+    """A module of the current folder or of Python's path, which stays as it is."""
+    importlib.invalidate_caches()  # a file just written is found
+    here = os.getcwd()  # an installed script has its own folder on the path instead
+    added = here not in sys.path and "" not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # a module may fail in any way
+        raise ValueError(
+            f"policy {name!r} is neither one of {', '.join(POLICIES)} nor a module that imports: {in_words(error)}"
+        ) from error
+    finally:
+        if added and here in sys.path:
+            sys.path.remove(here)
+
+
+def _load_file(path: str) -> types.ModuleType:
+    try:
+        file = pathlib.Path(path).expanduser().resolve()
+        there, is_file = file.exists(), file.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # no home folder, a loop of links, a name too long
+        raise ValueError(f"policy file {path!r} cannot be found: {first_line(error)}") from error
+    if not is_file:
+        raise ValueError(f"policy file {path!r} " + ("is not a file" if there else "does not exist"))
+    return _run_file(path, str(file))
+
+
+def _run_file(path: str, file: str) -> types.ModuleType:
+    # One class per file, so that equal texts give equal policies and nothing is traced twice.
+    if file in sys.modules:
+        return sys.modules[file]
+    spec = importlib.util.spec_from_file_location(file, file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file] = module  # dataclasses look their module up here
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[file]
+        if not isinstance(error, Exception | SystemExit):
+            raise
+        raise ValueError(f"policy file {path!r} does not run: {in_words(error)}") from error
+    return module

@@ -1,0 +1,1 @@
+"""One layer's state: write, attend, observe, forget."""

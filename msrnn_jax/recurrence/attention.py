@@ -1,0 +1,45 @@
+"""Attention's products, softmax and mixing, and the dtype they are computed in."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool, Float
+
+
+def wide(dtype: Any) -> jnp.dtype:
+    """float32, or the dtype itself where it is wider: what norms, logits and softmax are computed in."""
+    return max(jnp.dtype(dtype), jnp.dtype(jnp.float32), key=lambda kind: kind.itemsize)
+
+
+def match(queries: Float[Array, "K *T G H"], keys: Float[Array, "K S H"]) -> Float[Array, "K *T G S"]:
+    """Products of queries and keys.
+
+    In at least float32, with full precision for float32 operands, so that the reduced-precision defaults of
+    GPU and TPU do not change what is forgotten; the same in `mix`. KV heads come first, so that all tokens
+    together are one matrix product for every head, without a transposed copy of the result.
+    """
+    return _batched("krh,ksh->krs", queries, keys)
+
+
+def softmax(
+    products: Float[Array, "K *T G S"], visible: Bool[Array, "#K *T S"], head_dim: int
+) -> Float[Array, "K *T G S"]:
+    """Attention probabilities over the visible slots, of which there must be one."""
+    logits = products * head_dim**-0.5
+    return jax.nn.softmax(jnp.where(visible[..., None, :], logits, -jnp.inf), axis=-1)
+
+
+def mix(probs: Float[Array, "K *T G S"], values: Float[Array, "K S H"]) -> Float[Array, "K *T G H"]:
+    """Values averaged by attention probabilities, in at least float32."""
+    return _batched("krs,ksh->krh", probs.astype(values.dtype), values)
+
+
+def _batched(equation: str, left: Float[Array, "K *T G X"], right: Float[Array, "K Y Z"]) -> Float[Array, "K *T G W"]:
+    """One matrix product for every KV head."""
+    rows = left.reshape(left.shape[0], -1, left.shape[-1])  # [K, T * G, X]
+    product = jnp.einsum(
+        equation, rows, right, precision=lax.Precision.HIGHEST, preferred_element_type=wide(left.dtype)
+    )
+    return product.reshape(*left.shape[:-1], product.shape[-1])

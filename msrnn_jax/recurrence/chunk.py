@@ -1,0 +1,231 @@
+"""What a layer does with many tokens at once, exactly as one after the other."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool, Float, Int
+
+from msrnn_jax.config import Config
+from msrnn_jax.policies import Policy
+from msrnn_jax.recurrence.attention import match, mix, softmax
+from msrnn_jax.recurrence.eviction import turn_to_go
+from msrnn_jax.recurrence.positions import Frame, enter, leave, make_frame
+from msrnn_jax.recurrence.sliding_window import in_sight, window_in
+from msrnn_jax.recurrence.slots import append, occupy, settle
+from msrnn_jax.recurrence.step import judge
+from msrnn_jax.state import EMPTY, LayerState, Moment
+
+
+def remember_all(
+    config: Config,
+    policy: Policy,
+    layer: LayerState,
+    query: Float[Array, "T N H"],
+    key: Float[Array, "T K H"],
+    value: Float[Array, "T K H"],
+    moment: Moment,
+    index: int,
+) -> tuple[LayerState, Float[Array, "T N H"]]:
+    """`remember` for T tokens.
+
+    The candidates are the S slots and the T new tokens. Only which of them are held couples one token to the
+    next, so the products with keys and values are done for all tokens together, and what is left is a
+    recurrence over masks and statistics that touches neither weights nor, in the mode "absolute", keys.
+    In the other modes it also turns keys to their places (see `Frame`).
+    """
+    window = window_in(config, moment.mode, index, forgetting=moment.forgetting)
+    count, before = moment.token.shape[0], layer
+    # What padding is worth has probability 0, and must be finite to count for nothing.
+    value = jnp.where((moment.position != EMPTY)[:, None, None], value, jnp.zeros_like(value))
+    layer = append(policy, layer, key, value)
+    grouped = jnp.moveaxis(query.reshape(count, key.shape[1], -1, query.shape[2]), 0, 1)  # [K, T, G, H]
+    if moment.mode == "absolute" or not config.rotates(index):
+        products = match(grouped, layer.keys)  # [K, T, G, M]
+        hold = _foresee if _is_foreseen(policy, moment, window) else _watch
+        layer, visible = hold(policy, layer, moment, query, products, index, window)
+    else:
+        frame = make_frame(config, moment.mode, moment.angles, before, count)
+        layer, visible, products = _walk(config, policy, layer, frame, query, key, moment, index, window)
+    probs = softmax(products, visible, query.shape[2])
+    mixed = jnp.moveaxis(mix(probs, layer.values).astype(query.dtype), 0, 1)  # [T, K, G, H]
+    return settle(layer, before.num_slots), mixed.reshape(query.shape)
+
+
+def _is_foreseen(policy: Policy, moment: Moment, window: int | None) -> bool:
+    """Whether what will be held can be said without looking at probabilities."""
+    # Where a policy observes, scores may depend on what it did in this chunk. Where tokens expire, the order in
+    # which they would go does not say which of them still make others go.
+    static = policy.static and not policy.observes and policy.recent == 0
+    return not moment.forgetting or (static and window is None)
+
+
+def _arrived(layer: LayerState, moment: Moment) -> Int[Array, "#K M"]:
+    """The positions of all candidates, as if all were held."""
+    count = moment.token.shape[0]
+    born = jnp.broadcast_to(moment.position[None], (layer.num_rows, count))
+    return jnp.concatenate([layer.positions[:, :-count], born], axis=1)
+
+
+def _sight(layer: LayerState, moment: Moment, window: int | None) -> Bool[Array, "#K T M"] | None:
+    """What the window lets every token see; None where nothing is held that it hides."""
+    if window is None or moment.forgetting:
+        return None
+    count = moment.token.shape[0]
+    slots = jnp.arange(layer.num_slots - count, layer.num_slots, dtype=jnp.int32)
+    queries = jnp.broadcast_to(slots[None], (layer.num_rows, count))
+    return in_sight(moment.mode, _arrived(layer, moment), queries, window)
+
+
+def _foresee(
+    policy: Policy,
+    layer: LayerState,
+    moment: Moment,
+    query: Float[Array, "T N H"],
+    products: Float[Array, "K T G M"],
+    index: int,
+    window: int | None,
+) -> tuple[LayerState, Bool[Array, "#K T M"]]:
+    """`_watch` where it is known what every token sees: nothing is left to step over but statistics, if any."""
+    arrived, sight = _arrived(layer, moment), _sight(layer, moment, window)
+    positions, present = _hold(policy, layer.replace(positions=arrived), moment)
+    visible = present if sight is None else present & sight
+    if not policy.observes:
+        return layer.replace(positions=positions), visible
+    probs = softmax(products, visible, query.shape[2])  # XLA merges it with that of `remember_all`
+
+    def one(stats: Any, row: tuple) -> tuple[Any, None]:
+        step, slot, now, over, query = row
+        mine = lax.dynamic_index_in_dim(probs, step, axis=1, keepdims=False)  # [K, G, M]
+        there = lax.dynamic_index_in_dim(present, step, axis=1, keepdims=False)  # [#K, M]
+        held = layer.replace(positions=jnp.where(there, arrived, EMPTY), stats=stats)
+        held, _ = _arrive(policy, held, slot, now)
+        return judge(policy, held, mine, query, now.replace(forgetting=False), index, over, None).stats, None
+
+    stats, _ = lax.scan(one, layer.stats, _rows(layer, moment, query))
+    return layer.replace(positions=positions, stats=stats), visible
+
+
+def _hold(policy: Policy, layer: LayerState, moment: Moment) -> tuple[Int[Array, "#K M"], Bool[Array, "#K T M"]]:
+    """What is held after the last token, in closed form, and what every token sees.
+
+    Scores that depend on the token alone order all candidates once and for all. Freeing the first in this order
+    whenever one too many is held keeps the last ones of those seen so far; so a candidate is held as long as
+    fewer than `budget` of those seen would go after it.
+
+    Args:
+      layer: as if it held all candidates.
+    """
+    count, slots = moment.token.shape[0], layer.num_slots - moment.token.shape[0]
+    before = (layer.positions[:, :slots] != EMPTY).sum(axis=1, dtype=jnp.int32)  # [#K]
+    held = layer.positions != EMPTY  # [#K, M]
+    slot, step = jnp.arange(layer.num_slots, dtype=jnp.int32)[None], jnp.arange(count, dtype=jnp.int32)[:, None]
+    stays = held[:, None] & (slot <= slots + step)[None]  # [#K, T, M], after each token
+    if moment.forgetting:
+        # A state that holds more than its budget stays as large: a step frees one slot at most.
+        limit = jnp.maximum(layer.budget, before)[:, None, None]  # [#K, 1, 1]
+        stays = stays & (_outlived_by(policy, layer, moment) < limit)
+    # A token is seen from one step to another, so two numbers say all: XLA would work out a whole mask for every head.
+    first = jnp.where(slot >= slots, slot - slots, jnp.where(held, 0, count))  # [#K, M]
+    last = jnp.maximum(slot - slots, 0) + stays.sum(axis=1, dtype=jnp.int32)
+    # The newest token is visible even where it is padding, whose row is thrown away but must stay finite.
+    visible = (first[:, None] <= step[None]) & (step[None] <= last[:, None])  # [#K, T, M]
+    return jnp.where(stays[:, -1], layer.positions, EMPTY), visible
+
+
+def _outlived_by(policy: Policy, layer: LayerState, moment: Moment) -> Int[Array, "#K T M"]:
+    """How many of the candidates seen up to each token would go after each candidate."""
+    count = moment.token.shape[0]
+    turn = turn_to_go(policy, layer, moment.seen[-1])  # [#K, M]
+    held = layer.positions != EMPTY
+    new = held[:, -count:, None] & (turn[:, -count:, None] > turn[:, None, :])  # [#K, T, M]: [i, j], i goes after j
+    every = held.sum(axis=1, keepdims=True, dtype=jnp.int32) - 1 - turn  # [#K, M], with all of the chunk seen
+    unseen = jnp.triu(jnp.ones((count, count), jnp.float32), 1)  # [T, T]: [t, i], i comes after t
+    # Counts up to T are exact in float32, and zeros and ones in whatever a product rounds to.
+    later = jnp.einsum("ti,kim->ktm", unseen, new.astype(jnp.float32), preferred_element_type=jnp.float32)
+    return every[:, None] - later.astype(jnp.int32)
+
+
+def _watch(
+    policy: Policy,
+    layer: LayerState,
+    moment: Moment,
+    query: Float[Array, "T N H"],
+    products: Float[Array, "K T G M"],
+    index: int,
+    window: int | None,
+) -> tuple[LayerState, Bool[Array, "#K T M"]]:
+    """What every token sees, by stepping over masks and statistics, and what is held after the last.
+
+    Probabilities are computed here only as far as the policy looks at them, and once more for all tokens
+    together: that is cheaper than keeping them, and leaves nothing to differentiate here but statistics.
+    """
+
+    def one(carry: tuple[Array, Any], row: tuple) -> tuple[tuple[Array, Any], Array]:
+        step, slot, now, over, query = row
+        mine = lax.dynamic_index_in_dim(products, step, axis=1, keepdims=False)  # [K, G, M]
+        positions, stats = carry
+        held, visible = _arrive(policy, layer.replace(positions=positions, stats=stats), slot, now)
+        held = judge(policy, held, softmax(mine, visible, query.shape[1]), query, now, index, over, window)
+        return (held.positions, held.stats), visible
+
+    (positions, stats), visible = lax.scan(one, (layer.positions, layer.stats), _rows(layer, moment, query))
+    return layer.replace(positions=positions, stats=stats), jnp.moveaxis(visible, 0, 1)
+
+
+def _walk(
+    config: Config,
+    policy: Policy,
+    layer: LayerState,
+    frame: Frame,
+    query: Float[Array, "T N H"],
+    key: Float[Array, "T K H"],
+    moment: Moment,
+    index: int,
+    window: int | None,
+) -> tuple[LayerState, Bool[Array, "#K T M"], Float[Array, "K T G M"]]:
+    """`_watch` where places depend on what is held: products of queries and keys are computed row by row."""
+    sight = _sight(layer, moment, window)
+
+    def one(carry: tuple[Array, Any, Frame], row: tuple) -> tuple[tuple[Array, Any, Frame], tuple[Array, Array]]:
+        (step, slot, now, over, query), key = row
+        positions, stats, frame = carry
+        held, visible = _arrive(policy, layer.replace(positions=positions, stats=stats), slot, now)
+        if sight is not None:
+            visible = visible & lax.dynamic_index_in_dim(sight, step, axis=1, keepdims=False)
+        grouped = query.reshape(key.shape[0], -1, query.shape[1])  # [K, G, H]
+        frame, turned = enter(config, moment.mode, frame, slot, grouped, key, now.position)
+        mine = match(turned, frame.keys)  # [K, G, M]
+        after = judge(policy, held, softmax(mine, visible, query.shape[1]), query, now, index, over, window)
+        frame = leave(config, moment.mode, frame, held.positions, after.positions)
+        return (after.positions, after.stats, frame), (visible, mine)
+
+    key = key.astype(layer.keys.dtype)  # as it will be found in its slot
+    start = (layer.positions, layer.stats, frame)
+    (positions, stats, _), (visible, products) = lax.scan(one, start, (_rows(layer, moment, query), key))
+    layer = layer.replace(positions=positions, stats=stats)
+    return layer, jnp.moveaxis(visible, 0, 1), jnp.moveaxis(products, 0, 1)
+
+
+def _rows(layer: LayerState, moment: Moment, query: Float[Array, "T N H"]) -> tuple[Array, Array, Moment, Array, Array]:
+    """What each step over a chunk is told: its number, its slot, the token, which rows will hold too many, the query.
+
+    How many are held before each token is known: one more for every token up to the budget, and if there were
+    more from the start, as many as then. Where tokens expire it is not, and `judge` counts.
+    """
+    steps = jnp.arange(moment.token.shape[0], dtype=jnp.int32)
+    before = (layer.positions != EMPTY).sum(axis=1, dtype=jnp.int32)[None]  # [1, #K]
+    over = jnp.minimum(before + steps[:, None], jnp.maximum(layer.budget, before)) >= layer.budget  # [T, #K]
+    slots = layer.num_slots - steps.shape[0] + steps
+    return steps, slots, moment.replace(angles=None), over, query
+
+
+def _arrive(
+    policy: Policy, layer: LayerState, slot: Int[Array, ""], now: Moment
+) -> tuple[LayerState, Bool[Array, "#K M"]]:
+    """The layer with the next token of the chunk in its slot, and what that token sees."""
+    slots = jnp.arange(layer.num_slots, dtype=jnp.int32)[None]
+    newest = jnp.broadcast_to(slots == slot, layer.positions.shape)
+    layer = occupy(policy, layer, newest, now.position)
+    # The newest token is visible even where it is padding, whose row is thrown away but must stay finite.
+    return layer, newest | (layer.positions != EMPTY)

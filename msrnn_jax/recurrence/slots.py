@@ -1,0 +1,189 @@
+"""Making states, writing into slots, and changing how many slots there are."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Bool, Float, Int
+
+from msrnn_jax.config import Config
+from msrnn_jax.policies import Policy
+from msrnn_jax.recurrence.checks import (
+    MAX_BUDGET,
+    Budget,
+    Slots,
+    check_dtype,
+    check_policy,
+    check_protection,
+    check_statistics,
+    concrete,
+    layer_budgets,
+    whole,
+)
+from msrnn_jax.recurrence.indexing import leading, put, slots_of
+from msrnn_jax.recurrence.sliding_window import check_windows
+from msrnn_jax.state import EMPTY, POSITION_MODES, LayerState, MultiState
+
+
+def init_state(
+    config: Config,
+    policy: Policy,
+    budget: Budget,
+    *,
+    slots: Slots | None = None,
+    positions: str = "absolute",
+    dtype: Any = None,
+) -> MultiState:
+    """An empty multi-state.
+
+    Args:
+      budget: the multi-state size: slots held after a step. One number or one per layer; may be traced.
+      slots: S, static, one number or one per layer; at least budget + 1, since a query also sees the token just
+        written. By default each layer's own budget + 1, so that its memory is that of its budget; must be given where
+        the budget is traced, and serves every budget below it.
+      positions: how positions are rotated. "absolute": at each token's place in the text. "cache": at its
+        place among the tokens its row holds now, as StreamingLLM does. "gap": as "cache", but neighbours
+        keep their true distance where it is at most 10, and count as far apart as its logarithm's logarithm
+        where it is more.
+      dtype: of keys and values; by default the config's.
+
+    Raises:
+      ValueError: for a budget below 1, above slots - 1 or below what the policy protects, for missing
+        slots, for an unknown position mode or dtype, and for one that a sliding window rules out: "gap", and
+        "cache" with more than W slots.
+    """
+    check_policy(policy)
+    if positions not in POSITION_MODES:
+        raise ValueError(f"positions is {positions!r}; it must be one of {', '.join(POSITION_MODES)}")
+    budgets = layer_budgets(config.num_layers, budget)
+    check_protection(policy, budgets)
+    counts = _layer_slots(budgets, slots)
+    check_windows(config, positions, counts)
+    rows = 1 if policy.scope == "layer" else config.num_kv_heads
+    check_statistics(policy, rows, max(counts))
+    dtype = check_dtype(config.dtype if dtype is None else dtype)
+    layers = [_empty(config, policy, rows, *pair, dtype) for pair in zip(counts, budgets, strict=True)]
+    return MultiState(layers=tuple(layers), t=jnp.zeros((), jnp.int32), mode=positions)
+
+
+def _empty(config: Config, policy: Policy, rows: int, slots: int, budget: Any, dtype: Any) -> LayerState:
+    cache = jnp.zeros((config.num_kv_heads, slots, config.head_dim), dtype)
+    return LayerState(
+        keys=cache,
+        values=cache,
+        positions=jnp.full((rows, slots), EMPTY, jnp.int32),
+        stats=fresh_stats(policy, rows, slots),
+        budget=jnp.clip(jnp.asarray(budget).astype(jnp.int32), 1, slots - 1),  # a traced one may lie outside
+    )
+
+
+def fresh_stats(policy: Policy, rows: int, slots: int) -> Any:
+    """The statistics of free slots, with a dtype of their own, as they will come back from a step."""
+    return jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), policy.init(rows, slots))
+
+
+def _layer_slots(budgets: Sequence[Any], slots: Slots | None) -> list[int]:
+    known = [concrete(value) for value in budgets]
+    if slots is None:
+        if any(value is None for value in known):
+            raise ValueError("slots is missing; it must be given where the budget is traced")
+        return [int(value) + 1 for value in known if value is not None]
+    if isinstance(slots, Sequence | np.ndarray):
+        given = list(slots)
+    else:
+        given = [slots] * len(budgets)
+    if len(given) != len(budgets):
+        raise ValueError(f"slots has {len(given)} entries; it must be one number or {len(budgets)}, one per layer")
+    counts = [whole("slots", count, 2, MAX_BUDGET + 1) for count in given]
+    for value, count in zip(known, counts, strict=True):
+        if value is not None and value > count - 1:
+            raise ValueError(f"budget is {int(value)}, but there are {count} slots; it must be at most slots - 1")
+    return counts
+
+
+def write(
+    policy: Policy,
+    layer: LayerState,
+    key: Float[Array, "K H"],
+    value: Float[Array, "K H"],
+    position: Int[Array, ""],
+) -> tuple[LayerState, Int[Array, "#K"]]:
+    """Puts a token into the first free slot of every row and returns which slot that was.
+
+    A token at position EMPTY (padding) leaves the slot free: what it writes is a leftover.
+    """
+    free = jnp.argmax(layer.positions == EMPTY, axis=1).astype(jnp.int32)  # [#K]
+    here = jnp.arange(layer.num_slots, dtype=jnp.int32)[None] == free[:, None]  # [#K, S]
+    dtype = layer.keys.dtype
+    keys, values = put((layer.keys, key.astype(dtype)), free), put((layer.values, value.astype(dtype)), free)
+    layer = layer.replace(keys=keys, values=values)
+    return occupy(policy, layer, here, position), free
+
+
+def occupy(policy: Policy, layer: LayerState, here: Bool[Array, "#K S"], position: Int[Array, ""]) -> LayerState:
+    """A token at `position` holds the slots marked by `here`, with the statistics of a new one."""
+    fresh = policy.init(layer.num_rows, layer.num_slots)
+    return layer.replace(
+        positions=jnp.where(here, position, layer.positions),
+        stats=jax.tree.map(
+            lambda new, old: jnp.where(leading(here, old), new.astype(old.dtype), old), fresh, layer.stats
+        ),
+    )
+
+
+def grow(policy: Policy, layer: LayerState, extra: int) -> LayerState:
+    """The same layer with `extra` more free slots."""
+    heads, _, width = layer.keys.shape
+    nothing = jnp.zeros((extra, heads, width), layer.keys.dtype)
+    return append(policy, layer, nothing, nothing)
+
+
+def append(policy: Policy, layer: LayerState, keys: Float[Array, "T K H"], values: Float[Array, "T K H"]) -> LayerState:
+    """The same layer with T more slots, which are free but have keys and values."""
+    count = keys.shape[0]
+    fresh = policy.init(layer.num_rows, count)
+    free = jnp.full((layer.num_rows, count), EMPTY, jnp.int32)
+
+    def join(old: Array, new: Array) -> Array:
+        return jnp.concatenate([old, new.astype(old.dtype)], axis=1)
+
+    return layer.replace(
+        keys=join(layer.keys, jnp.moveaxis(keys, 0, 1)),
+        values=join(layer.values, jnp.moveaxis(values, 0, 1)),
+        positions=join(layer.positions, free),
+        stats=jax.tree.map(join, layer.stats, fresh),
+    )
+
+
+def settle(layer: LayerState, slots: int) -> LayerState:
+    """The same layer with its first `slots` slots: tokens held in later ones move into free ones, and must fit."""
+    free = layer.positions[:, :slots] == EMPTY  # [#K, S]
+    arrived = layer.positions[:, slots:] != EMPTY  # [#K, T]
+    # The n-th free slot takes the n-th token that arrived.
+    order = jnp.argsort(~arrived, axis=1, stable=True).astype(jnp.int32)  # [#K, T]
+    turn = jnp.cumsum(free, axis=1, dtype=jnp.int32) - 1  # [#K, S]
+    taken = free & (turn < arrived.sum(axis=1, keepdims=True, dtype=jnp.int32))
+    source = slots + jnp.take_along_axis(order, jnp.clip(turn, 0, order.shape[1] - 1), axis=1)
+    here = jnp.arange(slots, dtype=jnp.int32)[None]
+    return _take(layer, jnp.where(taken, source, here))
+
+
+def cut(layer: LayerState, slots: int) -> LayerState:
+    """The same layer with `slots` slots; those held come first, oldest first, and must fit."""
+    free = layer.positions == EMPTY  # [#K, S]
+    order = jnp.argsort(jnp.where(free, jnp.iinfo(jnp.int32).max, layer.positions), axis=1)
+    return _take(layer, order[:, :slots])
+
+
+def _take(layer: LayerState, source: Int[Array, "#K S"]) -> LayerState:
+    """The same layer with the slots that `source` names."""
+
+    return layer.replace(
+        keys=slots_of(layer.keys, source),
+        values=slots_of(layer.values, source),
+        positions=slots_of(layer.positions, source),
+        stats=jax.tree.map(lambda leaf: slots_of(leaf, source), layer.stats),
+    )

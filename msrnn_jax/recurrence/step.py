@@ -1,0 +1,96 @@
+"""What a layer does with one token: write it, attend, observe, forget."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float
+
+from msrnn_jax.config import Config
+from msrnn_jax.policies import Policy
+from msrnn_jax.recurrence.attention import match, mix, softmax
+from msrnn_jax.recurrence.checks import check_observed
+from msrnn_jax.recurrence.eviction import forget
+from msrnn_jax.recurrence.positions import turn_back
+from msrnn_jax.recurrence.sliding_window import expire, in_sight, window_in
+from msrnn_jax.recurrence.slots import write
+from msrnn_jax.state import EMPTY, LayerState, Moment, View
+
+
+def remember(
+    config: Config,
+    policy: Policy,
+    layer: LayerState,
+    query: Float[Array, "N H"],
+    key: Float[Array, "K H"],
+    value: Float[Array, "K H"],
+    moment: Moment,
+    index: int,
+) -> tuple[LayerState, Float[Array, "N H"]]:
+    """The recurrence of one layer: write the token, attend to every held slot, observe, forget.
+
+    Query and key come rotated in the mode "absolute"; in the others the keys are turned here.
+
+    In a layer with a sliding window of W tokens *a token that no later query can see is freed*: after the policy
+    has observed the token at position t, whatever stands at t + 1 - W or before goes, and only then, if more than
+    `budget` are held, the policy's lowest. So all that is held is visible, and W - 1 slots hold everything that
+    matters. Sinks and recent tokens are protected from the policy, not from the window. In the position mode
+    "cache" nothing expires: at most W - 1 tokens are held, which never stand W places apart.
+    """
+    window = window_in(config, moment.mode, index, forgetting=moment.forgetting)
+    layer, slot = write(policy, layer, key, value, moment.position)
+    # The newest slot is visible even to padding, whose row is thrown away but must stay finite.
+    newest = jnp.arange(layer.num_slots, dtype=jnp.int32)[None] == slot[:, None]  # [#K, S]
+    grouped, keys = query.reshape(key.shape[0], -1, query.shape[1]), layer.keys  # [K, G, H], [K, S, H]
+    if moment.mode != "absolute" and config.rotates(index):
+        keys = turn_back(config, moment.mode, moment.angles, keys, layer.positions)
+        grouped = grouped.astype(keys.dtype)
+    held = layer.positions != EMPTY
+    visible = newest | held
+    if window is not None and not moment.forgetting:
+        visible = visible & in_sight(moment.mode, layer.positions, slot[:, None], window)[:, 0]
+    probs = softmax(match(grouped, keys), visible, query.shape[1])
+    mixed = mix(probs, layer.values)
+    over = held.sum(axis=1, dtype=jnp.int32) > layer.budget
+    layer = judge(policy, layer, probs, query, moment, index, over, window)
+    return layer, mixed.reshape(query.shape).astype(query.dtype)
+
+
+def judge(
+    policy: Policy,
+    layer: LayerState,
+    probs: Float[Array, "K G S"],
+    query: Float[Array, "N H"],
+    moment: Moment,
+    index: int,
+    over: Bool[Array, "#K"],
+    window: int | None,
+) -> LayerState:
+    """The policy observes what the token attended to, and one slot is freed of every row that holds too many.
+
+    Padding changes nothing.
+
+    Args:
+      over: which rows hold too many, where nothing expires.
+      window: beyond which tokens expire, and are freed first; None where they do not.
+    """
+    real = moment.position != EMPTY
+    view = View(
+        probs=probs,
+        positions=layer.positions,
+        t=moment.position,
+        token=moment.token,
+        queries=query,
+        keys=layer.keys,
+        values=layer.values,
+        layer=index,
+    )
+    observed = policy.observe(layer.stats, view)
+    check_observed(policy, observed, layer.stats)
+    stats = jax.tree.map(lambda new, old: jnp.where(real, new.astype(old.dtype), old), observed, layer.stats)
+    layer = layer.replace(stats=stats)
+    if not moment.forgetting:
+        return layer
+    if window is not None:
+        layer = expire(layer, window, moment.seen)
+        over = (layer.positions != EMPTY).sum(axis=1, dtype=jnp.int32) > layer.budget
+    return forget(policy, layer, moment.seen, over & real)

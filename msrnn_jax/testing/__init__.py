@@ -1,0 +1,1 @@
+"""What a policy of one's own must keep to."""

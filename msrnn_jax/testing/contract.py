@@ -1,0 +1,263 @@
+"""Whether a policy keeps the contract: `check_contract` shows it made-up tokens and says what is broken, and where."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from msrnn_jax.config import Config
+from msrnn_jax.io.errors import in_words
+from msrnn_jax.policies import Policy
+from msrnn_jax.recurrence.checks import check_observed, check_policy, check_score, check_statistics
+from msrnn_jax.state import EMPTY, LayerState, View
+from msrnn_jax.testing.situations import (
+    SLOTS,
+    TRIED,
+    Situation,
+    reorder,
+    situations,
+    with_more_slots,
+    with_other_leftovers,
+)
+
+Entry = np.ndarray | np.generic  # what a slot has of a leaf
+
+FAR = 100_000  # the first position of a text that is under way for long
+
+
+def check_contract(policy: Policy, config: Config) -> None:
+    """Tries a policy on made-up tokens of the model's shapes, which takes about a second, and refuses a broken one.
+
+    The engine trusts `init`, `observe` and `score` in what it cannot see while it runs. Here they are called with
+    few slots: early in a text and far into it, with slots in another order, with other leftovers in free slots,
+    and under `jit` and `vmap`. Passing is no proof; whether scores are those you mean, an oracle of your own must tell.
+
+    Args:
+      config: of the model it is to run on; no weights are needed.
+
+    Raises:
+      ValueError: for the first promise it does not keep, in one line: the function, what it returned for which
+        token, and what it must do. A score that is NaN counts as broken, though the engine takes it for the lowest.
+    """
+    check_policy(policy)
+    if not isinstance(config, Config):
+        raise ValueError(f"config is {config!r}; it must be a Config")
+    rows = 1 if policy.scope == "layer" else config.num_kv_heads
+    _check_value(policy)
+    _check_init(policy, rows)
+    for start, index in ((0, 0), (FAR, config.num_layers - 1)):
+        seen = situations(config, policy, start, index, partial(_observe, policy))
+        after = [Situation(layer.replace(stats=_observe(policy, layer, view)), view) for layer, view in seen]
+        for situation in after:
+            _check_numbers(policy, situation)
+        if start == 0:
+            _check_again(policy, seen[-1], after[-1])
+            _check_transformations(policy, seen[-1])
+        for step in TRIED:
+            _check_variations(policy, seen[step], after[step])
+        if policy.static:
+            _check_static(policy, after)
+
+
+def _check_value(policy: Policy) -> None:
+    """It must go through `jit` as an argument: compared, taken apart, and put together around tracers."""
+    try:
+        jax.eval_shape(lambda policy: jax.tree.leaves(policy), policy)
+        # Two made alike are compared by `jit`; arrays among the options make that fail.
+        _ = jax.tree.structure(policy) == jax.tree.structure(copy.deepcopy(policy))
+    except Exception as error:
+        raise _broken(
+            policy,
+            f"it cannot be an argument of jit: {in_words(error)}; an option that is an array must be a plain field, "
+            "one that Python code looks at static, struct.field(pytree_node=False, default=...)",
+        ) from error
+
+
+def _check_init(policy: Policy, rows: int) -> None:
+    stats = _call(policy, "init", policy.init, rows, SLOTS)
+    for leaf in jax.tree.leaves(stats):
+        if not isinstance(leaf, jax.Array | np.ndarray):
+            raise _broken(policy, f"init returned {leaf!r}; statistics must be arrays [{rows}, {SLOTS}, ...]")
+    more = _call(policy, "init", policy.init, rows, SLOTS + 1)
+    if jax.tree.structure(stats) != jax.tree.structure(more):
+        counts = [len(jax.tree.leaves(tree)) for tree in (stats, more)]
+        raise _broken(
+            policy,
+            f"init returned {counts[0]} arrays for {SLOTS} slots and {counts[1]} for {SLOTS + 1}; "
+            "it must return the same tree of arrays",
+        )
+    check_statistics(policy, rows, SLOTS)
+    call = f"init({rows}, {SLOTS})"
+    again = _call(policy, "init", policy.init, rows, SLOTS)
+    for leaf, other, wider in zip(*map(jax.tree.leaves, (stats, again, more)), strict=True):
+        if not np.array_equal(leaf, other, equal_nan=_is_float(leaf)):
+            raise _broken(policy, f"{call} returned other numbers when called again; it must return the same ones")
+        first = np.asarray(leaf)[:, :1]
+        if not all(np.array_equal(every, np.broadcast_to(first, every.shape), equal_nan=_is_float(leaf))
+                   for every in map(np.asarray, (leaf, wider))):  # fmt: skip
+            raise _broken(policy, f"{call} returned other numbers for some slots; a new token may come into any slot")
+
+
+def _check_numbers(policy: Policy, situation: Situation) -> None:
+    layer, view = situation
+    score = np.asarray(_score(policy, layer, view.t + 1))
+    if not _is_float(score):
+        return
+    for where in np.argwhere(np.isnan(score.astype(np.float64)) & _held(layer)):
+        raise _broken(policy, f"score is nan for {_token(situation, where)}; it must be a number")
+
+
+def _check_again(policy: Policy, before: Situation, after: Situation) -> None:
+    rule = "when called again with the same arguments; it must be a function of them alone"
+    _compare(policy, "observe", f"{{}}, and {{}} {rule}", after, _observe(policy, *before), after.layer.stats)
+    first, second = (_score(policy, after.layer, after.view.t + 1) for _ in range(2))
+    _compare(policy, "score", f"{{}}, and {{}} {rule}", after, second, first)
+
+
+def _check_transformations(policy: Policy, situation: Situation) -> None:
+    layer, view = situation
+    rows, slots = layer.positions.shape
+    functions: dict[str, tuple[Callable[..., Any], tuple]] = {
+        "init": (lambda policy: policy.init(rows, slots), ()),
+        "observe": (lambda policy, stats, view: policy.observe(stats, view), (layer.stats, view)),
+        "score": (lambda policy, layer, t: policy.score(layer, t), (layer, view.t + 1)),
+    }
+    for name, (function, given) in functions.items():
+        try:
+            jax.eval_shape(function, policy, *given)
+        except Exception as error:
+            raise _broken(
+                policy,
+                f"{name} cannot be compiled by jit: it must be written in jax.numpy, without numpy or Python's if, "
+                f"for and float() on arrays: {in_words(error)}",
+            ) from error
+        batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), given)
+        try:
+            jax.eval_shape(jax.vmap(function, (None, *[0] * len(given)), axis_size=2), policy, *batch)
+        except Exception as error:
+            raise _broken(policy, f"{name} cannot be batched by vmap: {in_words(error)}") from error
+
+
+def _check_variations(policy: Policy, before: Situation, after: Situation) -> None:
+    """The same held tokens must get the same statistics and scores, whatever the slots around them."""
+    rows, slots = after.layer.positions.shape
+    order = np.random.default_rng(1).permuted(np.tile(np.arange(slots, dtype=np.int32), (rows, 1)), axis=1)
+    back = jnp.asarray(np.argsort(order, axis=1).astype(np.int32))
+    shuffled = partial(reorder, source=jnp.asarray(order))
+    _check_variation(policy, "slots in another order", before, after, shuffled, lambda leaf: _taken(leaf, back))
+    rule = "other leftovers in free slots (those whose position is EMPTY)"
+    _check_variation(policy, rule, before, after, with_other_leftovers, lambda leaf: leaf)
+    wider = partial(with_more_slots, policy, count=2)
+    _check_variation(policy, "two more free slots", before, after, wider, lambda leaf: leaf[:, :slots])
+
+
+def _check_variation(
+    policy: Policy,
+    what: str,
+    before: Situation,
+    after: Situation,
+    change: Callable[[Situation], Situation],
+    undo: Callable[[Array], Array],
+) -> None:
+    rule = f"{{}}, but {{}} with {what}; it must not depend on that"
+    stats = jax.tree.map(undo, _observe(policy, *change(before)))
+    _compare(policy, "observe", rule, after, after.layer.stats, stats)
+    t = after.view.t + 1
+    score = _score(policy, after.layer, t)
+    _compare(policy, "score", rule, after, score, undo(_score(policy, change(after).layer, t)))
+
+
+def _check_static(policy: Policy, seen: list[Situation]) -> None:
+    """Which of two tokens goes first must be so at all times."""
+    earlier: dict[tuple[int, int, int], tuple[bool, int]] = {}
+    moments = [(layer, int(view.t) + 1) for layer, view in seen]
+    for layer, t in [*moments, *((layer, t + later) for layer, t in moments[-1:] for later in (1, 100, FAR))]:
+        score = np.asarray(_score(policy, layer, jnp.int32(t)))
+        for row, positions in enumerate(np.asarray(layer.positions)):
+            order = sorted((score[row, slot], int(positions[slot])) for slot in np.flatnonzero(positions != EMPTY))
+            held = [position for _, position in order]
+            for place, first in enumerate(held):
+                for second in held[place + 1 :]:
+                    low, high = min(first, second), max(first, second)
+                    goes_first, when = earlier.setdefault((row, low, high), (first == low, t))
+                    if goes_first != (first == low):
+                        raise _broken(
+                            policy,
+                            f"static = True, but of the tokens at positions {low} and {high} (row {row}) the first "
+                            f"has the {'lower' if goes_first else 'higher'} score after {when} tokens and the "
+                            f"{'higher' if goes_first else 'lower'} after {t}; leave static out, or score by the "
+                            "token alone",
+                        )
+
+
+def _observe(policy: Policy, layer: LayerState, view: View) -> Any:
+    stats = _call(policy, "observe", policy.observe, layer.stats, view)
+    check_observed(policy, stats, layer.stats)
+    return jax.tree.map(lambda new, old: jnp.asarray(new).astype(old.dtype), stats, layer.stats)
+
+
+def _score(policy: Policy, layer: LayerState, t: Array) -> Array:
+    score = _call(policy, "score", policy.score, layer, t)
+    if not isinstance(score, jax.Array | np.ndarray):
+        raise _broken(policy, f"score returned {score!r}; it must be an array {layer.positions.shape}, [#K, S]")
+    check_score(policy, score, layer)
+    return jnp.asarray(score)
+
+
+def _call(policy: Policy, name: str, function: Callable[..., Any], *given: Any) -> Any:
+    try:
+        return function(*given)
+    except (Exception, SystemExit, GeneratorExit) as error:  # it may fail in any way
+        raise _broken(policy, f"{name} failed: {in_words(error)}") from error
+
+
+def _compare(policy: Policy, name: str, rule: str, situation: Situation, expected: Any, given: Any) -> None:
+    """Statistics or scores of the held tokens, which may differ by rounding."""
+    held = np.argwhere(_held(situation.layer))
+    for leaf, other in zip(jax.tree.leaves(expected), jax.tree.leaves(given), strict=True):
+        for where in held:
+            ours, theirs = np.asarray(leaf)[tuple(where)], np.asarray(other)[tuple(where)]
+            if not _same(leaf, ours, theirs):
+                said = rule.format(_number(ours), _number(theirs))
+                raise _broken(policy, f"{name} gives {_token(situation, where)} {said}")
+
+
+def _same(leaf: Any, ours: Entry, theirs: Entry) -> bool:
+    if not _is_float(leaf):
+        return np.array_equal(ours, theirs)
+    numbers = np.asarray(leaf).astype(np.float64)
+    size = np.abs(numbers[np.isfinite(numbers)]).max(initial=0.0)
+    tolerance = 64 * float(jnp.finfo(leaf.dtype).eps) * float(size)
+    return np.allclose(ours.astype(np.float64), theirs.astype(np.float64), rtol=0, atol=tolerance, equal_nan=True)
+
+
+def _token(situation: Situation, where: np.ndarray) -> str:
+    layer, view = situation
+    (row, slot), seen = where.tolist(), int(view.t) + 1
+    tokens = f"{seen} token{'s' if seen > 1 else ''}"
+    return f"the token at position {int(layer.positions[row, slot])} (row {row}, after {tokens})"
+
+
+def _number(value: Entry) -> str:
+    return f"{float(value):.6g}" if value.ndim == 0 else f"values such as {float(value.ravel()[0]):.6g}"
+
+
+def _held(layer: LayerState) -> np.ndarray:
+    return np.asarray(layer.positions) != EMPTY
+
+
+def _taken(leaf: Array, source: Array) -> Array:
+    return jnp.take_along_axis(leaf, source.reshape(source.shape + (1,) * (leaf.ndim - 2)), axis=1)
+
+
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _broken(policy: Policy, what: str) -> ValueError:
+    return ValueError(f"policy {policy}: {what}")

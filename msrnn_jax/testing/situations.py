@@ -1,0 +1,148 @@
+"""A layer that reads made-up tokens: what `check_contract` shows a policy."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Int
+
+from msrnn_jax.config import Config
+from msrnn_jax.policies import Policy
+from msrnn_jax.recurrence.attention import wide
+from msrnn_jax.recurrence.indexing import slots_of
+from msrnn_jax.recurrence.slots import grow, write
+from msrnn_jax.state import EMPTY, LayerState, View
+
+SLOTS, BUDGET, COUNT = 8, 5, 10  # more slots than are ever held, so that some are free and have leftovers
+SPIKES = (3, 8)  # tokens that attend to one token alone: the others get exactly 0
+TRIED = (0, 4, 8, 9)  # tokens after which slots are varied: nearly all are free, none was freed yet, ties, all else
+
+Observe = Callable[[LayerState, View], Any]
+
+
+class Situation(NamedTuple):
+    """A layer right after a token's attention, when `observe` is due."""
+
+    layer: LayerState  # with the token in its slot, and the statistics of before
+    view: View
+
+
+def situations(config: Config, policy: Policy, start: int, index: int, observe: Observe) -> list[Situation]:
+    """What one layer goes through while it reads a few tokens.
+
+    It writes as the engine does. Which token goes is made up as well, so that holes come anywhere and, where
+    every head forgets for itself, elsewhere in every row. Probabilities are multiples of 1 / 64, keys and values
+    of 1 / 4: sums of them are exact in any order, and many are equal.
+
+    Args:
+      start: position of the first token.
+      index: of the layer.
+      observe: makes the statistics of the next situation from this one.
+    """
+    random = np.random.default_rng(0)
+    layer, seen = _empty(config, policy), []
+    for step in range(COUNT):
+        t = jnp.int32(start + step)
+        key, value = (_numbers(random, (config.num_kv_heads, config.head_dim), config.dtype) for _ in range(2))
+        layer, _ = write(policy, layer, key, value, t)
+        view = View(
+            probs=_probs(config, random, layer, step in SPIKES),
+            positions=layer.positions,
+            t=t,
+            token=jnp.int32(random.integers(config.vocab_size)),
+            queries=_numbers(random, (config.num_heads, config.head_dim), config.dtype),
+            keys=layer.keys,
+            values=layer.values,
+            layer=index,
+        )
+        seen.append(Situation(layer, view))
+        layer = layer.replace(stats=observe(layer, view))
+        layer = layer.replace(positions=_free_one(layer.positions, step))
+    return seen
+
+
+def reorder(situation: Situation, source: Int[Array, "#K S"]) -> Situation:
+    """The same with the slots that `source` names, in every row its own."""
+    layer, view = situation
+    probs = jnp.moveaxis(slots_of(jnp.moveaxis(view.probs, 2, 1), source), 1, 2)
+    layer = layer.replace(
+        keys=slots_of(layer.keys, source),
+        values=slots_of(layer.values, source),
+        positions=slots_of(layer.positions, source),
+        stats=jax.tree.map(lambda leaf: slots_of(leaf, source), layer.stats),
+    )
+    return _shown(layer, view.replace(probs=probs))
+
+
+def with_other_leftovers(situation: Situation) -> Situation:
+    """The same but for free slots: they hold other keys and values, and statistics of the oldest token."""
+    layer, view = situation
+    free = layer.positions == EMPTY  # [#K, S]
+    ages = jnp.where(free, jnp.iinfo(jnp.int32).max, layer.positions)
+    oldest = jnp.broadcast_to(jnp.argmin(ages, axis=1, keepdims=True).astype(jnp.int32), free.shape)  # [#K, S]
+
+    def change(leaf: Array, other: Array) -> Array:
+        rows = jnp.broadcast_to(free, (leaf.shape[0], free.shape[1]))
+        return jnp.where(rows.reshape(rows.shape + (1,) * (leaf.ndim - 2)), other, leaf)
+
+    return _shown(
+        layer.replace(
+            keys=change(layer.keys, 3 - layer.keys),
+            values=change(layer.values, 3 - layer.values),
+            stats=jax.tree.map(lambda leaf: change(leaf, slots_of(leaf, oldest)), layer.stats),
+        ),
+        view,
+    )
+
+
+def with_more_slots(policy: Policy, situation: Situation, count: int) -> Situation:
+    """The same with `count` more free slots."""
+    layer, view = situation
+    probs = jnp.pad(view.probs, ((0, 0), (0, 0), (0, count)))
+    return _shown(grow(policy, layer, count), view.replace(probs=probs))
+
+
+def _shown(layer: LayerState, view: View) -> Situation:
+    return Situation(layer, view.replace(positions=layer.positions, keys=layer.keys, values=layer.values))
+
+
+def _empty(config: Config, policy: Policy) -> LayerState:
+    # Not by `init_state`, which would refuse a policy that protects more tokens than are held here.
+    rows = 1 if policy.scope == "layer" else config.num_kv_heads
+    cache = jnp.zeros((config.num_kv_heads, SLOTS, config.head_dim), config.dtype)
+    return LayerState(
+        keys=cache,
+        values=cache,
+        positions=jnp.full((rows, SLOTS), EMPTY, jnp.int32),
+        stats=policy.init(rows, SLOTS),
+        budget=jnp.int32(BUDGET),
+    )
+
+
+def _numbers(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:
+    return jnp.asarray(random.integers(-8, 9, shape) / 4, dtype)
+
+
+def _probs(config: Config, random: np.random.Generator, layer: LayerState, spike: bool) -> Array:
+    """Attention probabilities [K, G, S] over what is held."""
+    held = np.broadcast_to(np.asarray(layer.positions) != EMPTY, (config.num_kv_heads, SLOTS))
+    probs = np.zeros((config.num_kv_heads, config.group_size, SLOTS))
+    for head, slots in enumerate(held):
+        places = np.flatnonzero(slots)
+        even = np.full(len(places), 1 / len(places))
+        one = np.eye(len(places))[random.integers(len(places))]
+        probs[head][:, places] = random.multinomial(64, one if spike else even, config.group_size) / 64
+    return jnp.asarray(probs, wide(config.dtype))
+
+
+def _free_one(positions: Array, step: int) -> Array:
+    """Frees a slot of every row that holds more than the budget, of another age in every step and row."""
+    freed = np.array(positions)
+    for number, row in enumerate(freed):
+        held = np.flatnonzero(row != EMPTY)
+        if len(held) > BUDGET:
+            row[held[(5 * step + 2 * number) % len(held)]] = EMPTY
+    return jnp.asarray(freed)

@@ -1,0 +1,1 @@
+"""Text to tokens and back; nothing here knows a model."""

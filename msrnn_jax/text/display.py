@@ -1,0 +1,59 @@
+"""The text of every single token, and text made safe to look at."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from msrnn_jax.text.byte_tokens import settled
+from msrnn_jax.text.tokenizer import Tokenizer
+
+MOST_HELD = 8  # tokens; what is decoded at once does not grow with a run of broken characters
+
+
+def pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
+    """What every token adds to the text; joined, they are the text, special tokens spelled out.
+
+    A character may be made of several tokens: the last of them has it, the others have nothing.
+    """
+
+    def decode(start: int, end: int) -> str:
+        return tokenizer.decode(tokens[start:end], skip_special=False)
+
+    found, before, start = (
+        [],
+        0,
+        0,
+    )  # a token is decoded after the ones before it, since some decoders drop first blanks
+    given = 0  # characters of what is decoded from `before` on
+    for end in range(1, len(tokens) + 1):
+        text = decode(before, end)
+        sure = len(text) if end == len(tokens) else max(given, settled(text))
+        found.append(text[given:sure])
+        given, held = sure, len(text) - sure
+        if not held or end - start > MOST_HELD:
+            before, start = start, end
+            given = len(decode(before, start)) - held
+    return found
+
+
+def visible(text: str) -> str:
+    """The text with line ends and tabs marked by arrows before them, and other control characters by pictures.
+
+    So a text cannot move the cursor, change colours or reorder what stands beside it.
+    """
+    text = re.sub("[\x00-\x08\x0b-\x1f]", lambda match: chr(0x2400 + ord(match[0])), text)
+    text = text.replace("\n", "↵\n").replace("\t", "→\t")
+    return "".join("\ufffd" if _is_hidden(character) else character for character in text)
+
+
+def _is_hidden(character: str) -> bool:
+    # Format characters are needed inside words of some scripts (joiners), but not those that set directions.
+    kind = unicodedata.category(character)
+    return (kind in ("Cc", "Cs", "Zl", "Zp") and character not in "\n\t") or (
+        kind == "Cf" and unicodedata.bidirectional(character) not in ("BN", "AL")
+    )
+
+
+def decimals(value: float | None, places: int) -> str:
+    """A number of a row for reading, `-` where it is none (nan, inf)."""
+    return "-" if value is None else f"{value:.{places}f}"

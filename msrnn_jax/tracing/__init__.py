@@ -1,0 +1,1 @@
+"""Which tokens a model holds, and until when."""
