@@ -1,6 +1,5 @@
 """`msrnn perplexity`: its numbers, against the logits of `extend`, and its results, however it was cut off."""
 
-import importlib
 import json
 import math
 import os
@@ -28,6 +27,7 @@ from typer.testing import CliRunner
 import msrnn_jax as ms
 from msrnn_jax.cli.app import app
 from msrnn_jax.devices import memory as batch
+from msrnn_jax.evaluation import perplexity, sweep
 from msrnn_jax.evaluation.perplexity import RUN, SEGMENT
 from msrnn_jax.evaluation.plot import check_plot
 from msrnn_jax.evaluation.segments import segment
@@ -37,7 +37,6 @@ from msrnn_jax.io.provenance import text_hash
 from msrnn_jax.policies.source import code_of
 
 # The package shows functions under the names of these modules.
-measure, sweep = (importlib.import_module(f"msrnn_jax.{name}") for name in ("measure", "sweep"))
 
 ROOT = pathlib.Path(__file__).parents[2]
 PANGRAM = "the quick brown fox jumps over the lazy dog. "
@@ -150,14 +149,14 @@ def test_full_is_the_default_beside_tova_and_is_read_once(toy, text, monkeypatch
         calls.append((str(policy), [row.segment for row in args[3]]))
         return read_rows(config, policy, *args, **options)
 
-    monkeypatch.setattr(measure, "read_rows", counted)
+    monkeypatch.setattr(perplexity, "read_rows", counted)
     arguments = ["--text", text, "--budget", "5", "--fidelity", "--batch", "2"]
     together = results(toy, *arguments)
     assert [row["policy"] for row in together] == ["full", "tova"]
     full = [segment for policy, segments in calls if policy == "full" for segment in segments]
     assert sorted(set(full)) == list(range(9)) and len(full) == 10  # the last batch is filled up by one
     calls.clear()
-    monkeypatch.setattr(measure, "STREAM_BYTES", 4 * 4 * (SIZE - 1) * tiny.CONFIG.model_dim)  # four segments
+    monkeypatch.setattr(perplexity, "STREAM_BYTES", 4 * 4 * (SIZE - 1) * tiny.CONFIG.model_dim)  # four segments
     results_by_group = results(toy, *arguments)
     assert [policy for policy, _ in calls] == ["full"] * 2 + ["tova"] * 2 + ["full"] * 2 + ["tova"] * 2 + [
         "full",
@@ -267,7 +266,7 @@ def test_more_policies_and_budgets_use_what_is_there(toy, text, tmp_path, monkey
         read.append((str(policy), args[3]))
         return read_rows(config, policy, *args, **options)
 
-    monkeypatch.setattr(measure, "read_rows", counted)
+    monkeypatch.setattr(perplexity, "read_rows", counted)
     arguments = ["--text", text, "--out", str(tmp_path / "out.jsonl"), "--batch", "3"]
     first = results(toy, *arguments, "--policy", "random", "--budget", "4")
     read.clear()
@@ -308,7 +307,9 @@ def test_rows_of_something_else_are_not_counted(change, toy, text, tmp_path, mon
         other.write_text(pathlib.Path(text).read_text() + "more")
         arguments[1] = str(other)
     elif change == "versions":
-        monkeypatch.setattr(measure, "provenance", lambda: {"versions": {"jax": "0.0"}, "device": "abacus"})
+        monkeypatch.setattr(
+            "msrnn_jax.io.provenance.provenance", lambda: {"versions": {"jax": "0.0"}, "device": "abacus"}
+        )
     elif change == "policy":
         mine.write_text(f"{source}# changed")
     else:
@@ -345,7 +346,7 @@ def test_bos_before_every_segment_is_another_measurement(toy, text, tmp_path, mo
     assert (found["bos"], found["tokens"], plain[0]["bos"]) == (7, len(ids), None)
     assert found["nll"] == pytest.approx(nats / len(ids), rel=1e-5)
     assert found["bytes"] == len(pathlib.Path(text).read_bytes())
-    monkeypatch.setattr(measure, "read_rows", None)  # all is there
+    monkeypatch.setattr(perplexity, "read_rows", None)  # all is there
     assert results(model, *arguments) == plain and results(model, *arguments, "--bos-every-segment") == [found]
     refused = run(toy, *arguments, "--bos-every-segment", code=2)
     assert refused.stderr == "error: bos_every_segment is given, but the tokenizer has no BOS token\n"

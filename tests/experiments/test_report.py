@@ -34,7 +34,7 @@ from experiments.common.claims import (
 )
 from experiments.common.estimates import Estimate, difference, exact, exp, geometric, mean, minus, over, ratio
 from experiments.common.figures import canvas, ours, papers
-from experiments.common.records import NAMES, Records, read_records
+from experiments.common.records import THROUGHPUT, Records, read_records
 from experiments.extrapolation.report import stream
 from experiments.report.__main__ import app, run
 from experiments.report.origin import different_models, origins, shown
@@ -335,7 +335,7 @@ def test_missing_and_incomplete_results_are_named(tmp_path):
     for name in ("report.html", "report.md", "report.json"):
         text = (tmp_path / "out" / name).read_text(encoding="utf-8")
         assert "language_modeling: 246 of 366 planned results are there" in text
-        for other in set(NAMES) - {"language_modeling"}:
+        for other in {*CHECKS, THROUGHPUT} - {"language_modeling"}:
             assert f"{other}: " in text, (name, other)
     found = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     reasons = {one["text"]: one["note"] for one in found["claims"] if one["verdict"] == NOT_MEASURED}
@@ -481,7 +481,7 @@ def test_tables_for_programs_have_every_setting(written):
         assert row["perplexity"] == pytest.approx(row["paper"], rel=1e-6)
         assert row["paper_above_full"] == pytest.approx(row["above_full"], abs=1e-6)
     origin = {one["name"]: one for one in found["origins"]}
-    assert set(origin) == set(NAMES)
+    assert set(origin) == {*CHECKS, THROUGHPUT}
     assert origin["needle"]["seconds"] == pytest.approx(1.5 * 180)
     assert origin["needle"]["facts"]["model"] == made.MODEL["model_sha256"]
     assert origin["needle"]["documents"]["512/0.5/3"] == f"{made.hash_of('512/0.5/3'):016x}"
