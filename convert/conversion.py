@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from msrnn_jax.checkpoint.save import CHECKPOINT, save
-from msrnn_jax.io.folders import check_space, prepare
+from msrnn_jax.io.folders import check_and_recover, check_space
 from msrnn_jax.io.units import spell_bytes, tree_bytes
 from msrnn_jax.params import abstract_params
 from msrnn_jax.text.tokenizer import token_settings
@@ -17,7 +17,7 @@ from msrnn_jax.text.tokenizer import token_settings
 from .folder import check_apart, digest
 from .problems import refuse, shorten
 from .progress import Meter, unseen
-from .resolve import Found, check_pre, find, read
+from .resolve import Resolved, check_pre, read, resolve
 from .smollm2 import NAME
 from .source import Source, TokenizerFacts
 from .tensors import Findings, deferred
@@ -70,11 +70,11 @@ def convert(
     if pre is not None:
         check_pre(pre)
     path = Path(destination)
-    prepare(path, CHECKPOINT, force)
+    check_and_recover(path, CHECKPOINT, force)
     check_apart(Path(source), path)
     if verify:
         check_verifiable(gguf=source == NAME or str(source).lower().endswith(".gguf"))
-    found = find(str(source), revision=revision, cache=cache, report=report)
+    found = resolve(str(source), revision=revision, cache=cache, report=report)
     read_from = read(found, dtype, report, pre)
     size = tree_bytes(abstract_params(read_from.config))
     check_space(path, size)
@@ -85,7 +85,7 @@ def convert(
 
 def _write(
     name: str,
-    found: Found,
+    found: Resolved,
     source: Source,
     path: Path,
     force: bool,

@@ -16,7 +16,7 @@ from .source import Source
 SOURCES = f"a Hugging Face LLaMA folder, a .gguf file, the name of a model on the hub (org/name), or {NAME!r}"
 
 
-class Found(NamedTuple):
+class Resolved(NamedTuple):
     """Where a source lies."""
 
     path: Path  # a folder or a .gguf file
@@ -25,7 +25,7 @@ class Found(NamedTuple):
     digests: Mapping[str, str] = {}  # sha256 by file name, of the files of which it is known already
 
 
-def find(name: str, *, revision: str | None, cache: Path | None, report: Callable[[str], None]) -> Found:
+def resolve(name: str, *, revision: str | None, cache: Path | None, report: Callable[[str], None]) -> Resolved:
     """The place of a source, fetched first where it is a name: what exists is a path.
 
     Raises:
@@ -35,7 +35,7 @@ def find(name: str, *, revision: str | None, cache: Path | None, report: Callabl
     if revision is not None and not hub:
         raise ValueError(f"revision is {revision!r}, but {name} is no model on the hub")
     if name == NAME:
-        return Found(fetch(SMOLLM2, default_cache() if cache is None else cache, report), NAME)
+        return Resolved(fetch(SMOLLM2, default_cache() if cache is None else cache, report), NAME)
     if hub:
         return _fetch_from_hub(name, revision, cache, report)
     path = Path(name)
@@ -43,7 +43,7 @@ def find(name: str, *, revision: str | None, cache: Path | None, report: Callabl
         raise ValueError(f"{path} does not exist; the source must be {SOURCES}")
     if not path.is_dir() and not (path.is_file() and path.suffix.lower() == ".gguf"):
         raise ValueError(f"{path} is a file, and not a .gguf one; the source must be {SOURCES}")
-    return Found(path, "huggingface" if path.is_dir() else "gguf")
+    return Resolved(path, "huggingface" if path.is_dir() else "gguf")
 
 
 def check_pre(pre: str) -> None:
@@ -54,7 +54,7 @@ def check_pre(pre: str) -> None:
         raise ValueError(f"pre is {pre!r}; it must be one of {', '.join(WORDS)}")
 
 
-def read(found: Found, dtype: str | None, report: Callable[[str], None], pre: str | None = None) -> Source:
+def read(found: Resolved, dtype: str | None, report: Callable[[str], None], pre: str | None = None) -> Source:
     """The source through its reader."""
     with extra():
         if found.path.is_dir():
@@ -79,7 +79,7 @@ def extra() -> Iterator[None]:
         ) from error
 
 
-def _fetch_from_hub(name: str, revision: str | None, cache: Path | None, report: Callable[[str], None]) -> Found:
+def _fetch_from_hub(name: str, revision: str | None, cache: Path | None, report: Callable[[str], None]) -> Resolved:
     with extra():
         from .hub.fetch import fetch as fetch_model
         from .huggingface.config import read_config
@@ -105,4 +105,4 @@ def _fetch_from_hub(name: str, revision: str | None, cache: Path | None, report:
             raise
         raise ValueError(f"there is no path {name} here, so it was looked for on the hub: {error}") from error
     origin = {"repository": got.repository, "revision": got.revision, "commit": got.commit}
-    return Found(got.path, "huggingface" if got.path.is_dir() else "gguf", origin, got.digests)
+    return Resolved(got.path, "huggingface" if got.path.is_dir() else "gguf", origin, got.digests)

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from msrnn_jax.checkpoint.orbax import Deferred
+from msrnn_jax.checkpoint.orbax import LazyArray
 from msrnn_jax.config import Config
-from msrnn_jax.params import Params, axes, sizes
+from msrnn_jax.params import Params, axis_lengths, param_axes
 
 from .problems import shorten
 from .progress import Watch
@@ -80,7 +80,7 @@ def name_tree(config: Config, names: Mapping[str, str]) -> Params:
         del letters
         return names[path[-1].name].format(layer=path[1].idx if len(path) == 3 else None)
 
-    return jax.tree_util.tree_map_with_path(name, axes(config))
+    return jax.tree_util.tree_map_with_path(name, param_axes(config))
 
 
 def widest(dtypes: Collection[str]) -> str:
@@ -97,8 +97,8 @@ def check(config: Config, names: Mapping[str, str], stored: Mapping[str, Stored]
       names: as for `name_tree`.
       kinds: the types that can be read.
     """
-    length = sizes(config)
-    wanted = dict(zip(jax.tree.leaves(name_tree(config, names)), jax.tree.leaves(axes(config)), strict=True))
+    length = axis_lengths(config)
+    wanted = dict(zip(jax.tree.leaves(name_tree(config, names)), jax.tree.leaves(param_axes(config)), strict=True))
     shapes = {name: stored_shape(letters, length) for name, letters in wanted.items()}
     found = {name: tensor for name, tensor in stored.items() if name in wanted}
     if stored and not found:
@@ -146,18 +146,18 @@ def deferred(
       findings: are added to as weights are read.
       watch: called with the bytes that each block has become.
     """
-    length = sizes(config)
+    length = axis_lengths(config)
     dtype = jnp.dtype(config.dtype)
 
-    def weight(name: str, letters: str) -> Deferred:
+    def weight(name: str, letters: str) -> LazyArray:
         shape = tuple(length[letter] for letter in letters)
 
         def read() -> np.ndarray:
             return _read(name, stored[name], shape, letters, dtype, findings, watch)
 
-        return Deferred(shape, dtype, read)
+        return LazyArray(shape, dtype, read)
 
-    return jax.tree.map(weight, name_tree(config, names), axes(config))
+    return jax.tree.map(weight, name_tree(config, names), param_axes(config))
 
 
 def _read(

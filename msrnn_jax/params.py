@@ -85,7 +85,7 @@ class Params(struct.PyTreeNode):
     unembedding: Array | None = None  # [D, V]
 
 
-def axes(config: Config) -> Params:
+def param_axes(config: Config) -> Params:
     """The axis letters of every weight, as a tree of strings shaped like the params.
 
     Shapes, initial values, checkpoints and sharding names are all read off this tree.
@@ -122,7 +122,7 @@ def axes(config: Config) -> Params:
     return Params(**tree)
 
 
-def sizes(config: Config) -> dict[str, int]:
+def axis_lengths(config: Config) -> dict[str, int]:
     """How long each lettered axis is."""
     return {
         "V": config.vocab_size,
@@ -136,18 +136,18 @@ def sizes(config: Config) -> dict[str, int]:
 
 def abstract_params(config: Config) -> Params:
     """Shapes and dtypes of all weights, without any memory behind them."""
-    length = sizes(config)
+    length = axis_lengths(config)
     dtype = jnp.dtype(config.dtype)
     return jax.tree.map(
-        lambda letters: jax.ShapeDtypeStruct(tuple(length[letter] for letter in letters), dtype), axes(config)
+        lambda letters: jax.ShapeDtypeStruct(tuple(length[letter] for letter in letters), dtype), param_axes(config)
     )
 
 
 def init_params(config: Config, key: Array) -> Params:
     """Random weights: ones for the norms, zeros for biases, else normal with deviation 1 / sqrt(fan-in)."""
-    length = sizes(config)
+    length = axis_lengths(config)
     dtype = jnp.dtype(config.dtype)
-    paths, tree = jax.tree_util.tree_flatten_with_path(axes(config))
+    paths, tree = jax.tree_util.tree_flatten_with_path(param_axes(config))
     keys = jax.random.split(key, len(paths))
     leaves = []
     for (path, letters), leaf_key in zip(paths, keys, strict=True):

@@ -59,7 +59,7 @@ class View(struct.PyTreeNode):
     layer: int = struct.field(pytree_node=False, default=0)  # index of the layer
 
 
-class Moment(struct.PyTreeNode):
+class StepContext(struct.PyTreeNode):
     """The token that all layers are reading, or the T tokens of a chunk."""
 
     token: Array  # [*T] int32

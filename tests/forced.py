@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import msrnn_jax as ms
-from msrnn_jax.generation.generate import BLOCK, Block, Draft
+from msrnn_jax.generation.generate import BLOCK, Block, DecodingState
 
 
 def force(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Makes every `Writer` of one row write the tokens in the list returned, which its state sees."""
+    """Makes every `TextStream` of one row write the tokens in the list returned, which its state sees."""
     script: list[int] = []
 
     def write_block(config, policy, params, draft, rules, most, sampler):
@@ -20,7 +20,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         padded[: len(new)] = new
         state = jax.tree.map(lambda leaf: leaf[0], draft.states)
         state, logits = ms.prefill(config, policy, params, state, padded, len(new))
-        after = Draft(
+        after = DecodingState(
             states=jax.tree.map(lambda leaf: leaf[None], state),
             logits=logits[None],
             running=jnp.asarray([new[-1] not in rules.stop.tolist()]),

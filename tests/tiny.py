@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import msrnn_jax as ms
-from msrnn_jax.recurrence.eviction import worth
+from msrnn_jax.recurrence.eviction import comparable_scores
 
 NEAR_TIE = 1e-5  # two lowest scores closer than this, relatively, may be taken for each other in float32
 
@@ -115,7 +115,7 @@ def margins(policy: ms.Policy, state: ms.MultiState, seen: list) -> jax.Array:
         free = jnp.argmax(before == ms.EMPTY, axis=1).astype(jnp.int32)
         here = jnp.arange(layer.num_slots, dtype=jnp.int32)[None] == free[:, None]
         full = layer.replace(positions=jnp.where(here, t, before), stats=stats)  # a freed slot keeps its statistics
-        score, eligible = worth(policy, full, t + 1)
+        score, eligible = comparable_scores(policy, full, t + 1)
         if jnp.issubdtype(score.dtype, jnp.integer):
             return jnp.asarray(jnp.inf)
         held = full.positions != ms.EMPTY

@@ -12,14 +12,14 @@ NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", r
 PREFIX = "split."
 
 
-class Model(NamedTuple):
+class JoinedFiles(NamedTuple):
     """The headers of all files of a model as one."""
 
     header: Header
     files: Mapping[str, Path]  # by name
 
 
-def read_model(path: Path) -> Model:
+def read_model(path: Path) -> JoinedFiles:
     """Reads the header of a file and, where it is the first part of a model, those of the others beside it.
 
     Raises:
@@ -31,11 +31,11 @@ def read_model(path: Path) -> Model:
     if type(count) is not int or not 0 <= count < 100_000:
         raise ValueError(f"{path}: split.count is {shown(count)}; it must be the number of files")
     if count <= 1:
-        return Model(header, {path.name: path})
+        return JoinedFiles(header, {path.name: path})
     paths = _name_parts(path, count, header.metadata.get("split.no"))
     missing = [f"missing file {part.name!r}, one of {count} parts" for part in paths if not part.is_file()]
     refuse(path, shorten(missing, "missing files"))
-    return Model(_join(path, [header, *map(read_header, paths[1:])], paths), {part.name: part for part in paths})
+    return JoinedFiles(_join(path, [header, *map(read_header, paths[1:])], paths), {part.name: part for part in paths})
 
 
 def _name_parts(path: Path, count: int, number: Any) -> list[Path]:

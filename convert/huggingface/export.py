@@ -12,12 +12,12 @@ import tokenizers
 
 from msrnn_jax.checkpoint.layout import SETTINGS_FILE, TEMPLATE_FILE, TOKENIZER_FILE
 from msrnn_jax.checkpoint.load import load_deferred
-from msrnn_jax.checkpoint.orbax import Deferred
+from msrnn_jax.checkpoint.orbax import LazyArray
 from msrnn_jax.checkpoint.tokenizer import read_settings
 from msrnn_jax.config import Config
-from msrnn_jax.io.folders import Kind, check_space, making, prepare
+from msrnn_jax.io.folders import FolderKind, atomic_folder, check_and_recover, check_space
 from msrnn_jax.io.units import spell_bytes
-from msrnn_jax.params import Params, axes, sizes
+from msrnn_jax.params import Params, axis_lengths, param_axes
 from msrnn_jax.text.tokenizer import TEMPLATE_TOKENS, template_tokens, token_settings
 
 from ..folder import Folder, check_apart
@@ -39,7 +39,7 @@ WRITTEN = re.compile(
 class _Weight(NamedTuple):
     """A weight of ours, and what it becomes."""
 
-    leaf: Deferred
+    leaf: LazyArray
     letters: str  # its axes
     tensor: Tensor
 
@@ -77,7 +77,7 @@ def export(
         one of the paths is not usable.
     """
     path = Path(destination)
-    prepare(path, EXPORT, force)
+    check_and_recover(path, EXPORT, force)
     check_apart(Path(source), path)
     config, params = load_deferred(source)
     texts = small_files(config, Path(source))
@@ -85,7 +85,7 @@ def export(
     total = sum(weight.tensor.nbytes for weight in weights.values())
     check_space(path, total + sum(map(len, texts.values())))
     report(f"writing {path}: {len(weights)} tensors, {spell_bytes(total)} in {config.dtype}")
-    with making(path.absolute(), EXPORT, force) as folder, meter("writing", total) as watch:
+    with atomic_folder(path.absolute(), EXPORT, force) as folder, meter("writing", total) as watch:
         tensors = {name: weight.tensor for name, weight in weights.items()}
         write_shards(folder, tensors, shard_bytes, lambda name: weights[name].blocks(watch))
         for name, text in texts.items():
@@ -94,9 +94,12 @@ def export(
 
 
 def _weights(config: Config, params: Params) -> dict[str, _Weight]:
-    length = sizes(config)
+    length = axis_lengths(config)
     leaves = zip(
-        jax.tree.leaves(name_tree(config, NAMES)), jax.tree.leaves(params), jax.tree.leaves(axes(config)), strict=True
+        jax.tree.leaves(name_tree(config, NAMES)),
+        jax.tree.leaves(params),
+        jax.tree.leaves(param_axes(config)),
+        strict=True,
     )
     return {
         name: _Weight(leaf, letters, Tensor(leaf.dtype, stored_shape(letters, length)))
@@ -110,7 +113,7 @@ def _is_export(folder: Path) -> bool:
     return any(is_written_here(file) for file in folder.glob("*.safetensors"))
 
 
-EXPORT = Kind("export of msrnn_jax", _is_export)
+EXPORT = FolderKind("export of msrnn_jax", _is_export)
 
 
 def small_files(config: Config, source: Path) -> dict[str, str]:

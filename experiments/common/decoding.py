@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 import msrnn_jax as ms
 from experiments.common.model import Model
-from msrnn_jax.generation.generate import Draft, Rules, write
+from msrnn_jax.generation.generate import DecodingRules, DecodingState, decode
 from msrnn_jax.policies import Policy
 from msrnn_jax.state import MultiState
 
@@ -25,13 +25,15 @@ def continue_greedily(
       count: tokens of a row, at most.
     """
     rows = logits.shape[0]
-    draft = Draft(states=states, logits=logits, running=jnp.ones(rows, bool), lengths=jnp.zeros(rows, jnp.int32))
-    rules = Rules(
+    draft = DecodingState(
+        states=states, logits=logits, running=jnp.ones(rows, bool), lengths=jnp.zeros(rows, jnp.int32)
+    )
+    rules = DecodingRules(
         keys=jax.random.split(jax.random.key(0), rows),  # never drawn from
         stop=jnp.asarray(model.tokenizer.stop, jnp.int32),
         limits=jnp.full(rows, count, jnp.int32),
     )
-    tokens, draft = write(model.config, policy, model.params, draft, rules, count, ms.Greedy(), count=count)
+    tokens, draft = decode(model.config, policy, model.params, draft, rules, count, ms.Greedy(), count=count)
     return [row[:length].tolist() for row, length in zip(np.asarray(tokens), np.asarray(draft.lengths), strict=True)]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from msrnn_jax.config import Config
 from msrnn_jax.evaluation.sweep import check_settings
 from msrnn_jax.policies import Policy, parse_policy
-from msrnn_jax.policies.source import code_of
+from msrnn_jax.policies.source import source_hash
 
 FULL, BASELINE = "full", "baseline"  # as keys name the full model, and the one that reads a short context
 
@@ -45,5 +45,5 @@ def named(policy: Policy | str) -> dict[str, Any]:
     if policy == BASELINE:
         return {"policy": BASELINE}
     policy = parse_policy(policy) if isinstance(policy, str) else policy
-    code = code_of(policy)
+    code = source_hash(policy)
     return {"policy": str(policy), **({} if code is None else {"policy_sha256": code})}

@@ -26,7 +26,7 @@ from msrnn_jax.cli.options import MeshText
 from msrnn_jax.cli.usage import Command
 from msrnn_jax.io.journal import Line
 from msrnn_jax.policies import Policy
-from msrnn_jax.recurrence.checks import whole
+from msrnn_jax.recurrence.checks import check_int
 
 NAME = "extrapolation"
 
@@ -59,9 +59,9 @@ PRESETS = {"small": Settings(), "paper": Settings(books=52, batch=4)}
 def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
     """Measures what is missing, and returns all lines."""
     model = open_model(settings.checkpoint, settings.dtype, settings.mesh)
-    whole("tokens", settings.tokens, 2)
-    whole("books", settings.books, 0)
-    whole("batch", settings.batch, 1)
+    check_int("tokens", settings.tokens, 2)
+    check_int("books", settings.books, 0)
+    check_int("batch", settings.batch, 1)
     policies = policies_of(model.config, settings.policies, [settings.budget], settings.tokens, settings.positions)
     books = read_books(model.tokenizer, settings.data, settings.tokens, console, settings.books)
     passages = [Passage(book.name, 0, book.tokens[: settings.tokens]) for book in books]

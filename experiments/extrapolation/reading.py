@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 import msrnn_jax as ms
 from experiments.common.model import Model
 from msrnn_jax.evaluation.losses import read_losses
-from msrnn_jax.model.extend import read
+from msrnn_jax.model.extend import scan_chunks
 from msrnn_jax.model.state_ops import fork
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
@@ -66,7 +66,7 @@ def _read(
 ) -> tuple[ms.MultiState, Float[Array, "B M"]]:
     def one(state: ms.MultiState, tokens: Array) -> tuple[ms.MultiState, Array]:
         beside = {"targets": tokens[1:]}
-        state, _, kept = read(config, policy, params, state, tokens[:-1], beside, length, reader=read_losses)
+        state, _, kept = scan_chunks(config, policy, params, state, tokens[:-1], beside, length, reader=read_losses)
         return state, kept["nats"]
 
     return jax.vmap(one)(states, tokens)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 import msrnn_jax as ms
 from msrnn_jax.evaluation.losses import compare, losses_of
-from msrnn_jax.model.extend import read
+from msrnn_jax.model.extend import scan_chunks
 from msrnn_jax.model.llama import unembed
 
 
@@ -60,7 +60,7 @@ def read_segment(
 def _read_stream(
     config: ms.Config, policy: ms.Policy, params: ms.Params, state: ms.MultiState, tokens: Array, chunk: int
 ) -> tuple[ms.MultiState, Float[Array, "S D"]]:
-    state, _, x = read(config, policy, params, state, tokens, None, None, chunk=chunk, reader=_stream)
+    state, _, x = scan_chunks(config, policy, params, state, tokens, None, None, chunk=chunk, reader=_stream)
     return state, x
 
 

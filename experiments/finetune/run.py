@@ -25,7 +25,7 @@ from msrnn_jax.checkpoint.layout import SETTINGS_FILE, SOURCE_FILE, TEMPLATE_FIL
 from msrnn_jax.checkpoint.save import CHECKPOINT
 from msrnn_jax.evaluation.plot import check_plot
 from msrnn_jax.io.atomic import write_text
-from msrnn_jax.io.folders import check_space, prepare
+from msrnn_jax.io.folders import check_and_recover, check_space
 from msrnn_jax.io.journal import Journal, Line, open_journal, read_journal
 from msrnn_jax.io.units import tree_bytes
 from msrnn_jax.policies import parse_policy
@@ -72,8 +72,8 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
 
 def _check_out(out: pathlib.Path, settings: Settings) -> None:
     """Refuses to write over anything but what a run has written."""
-    prepare(out / MODEL, CHECKPOINT, overwrite=True)
-    prepare(out / KEPT, KEEPING, overwrite=True)
+    check_and_recover(out / MODEL, CHECKPOINT, overwrite=True)
+    check_and_recover(out / KEPT, KEEPING, overwrite=True)
     check_plot(out / PICTURE)
     if (out / MODEL).exists() and not (out / MODEL / ABOUT).is_file():
         raise ValueError(f"{str(out / MODEL)!r} was not written by finetune and is not replaced; choose another folder")

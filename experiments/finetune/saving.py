@@ -12,7 +12,7 @@ import numpy as np
 from experiments.finetune.training import Training
 from msrnn_jax.checkpoint.orbax import read_weights, stored_shapes, write_weights
 from msrnn_jax.io.errors import first_line
-from msrnn_jax.io.folders import Kind, check_space, making, recover
+from msrnn_jax.io.folders import FolderKind, atomic_folder, check_space, recover
 from msrnn_jax.io.units import tree_bytes
 
 ARRAYS, ABOUT = "arrays", "training.json"
@@ -22,7 +22,7 @@ def _fits(folder: pathlib.Path) -> bool:
     return (folder / ABOUT).is_file() and (folder / ARRAYS).is_dir()
 
 
-KIND = Kind("training that was kept", _fits)
+KIND = FolderKind("training that was kept", _fits)
 
 
 def keep(folder: pathlib.Path, training: Training, about: Mapping[str, Any]) -> None:
@@ -35,7 +35,7 @@ def keep(folder: pathlib.Path, training: Training, about: Mapping[str, Any]) -> 
       ValueError: where the disk has no room for it.
     """
     check_space(folder.parent, tree_bytes(training))
-    with making(folder.absolute(), KIND, overwrite=True) as new:
+    with atomic_folder(folder.absolute(), KIND, overwrite=True) as new:
         write_weights(new / ARRAYS, _named(training))
         text = json.dumps({**about, "step": int(training.step)}, indent=2)
         (new / ABOUT).write_text(text + "\n", encoding="utf-8")

@@ -3,7 +3,7 @@
 import dataclasses
 
 from msrnn_jax.params import INPUTS
-from msrnn_jax.recurrence.checks import whole
+from msrnn_jax.recurrence.checks import check_int
 
 DTYPES = ("bfloat16", "float32")  # float16 would need its gradients scaled
 RANGES = {  # of numbers that are no sizes
@@ -62,9 +62,9 @@ def check(settings: Settings) -> None:
       ValueError: naming the setting, what it is and what it must be.
     """
     for name in ("budget", "steps", "batch", "length", "segment", "accumulate", "chunk", "keep_every"):
-        whole(name, getattr(settings, name), 1)
+        check_int(name, getattr(settings, name), 1)
     for name in ("warmup", "lora", "seed"):
-        whole(name, getattr(settings, name), 0, 2**31 - 1)
+        check_int(name, getattr(settings, name), 0, 2**31 - 1)
     for name in settings.lora_weights:
         if name not in INPUTS:
             raise ValueError(f"weight {name!r} takes no adapter; it must be one of {', '.join(INPUTS)}")

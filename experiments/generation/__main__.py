@@ -31,11 +31,11 @@ from msrnn_jax.cli.errors import plain_errors
 from msrnn_jax.cli.options import MeshText
 from msrnn_jax.cli.usage import Command
 from msrnn_jax.generation.sampling import make_sampler
-from msrnn_jax.io.files import Note, refuse
+from msrnn_jax.io.files import OnProblem, refuse
 from msrnn_jax.io.journal import Line
 from msrnn_jax.model.prefill import check_mode
 from msrnn_jax.policies import Full, Policy, parse_policy
-from msrnn_jax.recurrence.checks import whole
+from msrnn_jax.recurrence.checks import check_int
 
 NAME = "generation"
 MOST = 100_000  # stories
@@ -96,13 +96,13 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
     return complete(out, NAME, settings, model.about, units, console, check)
 
 
-def _prepare(settings: Settings, model: Model, context: int, unreadable: Note) -> tuple[Manner, list[Prompt]]:
+def _prepare(settings: Settings, model: Model, context: int, unreadable: OnProblem) -> tuple[Manner, list[Prompt]]:
     """Checks everything before any work."""
-    whole("context", context, 2, model.config.max_length)
-    whole("max_new_tokens", settings.max_new_tokens, 0, context - 1)
-    whole("stories", settings.stories, 1, MOST)
-    whole("batch", settings.batch, 1)
-    whole("seed", settings.seed, 0, 2**32 - 1)
+    check_int("context", context, 2, model.config.max_length)
+    check_int("max_new_tokens", settings.max_new_tokens, 0, context - 1)
+    check_int("stories", settings.stories, 1, MOST)
+    check_int("batch", settings.batch, 1)
+    check_int("seed", settings.seed, 0, 2**32 - 1)
     check_mode(settings.mode)
     sampler = make_sampler(settings.temperature, top_p=None if settings.top_p == 1 else settings.top_p)
     policies_of(model.config, settings.policies, settings.budgets, context)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import requests
 from urllib3.exceptions import HTTPError, TimeoutError
 
-from msrnn_jax.recurrence.checks import whole
+from msrnn_jax.recurrence.checks import check_int
 
 KEY = "OPENAI_API_KEY"  # the variable that clients of such endpoints read
 BUSY = (408, 409, 429, *range(500, 600))  # answers that may be others a little later
@@ -55,7 +55,7 @@ class Judge:
             raise ValueError("judge_model is empty; it must be the name of a model")
         if not 0 < self.timeout <= DAY:
             raise ValueError(f"judge_timeout is {self.timeout}; it must be a number of seconds above 0, {DAY} at most")
-        whole("judge_tries", self.tries, 1)
+        check_int("judge_tries", self.tries, 1)
 
 
 def key_of(judge: Judge) -> str | None:

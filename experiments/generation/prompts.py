@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.common.console import last_part
-from msrnn_jax.io.files import Note, called, left_out, read_bytes, refuse, what_remains
+from msrnn_jax.io.files import OnProblem, called, read_bytes, read_remaining, refuse, skipping
 from msrnn_jax.io.files import read_rows as read_lines
 from msrnn_jax.io.json_fields import check, field, filled, names_of
 
@@ -43,7 +43,7 @@ class Prompt(NamedTuple):
         return hashlib.sha256(self.tokens.astype("<i4").tobytes() + f"#{self.draw}".encode()).hexdigest()[:16]
 
 
-def read_rows(path: str, field: str | None = None, unreadable: Note = refuse) -> list[Row]:
+def read_rows(path: str, field: str | None = None, unreadable: OnProblem = refuse) -> list[Row]:
     """Reads a file of JSON lines, a prompt in each; of a list of turns the first.
 
     Args:
@@ -54,13 +54,13 @@ def read_rows(path: str, field: str | None = None, unreadable: Note = refuse) ->
     Raises:
       ValueError: for a file that cannot be read, or has no prompt.
     """
-    return what_remains(functools.partial(_read_rows, path, field), unreadable)
+    return read_remaining(functools.partial(_read_rows, path, field), unreadable)
 
 
-def _read_rows(path: str, field: str | None, unreadable: Note) -> Iterator[Row]:
+def _read_rows(path: str, field: str | None, unreadable: OnProblem) -> Iterator[Row]:
     name = last_part(path)
     for number, where, row in read_lines(called(path, KIND), read_bytes(path, KIND), unreadable):
-        with left_out(unreadable):
+        with skipping(unreadable):
             check(row, dict, where)
             named = _recognise(where, row) if field is None else field
             prompt = Row(f"{name}:{number}", where, _prompt(where, row, named))
@@ -87,7 +87,7 @@ def _prompt(where: str, row: dict[str, Any], name: str) -> str:
 
 
 def make_prompts(
-    rows: Sequence[Row], count: int, encode: Callable[[str], list[int]], most: int, unreadable: Note = refuse
+    rows: Sequence[Row], count: int, encode: Callable[[str], list[int]], most: int, unreadable: OnProblem = refuse
 ) -> list[Prompt]:
     """So many prompts in tokens: the first rows, and where there are fewer, all of them again and again.
 
@@ -99,7 +99,7 @@ def make_prompts(
     Raises:
       ValueError: where no prompt is left.
     """
-    encoded = what_remains(functools.partial(_encode, rows, count, encode, most), unreadable)
+    encoded = read_remaining(functools.partial(_encode, rows, count, encode, most), unreadable)
     seen: Counter[bytes] = Counter()
     prompts = []
     for index in range(count):
@@ -110,14 +110,14 @@ def make_prompts(
 
 
 def _encode(
-    rows: Sequence[Row], count: int, encode: Callable[[str], list[int]], most: int, unreadable: Note
+    rows: Sequence[Row], count: int, encode: Callable[[str], list[int]], most: int, unreadable: OnProblem
 ) -> Iterator[tuple[Row, np.ndarray]]:
     """The first rows that can be prompts, at most so many."""
     found = 0
     for row in rows:
         if found == count:
             return
-        with left_out(unreadable):
+        with skipping(unreadable):
             try:
                 tokens = np.asarray(encode(row.text), np.int32)
             except ValueError as error:

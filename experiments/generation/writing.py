@@ -14,7 +14,7 @@ from experiments.common.model import Model
 from experiments.generation.prompts import Prompt
 from msrnn_jax.evaluation.losses import losses_of
 from msrnn_jax.generation.sampling import Sampler
-from msrnn_jax.model.extend import CHUNK, read
+from msrnn_jax.model.extend import CHUNK, scan_chunks
 from msrnn_jax.model.llama import unembed
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
@@ -122,7 +122,7 @@ def foreseen(model: Model, prompt: Int[np.ndarray, " P"], story: Int[np.ndarray,
 def _read(config: ms.Config, params: Params, text: Int[Array, " T"], length: Int[Array, ""]) -> dict[str, Array]:
     empty = init_state(config, ms.Full(), text.shape[0] - 1)
     beside = {"targets": text[1:]}
-    return read(config, ms.Full(), params, empty, text[:-1], beside, length, reader=_read_both)[2]
+    return scan_chunks(config, ms.Full(), params, empty, text[:-1], beside, length, reader=_read_both)[2]
 
 
 def _read_both(config: ms.Config, params: Params, x: Float[Array, "C D"], beside: dict[str, Any]) -> dict[str, Array]:

@@ -40,7 +40,7 @@ from msrnn_jax.cli.options import MeshText
 from msrnn_jax.cli.usage import Command
 from msrnn_jax.io.journal import Line
 from msrnn_jax.policies import parse_policy
-from msrnn_jax.recurrence.checks import whole
+from msrnn_jax.recurrence.checks import check_int
 
 NAME = "language_modeling"
 
@@ -76,7 +76,7 @@ PRESETS = {"small": Settings(), "paper": Settings(segments=0, other_segments=0)}
 def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
     """Measures what is missing, and returns all lines."""
     model = open_model(settings.checkpoint, settings.dtype, settings.mesh)
-    size = whole("segment", model.context if settings.segment is None else settings.segment, 2)
+    size = check_int("segment", model.context if settings.segment is None else settings.segment, 2)
     settings = dataclasses.replace(settings, segment=size)
     _check(settings, model, size)
     books = read_books(model.tokenizer, settings.data, size * max(1, settings.segments), console, settings.books)
@@ -98,7 +98,7 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
 
 def _check(settings: Settings, model: Model, size: int) -> None:
     for name in ("segments", "other_segments", "books"):
-        whole(name, getattr(settings, name), 0)
+        check_int(name, getattr(settings, name), 0)
     if settings.segments and not 0 < settings.other_segments <= settings.segments:
         raise ValueError(f"other_segments is {settings.other_segments}; it must be from 1 to {settings.segments}")
     policies_of(model.config, (*settings.policies, *settings.others), settings.budgets, size)

@@ -14,7 +14,7 @@ import msrnn_jax as ms
 from experiments.common.model import Model
 from msrnn_jax.evaluation.losses import read_fidelity, read_losses
 from msrnn_jax.evaluation.segments import segment
-from msrnn_jax.model.extend import read
+from msrnn_jax.model.extend import scan_chunks
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.slots import init_state
@@ -39,7 +39,7 @@ def read_full(model: Model, tokens: Int[np.ndarray, " T"]) -> Full:
 def _read_full(config: ms.Config, params: Params, tokens: Int[Array, " T"]) -> dict[str, Array]:
     empty = init_state(config, ms.Full(), tokens.shape[0] - 1)
     beside = {"targets": tokens[1:]}
-    return read(config, ms.Full(), params, empty, tokens[:-1], beside, None, reader=_read_stream)[2]
+    return scan_chunks(config, ms.Full(), params, empty, tokens[:-1], beside, None, reader=_read_stream)[2]
 
 
 def _read_stream(config: ms.Config, params: Params, x: Float[Array, "C D"], beside: dict[str, Array]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _read_budgets(
 
     def one(budget: Array) -> dict[str, Array]:
         empty = init_state(config, policy, budget, slots=slots)
-        return read(config, policy, params, empty, tokens[:-1], beside, None, reader=read_fidelity)[2]
+        return scan_chunks(config, policy, params, empty, tokens[:-1], beside, None, reader=read_fidelity)[2]
 
     return jax.vmap(one)(budgets)
 
@@ -106,7 +106,7 @@ def _read_short(config: ms.Config, params: Params, pieces: Any, lengths: Any, st
         tokens, length, start = item
         empty = init_state(config, ms.Full(), size - 1)
         beside = {"targets": tokens[1:], "full": lax.dynamic_slice_in_dim(padded, start, size - 1)}
-        return read(config, ms.Full(), params, empty, tokens[:-1], beside, length - 1, reader=read_fidelity)[2]
+        return scan_chunks(config, ms.Full(), params, empty, tokens[:-1], beside, length - 1, reader=read_fidelity)[2]
 
     return lax.map(one, (pieces, lengths, starts))  # one after the other: logits of all would not fit
 

@@ -36,7 +36,7 @@ from msrnn_jax.cli.usage import Command
 from msrnn_jax.io.journal import Line
 from msrnn_jax.model.prefill import check_mode
 from msrnn_jax.policies import Policy, parse_policy
-from msrnn_jax.recurrence.checks import whole
+from msrnn_jax.recurrence.checks import check_int
 
 NAME = "needle"
 
@@ -117,8 +117,8 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
 
 
 def _check(settings: Settings, model: Model) -> None:
-    whole("draws", settings.draws, 1)
-    whole("seed", settings.seed, 0)
+    check_int("draws", settings.draws, 1)
+    check_int("seed", settings.seed, 0)
     check_mode(settings.mode)
     least = needle_tokens(model.tokenizer)
     for length in settings.lengths:

@@ -42,7 +42,7 @@ from msrnn_jax.cli.options import MeshText
 from msrnn_jax.cli.usage import Command
 from msrnn_jax.io.journal import Line
 from msrnn_jax.policies import parse_policy
-from msrnn_jax.recurrence.checks import whole
+from msrnn_jax.recurrence.checks import check_int
 
 NAME = "retention"
 PICTURED = 512  # the budget of the paper's maps
@@ -76,7 +76,7 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
     """Records what is missing, and returns all lines."""
     tagger = tagger_version()
     model = open_model(settings.checkpoint, settings.dtype, settings.mesh)
-    size = whole("segment", model.context if settings.segment is None else settings.segment, 2)
+    size = check_int("segment", model.context if settings.segment is None else settings.segment, 2)
     settings = dataclasses.replace(settings, segment=size)
     _check(settings, model, size)
     books = read_books(model.tokenizer, settings.data, size, console, settings.books)
@@ -98,7 +98,7 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
 
 def _check(settings: Settings, model: Model, size: int) -> None:
     for name in ("books", "maps"):
-        whole(name, getattr(settings, name), 0)
+        check_int(name, getattr(settings, name), 0)
     policies_of(model.config, settings.policies, settings.budgets, size)
 
 

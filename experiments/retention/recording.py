@@ -18,7 +18,7 @@ from msrnn_jax.policies import Policy
 from msrnn_jax.policies.base import Score, Stats
 from msrnn_jax.recurrence.slots import init_state
 from msrnn_jax.state import EMPTY, LayerState, MultiState, View
-from msrnn_jax.tracing.lifetimes import begin, follow_with
+from msrnn_jax.tracing.lifetimes import follow_with, start_record
 
 
 class Watched(Policy):
@@ -103,7 +103,7 @@ def _start(
 ) -> tuple[MultiState, Int[Array, "B L #K T"]]:
     def one(budget: Array) -> tuple[MultiState, Array]:
         state = init_state(config, policy, budget, slots=slots)
-        return state, begin(state, count)
+        return state, start_record(state, count)
 
     return jax.vmap(one)(budgets)
 

@@ -4,7 +4,7 @@ import dataclasses
 
 from experiments.common.shapes import SHAPES
 from msrnn_jax.policies import parse_policy
-from msrnn_jax.recurrence.checks import MAX_BUDGET, check_dtype, check_protection, whole
+from msrnn_jax.recurrence.checks import MAX_BUDGET, check_dtype, check_int, check_protection
 
 SECTIONS = ("roofline", "decode", "prompt", "extend", "memory")
 MOST_GIB = 1_000_000
@@ -151,7 +151,7 @@ def _check_counts(name: str, value: object) -> None:
         raise ValueError(f"{name} is empty; it must have at least one entry")
     for one in values:
         if isinstance(one, int) and not isinstance(one, bool):
-            whole(name, one, 1, MAX_BUDGET)
+            check_int(name, one, 1, MAX_BUDGET)
 
 
 def _check_policies(settings: Settings) -> None:

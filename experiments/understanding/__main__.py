@@ -35,7 +35,7 @@ from msrnn_jax.cli.usage import Command
 from msrnn_jax.io.journal import Line
 from msrnn_jax.model.prefill import PROMPT_MODES, check_mode
 from msrnn_jax.policies import parse_policy
-from msrnn_jax.recurrence.checks import whole
+from msrnn_jax.recurrence.checks import check_int
 
 NAME = "understanding"
 
@@ -76,7 +76,7 @@ PRESETS = {"small": Settings(), "paper": Settings(questions=0)}
 def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
     """Measures what is missing, and returns all lines."""
     model = open_model(settings.checkpoint, settings.dtype, settings.mesh)
-    context = whole(
+    context = check_int(
         "context", model.context if settings.context is None else settings.context, 2, model.config.max_length
     )
     chat = model.tokenizer.template is not None if settings.chat is None else settings.chat
@@ -99,10 +99,10 @@ def _check(settings: Settings, model: Model, context: int) -> None:
             raise ValueError(f"task is {name!r}; it must be one of {', '.join(TASKS)}")
     for mode in settings.modes:
         check_mode(mode)
-    whole("documents", settings.documents, 0)
-    whole("questions", settings.questions or 0, 0)
+    check_int("documents", settings.documents, 0)
+    check_int("questions", settings.questions or 0, 0)
     most = model.config.max_length
-    whole("max_new_tokens", 1 if settings.max_new_tokens is None else settings.max_new_tokens, 1, most)
+    check_int("max_new_tokens", 1 if settings.max_new_tokens is None else settings.max_new_tokens, 1, most)
     policies_of(model.config, settings.policies, settings.budgets, context)
 
 

@@ -15,7 +15,7 @@ from experiments.common.decoding import continue_greedily, stops
 from experiments.common.model import Model
 from experiments.understanding.prompts import Asked
 from experiments.understanding.tasks import TASKS
-from msrnn_jax.model.extend import CHUNK, read
+from msrnn_jax.model.extend import CHUNK, scan_chunks
 from msrnn_jax.model.llama import unembed
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
@@ -105,7 +105,7 @@ def padded(tokens: np.ndarray, size: int) -> tuple[np.ndarray, np.int32]:
 def _read_piece(
     config: ms.Config, policy: Policy, params: Params, state: MultiState, tokens: Int[Array, " T"], length: Array
 ) -> tuple[MultiState, Array]:
-    state, x, _ = read(config, policy, params, state, tokens, None, length)
+    state, x, _ = scan_chunks(config, policy, params, state, tokens, None, length)
     return state, x
 
 

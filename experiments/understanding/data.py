@@ -10,7 +10,7 @@ from experiments.common.console import left_out_note
 from experiments.understanding.documents import Document, Question, Row
 from experiments.understanding.qasper import read_paper
 from experiments.understanding.squality import read_story
-from msrnn_jax.io.files import Note, called, decoded, left_out, read_bytes, read_each, read_rows, what_remains
+from msrnn_jax.io.files import OnProblem, called, decoded, read_bytes, read_each, read_remaining, read_rows, skipping
 from msrnn_jax.io.json_fields import check, names_of, parse
 
 KIND = "data file"
@@ -33,7 +33,7 @@ def read_data(paths: Sequence[str], tasks: Sequence[str], console: Console) -> l
     """
     if not paths:
         raise ValueError("data is missing; name files or folders of SQuALITY or QASPER with --data")
-    documents = what_remains(functools.partial(_all, paths), left_out_note(console))
+    documents = read_remaining(functools.partial(_all, paths), left_out_note(console))
     there = dict.fromkeys(document.task for document in documents)
     for task in tasks:
         if task not in there:
@@ -41,7 +41,7 @@ def read_data(paths: Sequence[str], tasks: Sequence[str], console: Console) -> l
     return [document for document in documents if not tasks or document.task in tasks]
 
 
-def _all(paths: Sequence[str], unreadable: Note) -> Iterator[Document]:
+def _all(paths: Sequence[str], unreadable: OnProblem) -> Iterator[Document]:
     asked: dict[tuple[str, str], str] = {}
 
     def read(path: str, is_named: bool) -> Iterator[Document]:
@@ -51,7 +51,7 @@ def _all(paths: Sequence[str], unreadable: Note) -> Iterator[Document]:
     return read_each(paths, SUFFIXES, KIND, read, unreadable)
 
 
-def _read_file(path: pathlib.Path, asked: dict[tuple[str, str], str], unreadable: Note) -> Iterator[Document]:
+def _read_file(path: pathlib.Path, asked: dict[tuple[str, str], str], unreadable: OnProblem) -> Iterator[Document]:
     """The documents of a file, without questions that are among `asked`, where each was; these are put there."""
     problems: list[str] = []
     rows = _rows(path, problems.append)
@@ -61,7 +61,7 @@ def _read_file(path: pathlib.Path, asked: dict[tuple[str, str], str], unreadable
     for problem in problems:
         unreadable(problem)
     for row in rows:
-        with left_out(unreadable):
+        with skipping(unreadable):
             check(row.content, dict, row.where)
             reader = _reader(row)
             if reader is None:
@@ -70,7 +70,7 @@ def _read_file(path: pathlib.Path, asked: dict[tuple[str, str], str], unreadable
             document = reader(row, unreadable)
             new = []
             for question in document.questions:
-                with left_out(unreadable):
+                with skipping(unreadable):
                     _once(document, question, row, asked)
                     new.append(question)
             if new:
@@ -84,12 +84,12 @@ def _once(document: Document, question: Question, row: Row, asked: dict[tuple[st
     asked[key] = row.where
 
 
-def _reader(row: Row) -> Callable[[Row, Note], Document] | None:
+def _reader(row: Row) -> Callable[[Row, OnProblem], Document] | None:
     fields = row.content if isinstance(row.content, dict) else {}
     return next((READERS[name] for name in READERS if name in fields), None)
 
 
-def _rows(path: pathlib.Path, unreadable: Note) -> list[Row]:
+def _rows(path: pathlib.Path, unreadable: OnProblem) -> list[Row]:
     """The rows of a file: lines, an array, or an object of objects."""
     name, content = called(path, KIND), read_bytes(path, KIND)
     if path.suffix.lower() == ".jsonl":
@@ -109,7 +109,7 @@ def _rows(path: pathlib.Path, unreadable: Note) -> list[Row]:
     return [Row(f"{name}, paper {key!r}", row, key) for key, row in whole.items()]
 
 
-def _lines(name: str, content: bytes, unreadable: Note) -> list[Row]:
+def _lines(name: str, content: bytes, unreadable: OnProblem) -> list[Row]:
     return [Row(where, row) for _, where, row in read_rows(name, content, unreadable)]
 
 

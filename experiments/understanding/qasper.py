@@ -3,13 +3,13 @@
 from typing import Any
 
 from experiments.understanding.documents import Document, Question, Row
-from msrnn_jax.io.files import Note, left_out
+from msrnn_jax.io.files import OnProblem, skipping
 from msrnn_jax.io.json_fields import check, field, filled, sound, text
 
 TASK = "qasper"
 
 
-def read_paper(row: Row, unreadable: Note) -> Document:
+def read_paper(row: Row, unreadable: OnProblem) -> Document:
     """A paper, as the authors publish it or as the `datasets` loader yields it, where tables are objects of lists.
 
     The text is title, abstract, and every section's name and paragraphs, with a blank line between any two.
@@ -37,7 +37,7 @@ def read_paper(row: Row, unreadable: Note) -> Document:
     whole = "\n\n".join(part.strip() for part in parts if part.strip())
     questions = []
     for number, question in enumerate(_table(field(paper, "qas", (list, dict), where), f"{where}: 'qas'"), 1):
-        with left_out(unreadable):
+        with skipping(unreadable):
             questions.append(_question(question, f"{where}, question {number}"))
     return Document(TASK, name, filled(whole, f"{where}: the paper"), tuple(questions))
 

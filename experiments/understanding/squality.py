@@ -3,13 +3,13 @@
 from typing import Any
 
 from experiments.understanding.documents import Document, Question, Row
-from msrnn_jax.io.files import Note, left_out
+from msrnn_jax.io.files import OnProblem, skipping
 from msrnn_jax.io.json_fields import field, filled, sound, text
 
 TASK = "squality"
 
 
-def read_story(row: Row, unreadable: Note) -> Document:
+def read_story(row: Row, unreadable: OnProblem) -> Document:
     """A story from a row of the published `dev.jsonl`; its questions are called passage/number.
 
     Args:
@@ -25,7 +25,7 @@ def read_story(row: Row, unreadable: Note) -> Document:
     sound(passage, f"{where}: field 'passage_id'")
     made = []
     for number, question in enumerate(questions, 1):
-        with left_out(unreadable):
+        with skipping(unreadable):
             made.append(_question(passage, question, f"{where}, question {number}"))
     story = field(row.content, "document", str, where)
     return Document(TASK, passage, filled(story, f"{where}: field 'document'"), tuple(made))

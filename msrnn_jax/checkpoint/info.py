@@ -21,7 +21,7 @@ POLICIES = ("full", "tova")
 BUDGETS = (64, 128, 256, 512, 1024, 2048)
 
 
-def facts_of(
+def checkpoint_info(
     checkpoint: str | os.PathLike[str],
     memory: int,
     *,

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from msrnn_jax.checkpoint.layout import PARAMS_FOLDER, existing, read_config, read_config_in, with_dtype
 from msrnn_jax.checkpoint.orbax import (
-    Deferred,
+    LazyArray,
     from_tree,
     path_names,
     read_weight,
@@ -81,12 +81,12 @@ def load_deferred(path: str | os.PathLike[str]) -> tuple[Config, Params]:
         with _weights_of(path):
             return read_weight(folder / PARAMS_FOLDER, path_names(where), leaf.dtype)
 
-    def deferred(where: Any, leaf: Any) -> Deferred:
+    def deferred(where: Any, leaf: Any) -> LazyArray:
         def value() -> np.ndarray:
             parts = jax.tree_util.tree_map_with_path(lambda below, part: read((*where, *below), part), leaf)
             return merged(parts, np.tensordot) if is_low_rank(leaf) else parts
 
-        return Deferred(leaf.shape, leaf.dtype, value)
+        return LazyArray(leaf.shape, leaf.dtype, value)
 
     shapes = _stored_params(path, folder, config)
     return config, jax.tree_util.tree_map_with_path(deferred, shapes, is_leaf=is_low_rank)

@@ -22,7 +22,7 @@ CHUNK_BYTES = 2**25  # of what is compressed, and later read, at once
 GROUP_BYTES = 2**26  # of small weights that are written together
 
 
-class Deferred:
+class LazyArray:
     """A weight that has the shape and dtype of an array and becomes one when it is read."""
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, read: Callable[[], np.ndarray]):
@@ -40,7 +40,7 @@ class Deferred:
 
 
 def write_weights(folder: pathlib.Path, tree: Any) -> None:
-    """Saves a tree of arrays and `Deferred` ones, holding one large one or a few small ones in memory at a time."""
+    """Saves a tree of arrays and `LazyArray` ones, holding one large one or a few small ones in memory at a time."""
     import orbax.checkpoint as orbax  # slow to import, and only files need it
 
     class Handler(orbax.type_handlers.NumpyHandler):
@@ -69,12 +69,12 @@ def write_weights(folder: pathlib.Path, tree: Any) -> None:
             for chunk in itertools.product(*(_cut(length, size) for length, size in sides)):
                 await store[chunk].write(value[chunk], can_reference_source_data_indefinitely=True)
 
-    def deferred(leaf: Any) -> Deferred:
-        return leaf if isinstance(leaf, Deferred) else Deferred(leaf.shape, leaf.dtype, lambda: np.asarray(leaf))
+    def deferred(leaf: Any) -> LazyArray:
+        return leaf if isinstance(leaf, LazyArray) else LazyArray(leaf.shape, leaf.dtype, lambda: np.asarray(leaf))
 
     tree = jax.tree.map(deferred, tree)
     arguments = jax.tree.map(lambda leaf: orbax.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
-    registry = orbax.type_handlers.create_type_handler_registry((Deferred, Handler()))
+    registry = orbax.type_handlers.create_type_handler_registry((LazyArray, Handler()))
     with _quiet(), orbax.Checkpointer(orbax.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
         checkpointer.save(folder, orbax.args.PyTreeSave(tree, save_args=arguments))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from msrnn_jax.checkpoint.layout import CONFIG_FILE, PARAMS_FOLDER, is_checkpoint
 from msrnn_jax.checkpoint.orbax import to_tree, write_weights
 from msrnn_jax.config import Config
-from msrnn_jax.io.folders import Kind, check_space, making, prepare
+from msrnn_jax.io.folders import FolderKind, atomic_folder, check_and_recover, check_space
 from msrnn_jax.io.units import tree_bytes
 from msrnn_jax.params import Params
 from msrnn_jax.recurrence.checks import check_params
@@ -26,7 +26,7 @@ def save(
 
     Args:
       path: the folder to make; its parents are made too.
-      params: arrays of the shapes and dtype of the config, or `Deferred` ones, of which one is in memory at a time.
+      params: arrays of the shapes and dtype of the config, or `LazyArray` ones, of which one is in memory at a time.
       files: texts to put beside the weights, by plain file name (tokenizer, chat template).
       overwrite: replace the checkpoint that is there; else an existing path is refused. Between the two
         renames that this takes there is a moment without either; a process killed just then leaves the
@@ -38,14 +38,14 @@ def save(
         the config, a file name with a folder in it, a disk without room for the weights.
     """
     path = pathlib.Path(path).absolute()
-    prepare(path, CHECKPOINT, overwrite)
+    check_and_recover(path, CHECKPOINT, overwrite)
     check_params(config, params, dtypes=True)
     for name in files or {}:
         if not name or pathlib.PurePath(name).name != name or name in (PARAMS_FOLDER, CONFIG_FILE):
             raise ValueError(f"file name {name!r} must be a plain name, and neither {PARAMS_FOLDER} nor {CONFIG_FILE}")
     texts = {CONFIG_FILE: config.to_json(), **(files or {})}
     check_space(path, tree_bytes(params) + sum(map(len, texts.values())))
-    with making(path, CHECKPOINT, overwrite) as folder:
+    with atomic_folder(path, CHECKPOINT, overwrite) as folder:
         write_weights(folder / PARAMS_FOLDER, to_tree(params))
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
@@ -62,4 +62,4 @@ def _check_for_orbax(path: pathlib.Path) -> None:
         )
 
 
-CHECKPOINT = Kind("checkpoint of msrnn_jax", is_checkpoint, _check_for_orbax)
+CHECKPOINT = FolderKind("checkpoint of msrnn_jax", is_checkpoint, _check_for_orbax)

@@ -16,7 +16,7 @@ from msrnn_jax.config import Config
 from msrnn_jax.io.atomic import check_writable, write_bytes
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
-from msrnn_jax.policies.source import code_of
+from msrnn_jax.policies.source import source_hash
 from msrnn_jax.recurrence.checks import check_protection, check_state
 from msrnn_jax.recurrence.slots import init_state
 from msrnn_jax.state import EMPTY, MOST_TOKENS, MultiState
@@ -65,7 +65,7 @@ def save_states(
         "model": fingerprint(params),
         "config": config_hash(config),
         "policy": str(policy),
-        "policy_sha256": code_of(policy) or "",
+        "policy_sha256": source_hash(policy) or "",
         "positions": states[0].mode,
         "notes": _as_json(notes or {}),
     }
@@ -103,7 +103,7 @@ def load_states(
     header = read_header(path)
     if header["policy"] != str(policy):
         raise ValueError(f"state {str(path)!r} was made under {header['policy']}, not {policy}")
-    if header["policy_sha256"] != (code_of(policy) or ""):
+    if header["policy_sha256"] != (source_hash(policy) or ""):
         raise ValueError(f"state {str(path)!r} was made under {policy} when its code was another")
     if positions is not None and header["positions"] != positions:
         raise ValueError(f"state {str(path)!r} has positions {header['positions']}, not {positions}")

@@ -16,7 +16,7 @@ from msrnn_jax.cli.options import Budget, Checkpoint, Dtype, MinP, PolicyText, P
 from msrnn_jax.cli.waiting import after_waiting, waiting
 
 if TYPE_CHECKING:
-    from msrnn_jax.generation.conversation import Conversation, Model
+    from msrnn_jax.generation.conversation import Conversation
 
 HELP = """\
 /save FILE             write the conversation's state to a file
@@ -53,10 +53,10 @@ def chat(
     from msrnn_jax.checkpoint.layout import read_config
     from msrnn_jax.generation.conversation import begin_conversation
     from msrnn_jax.generation.sampling import make_sampler
-    from msrnn_jax.recurrence.checks import MAX_BUDGET, whole
+    from msrnn_jax.recurrence.checks import MAX_BUDGET, check_int
 
     sampler = make_sampler(temperature, top_k, top_p, min_p)
-    whole("max_new_tokens", max_new_tokens, 1, MAX_BUDGET)
+    check_int("max_new_tokens", max_new_tokens, 1, MAX_BUDGET)
     chosen = read_policy(policy, read_config(checkpoint, dtype=dtype))
     with waiting("loading the model"):
         model = open_model(checkpoint, dtype)

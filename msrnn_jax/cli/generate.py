@@ -25,7 +25,7 @@ from msrnn_jax.cli.options import (
 from msrnn_jax.cli.waiting import after_waiting, waiting
 
 if TYPE_CHECKING:
-    from msrnn_jax.generation.streaming import Writer
+    pass
 
 
 @plain_errors()

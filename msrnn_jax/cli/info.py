@@ -27,7 +27,7 @@ def info(
 
     Example: msrnn info checkpoints/smollm2-135m --policy tova --policy h2o --budget 256 --memory 24GiB
     """
-    from msrnn_jax.checkpoint.info import BUDGETS, POLICIES, facts_of
+    from msrnn_jax.checkpoint.info import BUDGETS, POLICIES, checkpoint_info
     from msrnn_jax.checkpoint.layout import read_config
     from msrnn_jax.devices.memory import memory_here
     from msrnn_jax.io.units import parse_bytes
@@ -35,7 +35,7 @@ def info(
     room, whose = memory_here() if memory is None else (parse_bytes("--memory", memory), "as asked for")
     config = read_config(checkpoint, dtype=dtype)
     policies = [read_policy(text, config) for text in policy or POLICIES]
-    facts = facts_of(checkpoint, room, policies=policies, budgets=budget or BUDGETS, dtype=dtype)
+    facts = checkpoint_info(checkpoint, room, policies=policies, budgets=budget or BUDGETS, dtype=dtype)
     if as_json:
         typer.echo(json.dumps({**facts, "memory": whose}))
     else:

@@ -5,7 +5,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from msrnn_jax.generation.conversation import Model
     from msrnn_jax.policies import Policy
 
 
@@ -13,13 +12,13 @@ def open_model(checkpoint: str, dtype: str | None = None) -> "Model":
     """Config, weights and tokenizer of a checkpoint; what is compiled for them from now on is kept for next time."""
     from msrnn_jax.checkpoint.load import load
     from msrnn_jax.checkpoint.tokenizer import load_tokenizer
-    from msrnn_jax.generation.conversation import Model
+    from msrnn_jax.generation.conversation import ChatModel
     from msrnn_jax.io.environment import keep_compilations
 
     keep_compilations()
     tokenizer = load_tokenizer(checkpoint)
     config, params = load(checkpoint, dtype=dtype)
-    return Model(config, params, tokenizer)
+    return ChatModel(config, params, tokenizer)
 
 
 def read_policy(text: str, config: Any) -> "Policy":

@@ -13,7 +13,7 @@ from msrnn_jax.io.units import tree_bytes
 from msrnn_jax.model.extend import CHUNK
 from msrnn_jax.params import Params, is_low_rank
 from msrnn_jax.policies import Policy
-from msrnn_jax.recurrence.attention import wide
+from msrnn_jax.recurrence.attention import at_least_float32
 from msrnn_jax.recurrence.checks import Budget
 from msrnn_jax.recurrence.slots import init_state
 
@@ -44,7 +44,7 @@ def row_bytes(config: Config, policy: Policy, slots: int, width: int, positions:
     count = width - 1
     chunk = -(-count // -(-count // CHUNK))  # as `read` cuts them
     candidates = slots + chunk
-    size, number = wide(config.dtype).itemsize, jnp.dtype(config.dtype).itemsize
+    size, number = at_least_float32(config.dtype).itemsize, jnp.dtype(config.dtype).itemsize
     # One layer at a time: products, masked logits, probabilities and what a policy makes of them; slots joined with
     # the chunk's keys and values, and the keys turned where places depend on what is held.
     attention = 4 * size * config.num_heads * chunk * candidates
@@ -131,7 +131,9 @@ def working_bytes(config: Config, policy: Policy, budget: Budget) -> int:
     again = sum(tree_bytes((layer.positions, layer.stats)) for layer in state.layers)
     attention = 4 * config.num_heads * max(layer.num_slots for layer in state.layers)
     middle = 3 * config.mlp_dim
-    return again + wide(config.dtype).itemsize * (config.vocab_size + config.model_dim + max(attention, middle))
+    return again + at_least_float32(config.dtype).itemsize * (
+        config.vocab_size + config.model_dim + max(attention, middle)
+    )
 
 
 def largest_batch(memory: int, weights: int, row: int) -> int:

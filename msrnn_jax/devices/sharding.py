@@ -8,7 +8,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from msrnn_jax.config import Config
-from msrnn_jax.params import Params, axes, sizes
+from msrnn_jax.params import Params, axis_lengths, param_axes
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.slots import init_state
 from msrnn_jax.state import MultiState
@@ -59,7 +59,7 @@ def shardings(config: Config, policy: Policy, mesh: Mesh | AbstractMesh, *, posi
     more = config.replace(num_heads=2 * config.num_heads, num_kv_heads=2 * config.num_kv_heads)
     state = jax.tree.map(leaf, made(config), made(more))
     return Shardings(
-        params=jax.tree.map(weight, axes(config)),
+        params=jax.tree.map(weight, param_axes(config)),
         state=state,
         rows=NamedSharding(mesh, PartitionSpec(data)),
         whole=NamedSharding(mesh, PartitionSpec()),
@@ -77,7 +77,7 @@ def split_letters(config: Config, devices: int) -> set[str]:
     Raises:
       ValueError: where there is none.
     """
-    length = sizes(config)
+    length = axis_lengths(config)
     if devices == 1:
         return set()
     found = {name: all(length[letter] % devices == 0 for letter in letters) for name, letters in SPLIT.items()}

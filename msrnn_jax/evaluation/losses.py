@@ -10,11 +10,11 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from msrnn_jax.config import Config
-from msrnn_jax.model.extend import CHUNK, Unembedded, read
+from msrnn_jax.model.extend import CHUNK, Unembedded, scan_chunks
 from msrnn_jax.model.llama import unembed
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
-from msrnn_jax.recurrence.checks import Count, as_tokens, check_reading, whole
+from msrnn_jax.recurrence.checks import Count, as_tokens, check_int, check_reading
 from msrnn_jax.state import MultiState
 
 
@@ -48,8 +48,8 @@ def nll(
     targets = as_tokens(config, "targets", targets)
     if tokens.shape != targets.shape:
         raise ValueError(f"targets has shape {targets.shape}; it must be that of tokens, {tokens.shape}")
-    chunk = whole("chunk", chunk, 1)
-    state, _, losses = read(config, policy, params, state, tokens, targets, length, chunk=chunk, reader=LOSSES)
+    chunk = check_int("chunk", chunk, 1)
+    state, _, losses = scan_chunks(config, policy, params, state, tokens, targets, length, chunk=chunk, reader=LOSSES)
     return state, losses
 
 

@@ -13,7 +13,7 @@ from msrnn_jax.devices.memory import automatic_batch
 from msrnn_jax.devices.processes import check_same, from_first
 from msrnn_jax.devices.sharding import DATA, spell_mesh
 from msrnn_jax.evaluation.losses import read_fidelity, read_losses, read_streams
-from msrnn_jax.evaluation.segments import Source
+from msrnn_jax.evaluation.segments import SegmentOrigin
 from msrnn_jax.evaluation.settings import Inputs, Plan, Settings, make_plans
 from msrnn_jax.evaluation.summary import failed, summarise
 from msrnn_jax.evaluation.sweep import Row, batches, fill, read_rows, rows_of
@@ -25,7 +25,7 @@ from msrnn_jax.policies import Policy
 
 RUN, SEGMENT = "msrnn perplexity run", "msrnn perplexity segment"  # kinds of lines
 # What a line must have to be counted.
-ROW = {"policy", "policy_sha256", "budget", "batch", "width", *Source._fields, "nats"}
+ROW = {"policy", "policy_sha256", "budget", "batch", "width", *SegmentOrigin._fields, "nats"}
 STREAM_BYTES = 2**31  # of residual streams of the full model that are kept on the host at once
 
 

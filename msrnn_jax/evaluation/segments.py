@@ -12,7 +12,7 @@ from msrnn_jax.text.tokenizer import Tokenizer
 from msrnn_jax.text.tokens import pad
 
 
-class Source(NamedTuple):
+class SegmentOrigin(NamedTuple):
     """Where a segment comes from and what there is to predict in it."""
 
     document: str  # its name
@@ -29,7 +29,7 @@ class Segments(NamedTuple):
 
     tokens: np.ndarray  # [B, T] int32, padded on the right to the longest there is
     lengths: np.ndarray  # [B] int32, from 2
-    sources: list[Source]  # [B]
+    sources: list[SegmentOrigin]  # [B]
     skipped: int  # documents in which there is nothing to predict
     bos: int | None = None  # the token put before every segment
 
@@ -72,7 +72,7 @@ def cut_documents(
         raise ValueError("bos_every_segment is given, but the tokenizer has no BOS token")
     least = 2 if bos is None else 1
     rows: list[np.ndarray] = []
-    sources: list[Source] = []
+    sources: list[SegmentOrigin] = []
     skipped = 0
     seen: Counter[str] = Counter()
     for document in documents:
@@ -97,7 +97,7 @@ def cut_documents(
             said = reached[last] - reached[last - predicted]
             rows.append(row[:length])
             place = document.name, digest, copy, number
-            sources.append(Source(*place, predicted, said, tokens_hash(row[:length])))
+            sources.append(SegmentOrigin(*place, predicted, said, tokens_hash(row[:length])))
     if not rows:
         few = "2 tokens" if least == 2 else "1 token"
         raise ValueError(f"every document has fewer than {few}; there is nothing to predict")

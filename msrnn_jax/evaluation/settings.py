@@ -15,8 +15,8 @@ from msrnn_jax.evaluation.sweep import check_settings
 from msrnn_jax.io.provenance import text_hash
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Full, Policy, parse_policy
-from msrnn_jax.policies.source import code_of
-from msrnn_jax.recurrence.checks import as_tokens, check_dtype, whole
+from msrnn_jax.policies.source import source_hash
+from msrnn_jax.recurrence.checks import as_tokens, check_dtype, check_int
 from msrnn_jax.recurrence.sliding_window import room_for
 from msrnn_jax.text.documents import read_documents
 
@@ -75,7 +75,7 @@ def read_inputs(settings: Settings) -> Inputs:
       ValueError: for texts or a checkpoint that cannot be used, and for sizes out of range.
     """
     check_size(settings.segment, 1 if settings.bos_every_segment else 2)
-    whole("segments", settings.segments, 0)
+    check_int("segments", settings.segments, 0)
     if settings.dtype is not None:
         check_dtype(settings.dtype)
     unreadable: list[str] = []
@@ -125,14 +125,14 @@ def make_plans(settings: Settings, inputs: Inputs) -> list[Plan]:
         the first.
     """
     if settings.batch is not None:
-        whole("batch", settings.batch, 1)
+        check_int("batch", settings.batch, 1)
     policies = list(dict.fromkeys(map(parse_policy, settings.policies)))
     if settings.fidelity and Full() not in policies:
         policies.insert(0, Full())
     lengths = inputs.segments.lengths
     everything = [room_for(inputs.config, settings.positions, int(lengths.max()) - 1)]
     budgets = list(dict.fromkeys(settings.budgets))
-    plans = [Plan(policy, budgets if policy.forgets else everything, code_of(policy)) for policy in policies]
+    plans = [Plan(policy, budgets if policy.forgets else everything, source_hash(policy)) for policy in policies]
     for plan in plans:
         check_settings(inputs.config, plan.policy, lengths, plan.budgets, positions=settings.positions)
     return plans

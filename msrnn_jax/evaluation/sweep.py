@@ -14,7 +14,7 @@ from jaxtyping import Int
 from msrnn_jax.config import Config
 from msrnn_jax.devices.sharding import put_rows, shardings
 from msrnn_jax.evaluation.losses import read_losses
-from msrnn_jax.model.extend import Reader, read
+from msrnn_jax.model.extend import ChunkHead, scan_chunks
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.sliding_window import room_for
@@ -65,7 +65,7 @@ def read_rows(
     *,
     slots: int,
     positions: str = "absolute",
-    reader: Reader = read_losses,
+    reader: ChunkHead = read_losses,
     full: np.ndarray | None = None,
     mesh: Mesh | None = None,
 ) -> dict[str, np.ndarray]:
@@ -108,7 +108,7 @@ def _read_rows(
     budgets: Any,
     beside: dict[str, Any],
     *,
-    reader: Reader,
+    reader: ChunkHead,
     slots: int,
     positions: str,
     mesh: Mesh | None,
@@ -118,7 +118,7 @@ def _read_rows(
 
     def one(empty: MultiState, tokens: Array, length: Array, beside: dict[str, Array]) -> tuple[Any, Array]:
         beside = {"targets": tokens[1:], **beside}
-        state, _, kept = read(config, policy, params, empty, tokens[:-1], beside, length - 1, reader=reader)
+        state, _, kept = scan_chunks(config, policy, params, empty, tokens[:-1], beside, length - 1, reader=reader)
         return kept, no_numbers(policy, state)
 
     empty = jax.vmap(make)(jnp.asarray(budgets))

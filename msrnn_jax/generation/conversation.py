@@ -10,9 +10,9 @@ import numpy as np
 
 from msrnn_jax.checkpoint.state_file import load_states, read_header, save_states
 from msrnn_jax.config import Config
-from msrnn_jax.generation.generate import Draft, Rules
+from msrnn_jax.generation.generate import DecodingRules, DecodingState
 from msrnn_jax.generation.sampling import Sampler
-from msrnn_jax.generation.streaming import Writer, row_of
+from msrnn_jax.generation.streaming import TextStream, row_of
 from msrnn_jax.model.extend import CHUNK
 from msrnn_jax.model.prefill import prefill
 from msrnn_jax.model.state_ops import adopt, compress, with_budget
@@ -25,7 +25,7 @@ from msrnn_jax.state import EMPTY, MultiState
 from msrnn_jax.text.tokenizer import MARK, Tokenizer
 
 
-class Model(NamedTuple):
+class ChatModel(NamedTuple):
     """Who answers."""
 
     config: Config
@@ -67,14 +67,14 @@ class Answer(NamedTuple):
 
 
 def begin_conversation(
-    model: Model, policy: Policy, budget: int, *, positions: str = "absolute", dtype: Any = None
+    model: ChatModel, policy: Policy, budget: int, *, positions: str = "absolute", dtype: Any = None
 ) -> Conversation:
     """One in which nothing was said."""
     return Conversation(policy, init_state(model.config, policy, budget, positions=positions, dtype=dtype))
 
 
 def answer(
-    model: Model,
+    model: ChatModel,
     conversation: Conversation,
     message: str,
     *,
@@ -121,18 +121,18 @@ def answer(
         at = end
         before = state if at <= lasting else before
     assert logits is not None
-    draft = Draft(
+    draft = DecodingState(
         states=jax.tree.map(lambda leaf: leaf[None], state),
         logits=logits[None],
         running=jnp.ones(1, bool),
         lengths=jnp.zeros(1, jnp.int32),
     )
-    rules = Rules(
+    rules = DecodingRules(
         keys=jax.random.fold_in(jax.random.key(seed), conversation.turns)[None],
         stop=jnp.asarray(model.tokenizer.stop, jnp.int32),
         limits=jnp.full(1, max_new_tokens, jnp.int32),
     )
-    writer = Writer(model.config, policy, model.params, model.tokenizer, [tokens], draft, rules, sampler)
+    writer = TextStream(model.config, policy, model.params, model.tokenizer, [tokens], draft, rules, sampler)
     written, shown, row = "", "", writer.rows[0]
     for (piece,) in writer:
         written += piece
@@ -191,7 +191,7 @@ def _emptied(policy: Policy, state: MultiState) -> MultiState:
     return state.replace(layers=layers, t=jnp.zeros_like(state.t))
 
 
-def _read(model: Model, policy: Policy, state: MultiState, tokens: list[int]) -> tuple[MultiState, jax.Array]:
+def _read(model: ChatModel, policy: Policy, state: MultiState, tokens: list[int]) -> tuple[MultiState, jax.Array]:
     """Reads up to `CHUNK` tokens by the same compiled program, however many they are."""
     padded = np.zeros(CHUNK, np.int32)
     padded[: len(tokens)] = tokens
@@ -236,7 +236,7 @@ def held(state: MultiState) -> list[int]:
     return [int((np.asarray(layer.positions) != EMPTY).sum(axis=1).max()) for layer in state.layers]
 
 
-def save_conversation(path: str, model: Model, conversation: Conversation) -> None:
+def save_conversation(path: str, model: ChatModel, conversation: Conversation) -> None:
     """Writes a conversation as a state file (see `save_state`)."""
     messages = [dict(message) for message in conversation.messages]
     notes = {"messages": messages, "tokens": list(conversation.tokens), "closed": conversation.closed}
@@ -244,7 +244,7 @@ def save_conversation(path: str, model: Model, conversation: Conversation) -> No
     save_states(path, model.config, conversation.policy, model.params, states, notes=notes)
 
 
-def load_conversation(path: str, model: Model, policy: Policy) -> Conversation:
+def load_conversation(path: str, model: ChatModel, policy: Policy) -> Conversation:
     """Reads one that was saved, under the policy it was saved with.
 
     Args:

@@ -19,7 +19,7 @@ from msrnn_jax.model.llama import advance, unembed
 from msrnn_jax.model.prefill import check_fresh, check_mode, prefill
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
-from msrnn_jax.policies.random import mixed
+from msrnn_jax.policies.random import hash32
 from msrnn_jax.recurrence.checks import (
     MAX_BUDGET,
     Budget,
@@ -27,12 +27,12 @@ from msrnn_jax.recurrence.checks import (
     Slots,
     as_lengths,
     as_tokens,
+    check_int,
     check_params,
     check_policy,
     check_room,
-    whole,
 )
-from msrnn_jax.recurrence.indexing import leading
+from msrnn_jax.recurrence.indexing import expand_like
 from msrnn_jax.state import MultiState
 
 PROMPT_MULTIPLE = 32  # short prompts are padded to a multiple of this, long ones to whole chunks: few compilations
@@ -85,14 +85,14 @@ def generate(
       ValueError: for an empty prompt, any argument out of its range, naming it, and for states of another model,
         policy or number of rows.
     """
-    max_new_tokens = whole("max_new_tokens", max_new_tokens, 1, MAX_BUDGET)
+    max_new_tokens = check_int("max_new_tokens", max_new_tokens, 1, MAX_BUDGET)
     start = start_from(config, policy, state, budget, slots=slots, positions=positions, dtype=dtype)
     task = make_task(config, policy, params, start, prompts, lengths, max_new_tokens, sampler, key, stop, mode)
     tokens, draft = _generate(config, policy, params, task, sampler, max_new_tokens, mode)
     return tokens, draft.lengths, draft.states
 
 
-class Draft(struct.PyTreeNode):
+class DecodingState(struct.PyTreeNode):
     """Continuations in the making."""
 
     states: MultiState  # [B, ...], which have seen every token so far
@@ -101,7 +101,7 @@ class Draft(struct.PyTreeNode):
     lengths: Array  # [B] int32, tokens written
 
 
-class Rules(struct.PyTreeNode):
+class DecodingRules(struct.PyTreeNode):
     """What rows draw with, and where they end."""
 
     keys: Array  # [B] PRNG keys
@@ -109,13 +109,13 @@ class Rules(struct.PyTreeNode):
     limits: Array  # [B] int32, the most tokens each row may get
 
 
-class Task(struct.PyTreeNode):
+class Request(struct.PyTreeNode):
     """What is to be continued and how far; checked."""
 
     start: MultiState  # of every row [B, ...], or one for all
     prompts: Array  # [B, T] int32, padded on the right
     lengths: Array  # [B] int32
-    rules: Rules
+    rules: DecodingRules
 
 
 class Block(NamedTuple):
@@ -123,7 +123,7 @@ class Block(NamedTuple):
 
     tokens: np.ndarray  # [B, BLOCK] int32, zero where a row has got none
     counts: np.ndarray  # [B] int32, new tokens of each row
-    draft: Draft
+    draft: DecodingState
 
 
 def stream(
@@ -149,25 +149,33 @@ def stream(
     Every block is one call of a compiled program, the same for any `max_new_tokens`. Arguments and errors are
     those of `generate`; errors come before the first block is asked for.
     """
-    max_new_tokens = whole("max_new_tokens", max_new_tokens, 1, MAX_BUDGET)
+    max_new_tokens = check_int("max_new_tokens", max_new_tokens, 1, MAX_BUDGET)
     start = start_from(config, policy, state, budget, slots=slots, positions=positions, dtype=dtype)
     task = make_task(config, policy, params, start, prompts, lengths, max_new_tokens, sampler, key, stop, mode)
     return _stream(config, policy, params, task, sampler, mode)
 
 
-def _stream(config: Config, policy: Policy, params: Params, task: Task, sampler: Sampler, mode: str) -> Iterator[Block]:
-    draft, most = begin(config, policy, params, task, mode), 1
+def _stream(
+    config: Config, policy: Policy, params: Params, task: Request, sampler: Sampler, mode: str
+) -> Iterator[Block]:
+    draft, most = read_prompts(config, policy, params, task, mode), 1
     while unfinished(draft, task.rules):
-        block = write_block(config, policy, params, draft, task.rules, most, sampler)
+        block = decode_block(config, policy, params, draft, task.rules, most, sampler)
         yield block
         draft, most = block.draft, BLOCK
 
 
-def write_block(
-    config: Config, policy: Policy, params: Params, draft: Draft, rules: Rules, most: int, sampler: Sampler
+def decode_block(
+    config: Config,
+    policy: Policy,
+    params: Params,
+    draft: DecodingState,
+    rules: DecodingRules,
+    most: int,
+    sampler: Sampler,
 ) -> Block:
-    """`write` by the program that all blocks share, its results on the host."""
-    tokens, after = write(config, policy, params, draft, rules, most, sampler, count=BLOCK)
+    """`decode` by the program that all blocks share, its results on the host."""
+    tokens, after = decode(config, policy, params, draft, rules, most, sampler, count=BLOCK)
     return Block(np.asarray(tokens), np.asarray(after.lengths) - np.asarray(draft.lengths), after)
 
 
@@ -183,7 +191,7 @@ def make_task(
     key: Array | None,
     stop: Sequence[int],
     mode: str,
-) -> Task:
+) -> Request:
     """Checks what `generate` is given and pads the prompts."""
     check_mode(mode)
     check_policy(policy)
@@ -199,11 +207,11 @@ def make_task(
     check_fresh(mode, start)
     check_room(config, policy, start, lengths, max_new_tokens)
     padding = -longest % (PROMPT_MULTIPLE if longest <= CHUNK else CHUNK)
-    return Task(
+    return Request(
         start=start,
         prompts=jnp.pad(prompts, ((0, 0), (0, padding))),
         lengths=lengths,
-        rules=Rules(
+        rules=DecodingRules(
             keys=_row_keys(sampler, key, prompts, lengths),
             stop=stop_tokens,
             limits=jnp.full(rows, max_new_tokens, jnp.int32),
@@ -216,17 +224,17 @@ def _generate(
     config: Config,
     policy: Policy,
     params: Params,
-    task: Task,
+    task: Request,
     sampler: Sampler,
     max_new_tokens: int,
     mode: str,
-) -> tuple[Array, Draft]:
-    draft = begin(config, policy, params, task, mode)
-    return write(config, policy, params, draft, task.rules, max_new_tokens, sampler, count=max_new_tokens)
+) -> tuple[Array, DecodingState]:
+    draft = read_prompts(config, policy, params, task, mode)
+    return decode(config, policy, params, draft, task.rules, max_new_tokens, sampler, count=max_new_tokens)
 
 
 @partial(jax.jit, static_argnames="mode")
-def begin(config: Config, policy: Policy, params: Params, task: Task, mode: str) -> Draft:
+def read_prompts(config: Config, policy: Policy, params: Params, task: Request, mode: str) -> DecodingState:
     """Reads the prompts."""
 
     def one(state: MultiState, prompt: Array, length: Array) -> tuple[MultiState, Array]:
@@ -235,21 +243,21 @@ def begin(config: Config, policy: Policy, params: Params, task: Task, mode: str)
     each = 0 if task.start.t.ndim else None
     states, logits = jax.vmap(one, (each, 0, 0))(task.start, task.prompts, task.lengths)
     rows = task.prompts.shape[0]
-    return Draft(states=states, logits=logits, running=jnp.ones(rows, bool), lengths=jnp.zeros(rows, jnp.int32))
+    return DecodingState(states=states, logits=logits, running=jnp.ones(rows, bool), lengths=jnp.zeros(rows, jnp.int32))
 
 
 @partial(jax.jit, static_argnames="count")
-def write(
+def decode(
     config: Config,
     policy: Policy,
     params: Params,
-    draft: Draft,
-    rules: Rules,
+    draft: DecodingState,
+    rules: DecodingRules,
     most: Int[Array, ""] | int,
     sampler: Sampler,
     *,
     count: int,
-) -> tuple[Int[Array, "B M"], Draft]:
+) -> tuple[Int[Array, "B M"], DecodingState]:
     """Writes up to `most` tokens more in every row that is neither stopped nor at its limit.
 
     Args:
@@ -264,20 +272,20 @@ def write(
         state, x = advance(config, policy, params, state, token, real=real)
         return state, unembed(config, params, x)
 
-    def wanting(carry: tuple[Array, Draft, Array]) -> Array:
+    def wanting(carry: tuple[Array, DecodingState, Array]) -> Array:
         done, draft, _ = carry
         return (done < most) & _wanted(draft, rules).any()
 
-    def one(carry: tuple[Array, Draft, Array]) -> tuple[Array, Draft, Array]:
+    def one(carry: tuple[Array, DecodingState, Array]) -> tuple[Array, DecodingState, Array]:
         done, draft, tokens = carry
         wanted = _wanted(draft, rules)
         keys = jax.vmap(jax.random.fold_in)(rules.keys, draft.lengths)
         chosen = jnp.where(wanted, jax.vmap(sampler)(draft.logits, keys), 0)  # [B]
         states, logits = jax.vmap(write_token)(draft.states, chosen, wanted)
-        draft = Draft(
+        draft = DecodingState(
             states=states,
             # A row that waits for others keeps what it would write next, should it go on after all.
-            logits=jnp.where(leading(wanted, logits), logits, draft.logits),
+            logits=jnp.where(expand_like(wanted, logits), logits, draft.logits),
             running=draft.running & ~(wanted & (chosen[:, None] == rules.stop[None]).any(axis=1)),
             lengths=draft.lengths + wanted.astype(jnp.int32),
         )
@@ -288,12 +296,12 @@ def write(
     return tokens, draft
 
 
-def unfinished(draft: Draft, rules: Rules) -> bool:
+def unfinished(draft: DecodingState, rules: DecodingRules) -> bool:
     """Whether any row may get another token; looks at the values."""
     return bool(_wanted(draft, rules).any())
 
 
-def _wanted(draft: Draft, rules: Rules) -> Bool[Array, " B"]:
+def _wanted(draft: DecodingState, rules: DecodingRules) -> Bool[Array, " B"]:
     return draft.running & (draft.lengths < rules.limits)
 
 
@@ -331,7 +339,7 @@ def _digests(prompts: Int[Array, "B T"]) -> UInt32[Array, " B"]:
     """A number of every prompt, so that other prompts draw other noise; -1 is padding, and counts for nothing."""
     place = jnp.arange(prompts.shape[1], dtype=jnp.uint32)
     bits = prompts.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) + place[None] * jnp.uint32(0x85EBCA77)
-    return jnp.where(prompts < 0, jnp.uint32(0), mixed(bits)).sum(axis=1, dtype=jnp.uint32)
+    return jnp.where(prompts < 0, jnp.uint32(0), hash32(bits)).sum(axis=1, dtype=jnp.uint32)
 
 
 def _occurrences(prompts: Int[Array, "B T"]) -> Int[Array, " B"]:

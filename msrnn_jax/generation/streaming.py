@@ -9,12 +9,20 @@ import jax
 from jax import Array
 
 from msrnn_jax.config import Config
-from msrnn_jax.generation.generate import BLOCK, Draft, Rules, begin, make_task, unfinished, write_block
+from msrnn_jax.generation.generate import (
+    BLOCK,
+    DecodingRules,
+    DecodingState,
+    decode_block,
+    make_task,
+    read_prompts,
+    unfinished,
+)
 from msrnn_jax.generation.sampling import Greedy, Sampler
 from msrnn_jax.generation.start import start_from
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
-from msrnn_jax.recurrence.checks import MAX_BUDGET, Budget, Count, Slots, as_tokens, whole
+from msrnn_jax.recurrence.checks import MAX_BUDGET, Budget, Count, Slots, as_tokens, check_int
 from msrnn_jax.state import MultiState
 from msrnn_jax.text.byte_tokens import settled
 from msrnn_jax.text.tokenizer import Tokenizer
@@ -95,14 +103,14 @@ def stream_text(
         start_from(config, policy, state, budget, slots=slots, positions=positions, dtype=dtype),
         padded,
         lengths,
-        whole("max_new_tokens", max_new_tokens, 1, MAX_BUDGET),
+        check_int("max_new_tokens", max_new_tokens, 1, MAX_BUDGET),
         sampler,
         key,
         tokenizer.stop if stop is None else stop,
         mode,
     )
-    draft = begin(config, policy, params, task, mode)
-    return Writer(config, policy, params, tokenizer, rows, draft, task.rules, sampler, stop_strings)
+    draft = read_prompts(config, policy, params, task, mode)
+    return TextStream(config, policy, params, tokenizer, rows, draft, task.rules, sampler, stop_strings)
 
 
 def check_stop_strings(stop_strings: Sequence[str]) -> None:
@@ -111,7 +119,7 @@ def check_stop_strings(stop_strings: Sequence[str]) -> None:
         raise ValueError(f"stop_strings is {stop_strings!r}; it must be a sequence of strings that are not empty")
 
 
-class Writer:
+class TextStream:
     """Writes text block by block; iterate over it for what is new in every row.
 
     A row ends at a stop token, at a stop string or at its limit. Where a stop string is found within a block, the
@@ -129,8 +137,8 @@ class Writer:
         params: Params,
         tokenizer: Tokenizer,
         prompts: Sequence[Sequence[int]],
-        draft: Draft,
-        rules: Rules,
+        draft: DecodingState,
+        rules: DecodingRules,
         sampler: Sampler,
         stop_strings: Sequence[str] = (),
     ):
@@ -178,9 +186,9 @@ class Writer:
             if place is not None:  # also one of broken bytes, which nothing can mend any more
                 row.finish, row.text = "stop string", row.text[:place]
 
-    def _write(self, draft: Draft, most: int) -> tuple[Draft, list[list[int]]]:
+    def _write(self, draft: DecodingState, most: int) -> tuple[DecodingState, list[list[int]]]:
         """The draft after a block, and the new tokens of every row."""
-        block = write_block(*self.model, draft, self.rules, most, self.sampler)
+        block = decode_block(*self.model, draft, self.rules, most, self.sampler)
         return block.draft, [row[:count].tolist() for row, count in zip(block.tokens, block.counts, strict=True)]
 
     def _end(self, row: Continuation, detokenizer: Detokenizer, new: list[int]) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 
 from msrnn_jax.io.json_fields import parse
 
-Note = Callable[[str], None]  # what is told of a problem, for instance `refuse`
+OnProblem = Callable[[str], None]  # what is told of a problem, for instance `refuse`
 T = TypeVar("T")
 
 
@@ -24,7 +24,7 @@ def refuse(problem: str) -> NoReturn:
 
 
 @contextlib.contextmanager
-def left_out(unreadable: Note) -> Iterator[None]:
+def skipping(unreadable: OnProblem) -> Iterator[None]:
     """Tells of what cannot be read in the block, and goes on behind it."""
     try:
         yield
@@ -32,7 +32,7 @@ def left_out(unreadable: Note) -> Iterator[None]:
         unreadable(str(error))
 
 
-def what_remains(read: Callable[[Note], Iterable[T]], unreadable: Note) -> list[T]:
+def read_remaining(read: Callable[[OnProblem], Iterable[T]], unreadable: OnProblem) -> list[T]:
     """All that can be read.
 
     Args:
@@ -83,7 +83,7 @@ def read_bytes(path: str | pathlib.Path, kind: str = "text file") -> bytes:
         raise ValueError(f"{name} cannot be read: {error.strerror}") from None
 
 
-def files_below(folder: str, suffixes: Sequence[str], kind: str, unreadable: Note) -> list[pathlib.Path]:
+def files_below(folder: str, suffixes: Sequence[str], kind: str, unreadable: OnProblem) -> list[pathlib.Path]:
     """All below a folder whose names end in one of `suffixes`, in any case, in the order of their paths.
 
     Args:
@@ -110,7 +110,7 @@ def read_each(
     suffixes: Sequence[str],
     kind: str,
     read: Callable[[str, bool], Iterable[T]],
-    unreadable: Note,
+    unreadable: OnProblem,
 ) -> Iterator[T]:
     """What stands in files, and in those of folders that end in one of `suffixes`.
 
@@ -127,7 +127,7 @@ def read_each(
     for path in paths:
         if path != STDIN and os.path.isdir(path):
             for file in files_below(path, suffixes, kind, unreadable):
-                with left_out(unreadable):
+                with skipping(unreadable):
                     _once(str(file), seen, kind)
                     yield from read(str(file), False)
         else:
@@ -156,7 +156,7 @@ def decoded(where: str, content: bytes) -> str:
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_rows(name: str, content: bytes, unreadable: Note = refuse) -> Iterator[tuple[int, str, Any]]:
+def read_rows(name: str, content: bytes, unreadable: OnProblem = refuse) -> Iterator[tuple[int, str, Any]]:
     """Reads JSON lines, UTF-8; empty ones do not count.
 
     Args:
@@ -175,5 +175,5 @@ def read_rows(name: str, content: bytes, unreadable: Note = refuse) -> Iterator[
         if not line.strip():
             continue
         where = f"{name}, line {number}"
-        with left_out(unreadable):
+        with skipping(unreadable):
             yield number, where, parse(decoded(where, line), where)

@@ -19,7 +19,7 @@ NEW, OLD, LOCK = "new", "old", ".lock"
 LONGEST = 240  # bytes of a name; what stands beside it for a while has a longer one
 
 
-class Kind(NamedTuple):
+class FolderKind(NamedTuple):
     """What may be replaced by its like."""
 
     name: str  # for errors
@@ -28,18 +28,18 @@ class Kind(NamedTuple):
 
 
 @contextlib.contextmanager
-def making(path: pathlib.Path, kind: Kind, overwrite: bool) -> Iterator[pathlib.Path]:
+def atomic_folder(path: pathlib.Path, kind: FolderKind, overwrite: bool) -> Iterator[pathlib.Path]:
     """A temporary folder beside `path` that becomes it at the end, replacing what is there, or leaves no trace.
 
     Missing parents are made, and go again if it comes to nothing.
 
     Killed at any moment, the process leaves `path` absent or complete, and a hidden folder beside it that the next
-    call of `recover` or `making` for the same path removes. The lock tells it from one whose maker is alive.
+    call of `recover` or `atomic_folder` for the same path removes. The lock tells it from one whose maker is alive.
 
     Raises:
       ValueError: as `check_destination`, before and, since others may write there meanwhile, after.
     """
-    prepare(path, kind, overwrite)
+    check_and_recover(path, kind, overwrite)
     work = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     lock = work.with_name(work.name + LOCK)
     with _parents(path):
@@ -72,7 +72,7 @@ def _parents(path: pathlib.Path) -> Iterator[None]:
         raise
 
 
-def prepare(path: pathlib.Path, kind: Kind, overwrite: bool) -> None:
+def check_and_recover(path: pathlib.Path, kind: FolderKind, overwrite: bool) -> None:
     """`recover`, then `check_destination`: what is there to be looked at before long work for `path` begins."""
     recover(path)
     check_destination(path, kind, overwrite)
@@ -111,7 +111,7 @@ def remove(folder: pathlib.Path) -> None:
         time.sleep(0.1)
 
 
-def check_destination(path: pathlib.Path, kind: Kind, overwrite: bool) -> None:
+def check_destination(path: pathlib.Path, kind: FolderKind, overwrite: bool) -> None:
     """Refuses to write over anything but one of a kind or an empty folder, and that unless asked to."""
     parent = folder_above(path)
     try:

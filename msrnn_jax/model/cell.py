@@ -10,12 +10,12 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from msrnn_jax.config import Config
-from msrnn_jax.model.llama import decoder_layer, moment_of, run_blocks, unembed
-from msrnn_jax.params import LayerParams, Params, axes, is_low_rank
+from msrnn_jax.model.llama import context_of, decoder_layer, run_blocks, unembed
+from msrnn_jax.params import LayerParams, Params, is_low_rank, param_axes
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.checks import Budget, Slots, as_tokens, check_state, layer_budgets
 from msrnn_jax.recurrence.slots import init_state
-from msrnn_jax.state import LayerState, Moment, MultiState
+from msrnn_jax.state import LayerState, MultiState, StepContext
 
 # What the axis letters are called in sharding rules.
 SHARDING_NAMES = {
@@ -40,7 +40,7 @@ class DecoderLayer(nnx.Module):
     def __init__(self, config: Config, weights: LayerParams, index: int):
         self.config = config
         self.index = index
-        letters = axes(config).layers[index]
+        letters = param_axes(config).layers[index]
         self.names = tuple(vars(weights))
         for name in self.names:
             if is_low_rank(getattr(weights, name)):
@@ -53,9 +53,9 @@ class DecoderLayer(nnx.Module):
         return LayerParams(**{name: _value(getattr(self, name)) for name in self.names})
 
     def __call__(
-        self, policy: Policy, layer: LayerState, x: Float[Array, "*T D"], moment: Moment
+        self, policy: Policy, layer: LayerState, x: Float[Array, "*T D"], context: StepContext
     ) -> tuple[LayerState, Array]:
-        return decoder_layer(self.config, self.params, policy, layer, x, moment, index=self.index)
+        return decoder_layer(self.config, self.params, policy, layer, x, context, index=self.index)
 
 
 class MultiStateCell(nnx.RNNCellBase):
@@ -86,7 +86,7 @@ class MultiStateCell(nnx.RNNCellBase):
         self.budget = budgets
         self.slots = tuple(slots) if isinstance(slots, Sequence | np.ndarray) else slots
         self.positions = positions
-        letters = axes(config)
+        letters = param_axes(config)
         self.embedding = _param(params.embedding, letters.embedding)  # pyright: ignore[reportArgumentType]
         self.layers = nnx.List([DecoderLayer(config, weights, index) for index, weights in enumerate(params.layers)])
         self.final_norm = _param(params.final_norm, letters.final_norm)  # pyright: ignore[reportArgumentType]
@@ -133,8 +133,8 @@ class MultiStateCell(nnx.RNNCellBase):
         def one(state: MultiState, token: Array) -> tuple[MultiState, Array]:
             check_state(self.config, self.policy, state)
             outer = self._outer()
-            moment = moment_of(self.config, state, token)
-            state, x = run_blocks(self.policy, outer.embedding, list(self.layers), state, moment)
+            context = context_of(self.config, state, token)
+            state, x = run_blocks(self.policy, outer.embedding, list(self.layers), state, context)
             return state, unembed(self.config, outer, x)
 
         for _ in range(inputs.ndim):

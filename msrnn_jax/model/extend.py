@@ -15,8 +15,8 @@ from msrnn_jax.config import Config
 from msrnn_jax.model.llama import advance, unembed
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
-from msrnn_jax.recurrence.checks import Count, check_reading, whole
-from msrnn_jax.recurrence.indexing import leading
+from msrnn_jax.recurrence.checks import Count, check_int, check_reading
+from msrnn_jax.recurrence.indexing import expand_like
 from msrnn_jax.state import MultiState
 
 CHUNK = 128  # tokens that go through a layer together
@@ -24,7 +24,7 @@ CHUNK = 128  # tokens that go through a layer together
 Head = Callable[[Array, Any], Any]  # logits [C, V] and what goes with each token, leaves [C, ...], to leaves [C, ...]
 
 # The same before the unembedding: config, params, x [C, D] and what goes with each token. Hashable, for `jit`.
-Reader = Callable[[Config, Params, Array, Any], Any]
+ChunkHead = Callable[[Config, Params, Array, Any], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Unembedded:
 
     head: Head
 
-    def __call__(self, config: Config, params: Params, x: Float[Array, "C D"], beside: Any) -> Any:
-        return self.head(unembed(config, params, x), beside)
+    def __call__(self, config: Config, params: Params, x: Float[Array, "C D"], extras: Any) -> Any:
+        return self.head(unembed(config, params, x), extras)
 
 
 def logits_of(logits: Float[Array, "C V"], tokens: Int[Array, " C"]) -> Float[Array, "C V"]:
@@ -58,7 +58,7 @@ def extend(
 
     Tokens are coupled only inside a layer, through which slots are held. So a chunk goes through each layer's
     products with weights, keys and values together, and only the masks and statistics are stepped through.
-    Memory is that of one chunk beside the state, whatever T; `jax.grad` computes each chunk again. Where a token
+    Memory is that of one chunk extras the state, whatever T; `jax.grad` computes each chunk again. Where a token
     makes the model overflow or return NaN, so do those before it in its chunk. In layers with a sliding window a token
     that no later query can see is freed, as in `step`; so a policy that forgets nothing needs W - 1 slots there.
 
@@ -79,30 +79,30 @@ def extend(
     tokens, length = check_reading(config, policy, params, state, tokens, length)
     if not callable(head) or type(head).__hash__ is None:
         raise ValueError(f"head is {head!r}; it must be a hashable function of logits [C, V] and tokens [C]")
-    chunk = whole("chunk", chunk, 1)
+    chunk = check_int("chunk", chunk, 1)
     reader = Unembedded(head)
-    state, _, kept = read(config, policy, params, state, tokens, tokens, length, chunk=chunk, reader=reader)
+    state, _, kept = scan_chunks(config, policy, params, state, tokens, tokens, length, chunk=chunk, reader=reader)
     return state, kept
 
 
 @partial(jax.jit, static_argnames=("chunk", "reader", "forgetting"))  # outside jit, a scan compiles at every call
-def read(
+def scan_chunks(
     config: Config,
     policy: Policy,
     params: Params,
     state: MultiState,
     tokens: Int[Array, " T"],
-    beside: Any,
+    extras: Any,
     length: Int[Array, ""] | None,
     *,
     chunk: int = CHUNK,
-    reader: Reader | None = None,
+    reader: ChunkHead | None = None,
     forgetting: bool = True,
 ) -> tuple[MultiState, Float[Array, " D"], Any]:
     """`extend` without its checks.
 
     Args:
-      beside: what the reader is given with the residual stream, leaves [T, ...].
+      extras: what the reader is given with the residual stream, leaves [T, ...].
       reader: what is kept of a chunk's residual stream [C, D] after the last layer; None keeps nothing.
       forgetting: False leaves slots held beyond the budget, and there must be room for them.
 
@@ -124,16 +124,16 @@ def read(
 
     def one(carry: tuple[MultiState, Array], item: tuple) -> tuple[tuple[MultiState, Array], Any]:
         state, last = carry
-        tokens, beside, start = item
+        tokens, extras, start = item
         index = jnp.arange(size, dtype=jnp.int32)
         real = None if length is None else start + index < length
         state, x = advance(config, policy, params, state, tokens, real=real, forgetting=forgetting)
         last = x[-1] if real is None else jnp.where(real[0], x[jnp.maximum(real.sum() - 1, 0)], last)
-        return (state, last), None if reader is None else _keep(reader(config, params, x, beside), size, real)
+        return (state, last), None if reader is None else _keep(reader(config, params, x, extras), size, real)
 
     starts = jnp.arange(number, dtype=jnp.int32) * size
     nothing = jnp.zeros_like(params.embedding[0])
-    chunks = (cut(tokens), jax.tree.map(cut, beside), starts)
+    chunks = (cut(tokens), jax.tree.map(cut, extras), starts)
     (state, last), kept = lax.scan(jax.checkpoint(one, prevent_cse=False), (state, nothing), chunks)
     kept = jax.tree.map(lambda leaf: leaf.reshape(number * size, *leaf.shape[2:])[:count], kept)
     return state, last, kept
@@ -147,4 +147,4 @@ def _keep(kept: Any, size: int, real: Array | None) -> Any:
             )
     if real is None:
         return kept
-    return jax.tree.map(lambda leaf: jnp.where(leading(real, leaf), leaf, jnp.zeros_like(leaf)), kept)
+    return jax.tree.map(lambda leaf: jnp.where(expand_like(real, leaf), leaf, jnp.zeros_like(leaf)), kept)

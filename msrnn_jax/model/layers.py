@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from msrnn_jax.config import Config
 from msrnn_jax.params import LayerParams, LowRank
-from msrnn_jax.recurrence.attention import wide
+from msrnn_jax.recurrence.attention import at_least_float32
 
 
 def project(equation: str, x: Array, weight: Array | LowRank, bias: Array | None = None, dtype: Any = None) -> Array:
@@ -43,7 +43,7 @@ def project(equation: str, x: Array, weight: Array | LowRank, bias: Array | None
 
 
 def _contract(x: Array, weight: Array, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> Array:
-    return lax.dot_general(x, weight, (axes, ((), ())), preferred_element_type=wide(x.dtype))
+    return lax.dot_general(x, weight, (axes, ((), ())), preferred_element_type=at_least_float32(x.dtype))
 
 
 def beside(weight: Array, x: Array) -> Array:
@@ -53,14 +53,14 @@ def beside(weight: Array, x: Array) -> Array:
 
 def rms_norm(config: Config, x: Float[Array, "*T D"], weight: Float[Array, " D"]) -> Float[Array, "*T D"]:
     """x / sqrt(mean(x^2) + eps) * weight, in at least float32."""
-    y = x.astype(wide(x.dtype))
+    y = x.astype(at_least_float32(x.dtype))
     y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + config.norm_eps)
     return y.astype(x.dtype) * beside(weight, x)
 
 
 def mlp(weights: LayerParams, x: Float[Array, "*T D"]) -> Float[Array, "*T D"]:
     """down(silu(gate(x)) * up(x)), the middle in at least float32."""
-    dtype = wide(x.dtype)
+    dtype = at_least_float32(x.dtype)
     gate = project("...d,df->...f", x, weights.gate, weights.gate_bias, dtype)
     up = project("...d,df->...f", x, weights.up, weights.up_bias, dtype)
     hidden = (jax.nn.silu(gate) * up).astype(x.dtype)

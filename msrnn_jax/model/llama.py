@@ -11,16 +11,16 @@ from msrnn_jax.config import Config
 from msrnn_jax.model.layers import mlp, project, rms_norm
 from msrnn_jax.params import LayerParams, Params
 from msrnn_jax.policies import Policy
-from msrnn_jax.recurrence.attention import wide
+from msrnn_jax.recurrence.attention import at_least_float32
 from msrnn_jax.recurrence.checks import as_tokens, check_params, check_state
-from msrnn_jax.recurrence.chunk import remember_all
-from msrnn_jax.recurrence.indexing import rows_of
+from msrnn_jax.recurrence.chunk import attend_chunk
+from msrnn_jax.recurrence.indexing import take_rows
 from msrnn_jax.recurrence.positions import angles_for
 from msrnn_jax.recurrence.rotary import query_scale, rotate
-from msrnn_jax.recurrence.step import remember
-from msrnn_jax.state import EMPTY, MOST_TOKENS, LayerState, Moment, MultiState
+from msrnn_jax.recurrence.step import attend
+from msrnn_jax.state import EMPTY, MOST_TOKENS, LayerState, MultiState, StepContext
 
-Block = Callable[[Policy, LayerState, Array, Moment], tuple[LayerState, Array]]
+LayerFn = Callable[[Policy, LayerState, Array, StepContext], tuple[LayerState, Array]]
 
 
 def step(
@@ -30,7 +30,7 @@ def step(
 
     In every layer the token is written into a free slot, attends to every held slot, itself included, and
     the policy forgets one slot if more than `budget` are then held. In a layer with a sliding window of W tokens
-    a token that no later query can see is freed before that (see `remember`). Pure; batch it with `vmap`, run it over
+    a token that no later query can see is freed before that (see `attend`). Pure; batch it with `vmap`, run it over
     time with `lax.scan`, differentiate it with respect to `params`.
 
     Args:
@@ -69,24 +69,24 @@ def advance(
       forgetting: False leaves slots held beyond the budget, and there must be room for them.
     """
     blocks = [partial(decoder_layer, config, weights, index=index) for index, weights in enumerate(params.layers)]
-    moment = moment_of(config, state, token, real=real, forgetting=forgetting)
-    return run_blocks(policy, params.embedding, blocks, state, moment)
+    context = context_of(config, state, token, real=real, forgetting=forgetting)
+    return run_blocks(policy, params.embedding, blocks, state, context)
 
 
-def moment_of(
+def context_of(
     config: Config,
     state: MultiState,
     token: Int[Array, "*T"],
     *,
     real: Bool[Array, "*T"] | None = None,
     forgetting: bool = True,
-) -> Moment:
+) -> StepContext:
     """What all layers are told of the token, or of the tokens of a chunk."""
     later = jnp.arange(token.size, dtype=jnp.int32).reshape(token.shape)  # [*T], steps after the first
     read = later + 1 if real is None else jnp.minimum(later + 1, real.sum(dtype=jnp.int32))
     left = MOST_TOKENS - state.t  # at the end of int32 the clock stands still instead of wrapping
     position = state.t + jnp.minimum(later, left - 1)
-    return Moment(
+    return StepContext(
         token=token,
         position=position if real is None else jnp.where(real, position, EMPTY),
         seen=state.t + jnp.minimum(read, left),
@@ -97,15 +97,15 @@ def moment_of(
 
 
 def run_blocks(
-    policy: Policy, embedding: Float[Array, "V D"], blocks: Sequence[Block], state: MultiState, moment: Moment
+    policy: Policy, embedding: Float[Array, "V D"], blocks: Sequence[LayerFn], state: MultiState, context: StepContext
 ) -> tuple[MultiState, Float[Array, "*T D"]]:
     """Sends tokens through decoder layers given as functions: `decoder_layer` without config and weights."""
-    x = rows_of(embedding, moment.token)
+    x = take_rows(embedding, context.token)
     layers = []
     for block, layer in zip(blocks, state.layers, strict=True):
-        layer, x = block(policy, layer, x, moment)
+        layer, x = block(policy, layer, x, context)
         layers.append(layer)
-    return state.replace(layers=tuple(layers), t=jnp.max(moment.seen)), x
+    return state.replace(layers=tuple(layers), t=jnp.max(context.seen)), x
 
 
 def decoder_layer(
@@ -114,7 +114,7 @@ def decoder_layer(
     policy: Policy,
     layer: LayerState,
     x: Float[Array, "*T D"],
-    moment: Moment,
+    context: StepContext,
     *,
     index: int,
 ) -> tuple[LayerState, Float[Array, "*T D"]]:
@@ -123,13 +123,13 @@ def decoder_layer(
     if config.rotates(index):
         scale = query_scale(config.rope)
         query = query if scale == 1.0 else query * scale
-        if moment.mode == "absolute":
-            assert moment.angles is not None
-            cos, sin = (angle[..., None, :] for angle in moment.angles)  # [*T, 1, H / 2]
+        if context.mode == "absolute":
+            assert context.angles is not None
+            cos, sin = (angle[..., None, :] for angle in context.angles)  # [*T, 1, H / 2]
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
     query, key = query.astype(x.dtype), key.astype(x.dtype)
-    recall = remember_all if moment.token.ndim else remember
-    layer, mixed = recall(config, policy, layer, query, key, value, moment, index)
+    recall = attend_chunk if context.token.ndim else attend
+    layer, mixed = recall(config, policy, layer, query, key, value, context, index)
     x = x + project("...nh,nhd->...d", mixed, weights.output, weights.output_bias)
     return layer, x + mlp(weights, rms_norm(config, x, weights.mlp_norm))
 
@@ -139,8 +139,8 @@ def project_heads(
 ) -> tuple[Float[Array, "*T N H"], Float[Array, "*T K H"], Float[Array, "*T K H"]]:
     """Query, key and value of the normed residual stream; query and key in at least float32, to be rotated."""
     x = rms_norm(config, x, weights.attention_norm)
-    query = project("...d,dnh->...nh", x, weights.query, weights.query_bias, wide(x.dtype))
-    key = project("...d,dkh->...kh", x, weights.key, weights.key_bias, wide(x.dtype))
+    query = project("...d,dnh->...nh", x, weights.query, weights.query_bias, at_least_float32(x.dtype))
+    key = project("...d,dkh->...kh", x, weights.key, weights.key_bias, at_least_float32(x.dtype))
     value = project("...d,dkh->...kh", x, weights.value, weights.value_bias)
     if weights.query_norm is not None and weights.key_norm is not None:
         query, key = rms_norm(config, query, weights.query_norm), rms_norm(config, key, weights.key_norm)
@@ -150,7 +150,7 @@ def project_heads(
 def unembed(config: Config, params: Params, x: Float[Array, "*T D"]) -> Float[Array, "*T V"]:
     """Logits of the next token, at least float32."""
     x = rms_norm(config, x, params.final_norm)
-    dtype = wide(x.dtype)
+    dtype = at_least_float32(x.dtype)
     if params.unembedding is None:
         return project("...d,vd->...v", x, params.embedding, dtype=dtype)
     return project("...d,dv->...v", x, params.unembedding, dtype=dtype)

@@ -11,8 +11,8 @@ from jax import Array, lax
 
 from msrnn_jax.config import Config
 from msrnn_jax.params import INPUTS, Adapter, LowRank, Params, abstract_params, is_low_rank, without_adapters
-from msrnn_jax.recurrence.attention import wide
-from msrnn_jax.recurrence.checks import check_dtype, check_params, whole
+from msrnn_jax.recurrence.attention import at_least_float32
+from msrnn_jax.recurrence.checks import check_dtype, check_int, check_params
 
 Adapters = tuple[dict[str, Adapter], ...]  # of every layer, by the name of the weight
 
@@ -33,7 +33,7 @@ def init_adapters(
     Raises:
       ValueError: for a rank below 1, and for a name that is no matrix of a layer.
     """
-    whole("rank", rank, 1)
+    check_int("rank", rank, 1)
     for name in weights:
         if name not in INPUTS:
             raise ValueError(f"weight {name!r} takes no adapter; it must be one of {', '.join(INPUTS)}")
@@ -89,6 +89,6 @@ def merge_adapters(params: Params) -> Params:
 
 def merged(leaf: LowRank, multiply: Callable[[Any, Any, int], Any]) -> Any:
     """A weight with its adapter added, by the `tensordot` of JAX, or of numpy for arrays of that."""
-    kind = wide(leaf.weight.dtype)
+    kind = at_least_float32(leaf.weight.dtype)
     down, up = leaf.adapter.down.astype(kind), leaf.adapter.up.astype(kind)
     return (leaf.weight.astype(kind) + multiply(down, up, 1)).astype(leaf.weight.dtype)

@@ -9,14 +9,14 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from msrnn_jax.config import Config
-from msrnn_jax.model.extend import CHUNK, read
+from msrnn_jax.model.extend import CHUNK, scan_chunks
 from msrnn_jax.model.llama import unembed
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
-from msrnn_jax.recurrence.checks import Count, check_reading, concrete, whole
-from msrnn_jax.recurrence.eviction import keep_best
+from msrnn_jax.recurrence.checks import Count, check_int, check_reading, concrete
+from msrnn_jax.recurrence.eviction import evict_to_budget
 from msrnn_jax.recurrence.sliding_window import expire, window_in
-from msrnn_jax.recurrence.slots import cut, grow
+from msrnn_jax.recurrence.slots import grow, shrink_slots
 from msrnn_jax.state import MultiState
 
 PROMPT_MODES = ("stepwise", "oneshot")
@@ -54,7 +54,7 @@ def prefill(
     check_mode(mode)
     tokens, length = check_reading(config, policy, params, state, tokens, length)
     check_fresh(mode, state)
-    return _prefill(config, policy, params, state, tokens, length, mode, whole("chunk", chunk, 1))
+    return _prefill(config, policy, params, state, tokens, length, mode, check_int("chunk", chunk, 1))
 
 
 @partial(jax.jit, static_argnames=("mode", "chunk"))
@@ -72,13 +72,13 @@ def _prefill(
     oneshot = mode == "oneshot"
     if oneshot:
         state = state.replace(layers=tuple(grow(policy, layer, tokens.shape[0]) for layer in state.layers))
-    state, x, _ = read(config, policy, params, state, tokens, None, length, chunk=chunk, forgetting=not oneshot)
+    state, x, _ = scan_chunks(config, policy, params, state, tokens, None, length, chunk=chunk, forgetting=not oneshot)
     if oneshot:
         layers = []
         for index, layer in enumerate(state.layers):
             window = window_in(config, state.mode, index, forgetting=True)
-            layers.append(keep_best(policy, layer if window is None else expire(layer, window, state.t), state.t))
-        state = state.replace(layers=tuple(map(cut, layers, slots)))
+            layers.append(evict_to_budget(policy, layer if window is None else expire(layer, window, state.t), state.t))
+        state = state.replace(layers=tuple(map(shrink_slots, layers, slots)))
     return state, unembed(config, params, x)
 
 

@@ -12,15 +12,15 @@ from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.checks import (
     Budget,
     Count,
+    check_int,
     check_layer,
     check_policy,
     check_protection,
     concrete,
     layer_budgets,
-    whole,
 )
-from msrnn_jax.recurrence.eviction import keep_best
-from msrnn_jax.recurrence.slots import cut, fresh_stats, grow
+from msrnn_jax.recurrence.eviction import evict_to_budget
+from msrnn_jax.recurrence.slots import fresh_stats, grow, shrink_slots
 from msrnn_jax.state import EMPTY, LayerState, MultiState
 
 
@@ -84,7 +84,7 @@ def fork(state: Tree, count: Count) -> Tree:
     Returns:
       The same tree with leaves [count, ...].
     """
-    count = whole("count", count, 1)
+    count = check_int("count", count, 1)
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *jnp.shape(leaf))), state)
 
 
@@ -116,14 +116,16 @@ def compress(
         _check_slots(state, budgets)
     check_protection(policy, budgets)
     layers = [
-        keep_best(policy, layer.replace(budget=_as_budget(value, layer)), state.t)
+        evict_to_budget(policy, layer.replace(budget=_as_budget(value, layer)), state.t)
         for layer, value in zip(state.layers, budgets, strict=True)
     ]
     if shrink:
         known = [concrete(value) for value in budgets]
         if any(value is None for value in known):
             raise ValueError("shrink needs a budget that is not traced")
-        layers = [cut(layer, int(value) + 1) for layer, value in zip(layers, known, strict=True) if value is not None]
+        layers = [
+            shrink_slots(layer, int(value) + 1) for layer, value in zip(layers, known, strict=True) if value is not None
+        ]
     return state.replace(layers=tuple(layers))
 
 

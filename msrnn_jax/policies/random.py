@@ -16,7 +16,7 @@ class Random(Policy):
 
     Every token draws one number for good, a hash of (seed, row, position), and the lowest goes: reservoir
     sampling. All layers draw alike, since a score sees the token alone. The hash is integer arithmetic
-    (see `mixed`), so that every backend, version and batch forgets the same tokens.
+    (see `hash32`), so that every backend, version and batch forgets the same tokens.
     """
 
     seed: int = struct.field(pytree_node=False, default=0)
@@ -33,10 +33,10 @@ class Random(Policy):
         rows = jnp.arange(layer.num_rows, dtype=jnp.uint32)[:, None]  # [#K, 1]
         bits = layer.positions.astype(jnp.uint32) * _word(0x9E3779B1)  # [#K, S]
         bits = bits + rows * _word(0x85EBCA77) + _word(self.seed * 0xC2B2AE3D)
-        return mixed(bits)
+        return hash32(bits)
 
 
-def mixed(bits: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+def hash32(bits: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     """A hash of every number: the two-round 32-bit mixer of C. Wellons (hash-prospector, 2018)."""
     bits = (bits ^ (bits >> _word(16))) * _word(0x7FEB352D)
     bits = (bits ^ (bits >> _word(15))) * _word(0x846CA68B)

@@ -159,7 +159,7 @@ def _standard_library() -> str:
     return os.path.realpath(sysconfig.get_path("stdlib"))
 
 
-def code_of(policy: Policy) -> str | None:
+def source_hash(policy: Policy) -> str | None:
     """Hash of the code that a user's own policy is made of; None for the library's.
 
     That is the files in which it and the classes under it are written, and all modules of the user's that these

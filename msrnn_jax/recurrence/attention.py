@@ -8,7 +8,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float
 
 
-def wide(dtype: Any) -> jnp.dtype:
+def at_least_float32(dtype: Any) -> jnp.dtype:
     """float32, or the dtype itself where it is wider: what norms, logits and softmax are computed in."""
     return max(jnp.dtype(dtype), jnp.dtype(jnp.float32), key=lambda kind: kind.itemsize)
 
@@ -40,6 +40,6 @@ def _batched(equation: str, left: Float[Array, "K *T G X"], right: Float[Array, 
     """One matrix product for every KV head."""
     rows = left.reshape(left.shape[0], -1, left.shape[-1])  # [K, T * G, X]
     product = jnp.einsum(
-        equation, rows, right, precision=lax.Precision.HIGHEST, preferred_element_type=wide(left.dtype)
+        equation, rows, right, precision=lax.Precision.HIGHEST, preferred_element_type=at_least_float32(left.dtype)
     )
     return product.reshape(*left.shape[:-1], product.shape[-1])

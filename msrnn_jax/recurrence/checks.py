@@ -56,7 +56,7 @@ def layer_budgets(num_layers: int, budget: Any) -> list[Any]:
     return values
 
 
-def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
+def check_int(name: str, value: Any, least: int, most: int | None = None) -> int:
     """A static size given as any integer type.
 
     Raises:

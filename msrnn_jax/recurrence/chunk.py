@@ -9,90 +9,92 @@ from jaxtyping import Bool, Float, Int
 from msrnn_jax.config import Config
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.attention import match, mix, softmax
-from msrnn_jax.recurrence.eviction import turn_to_go
+from msrnn_jax.recurrence.eviction import eviction_order
 from msrnn_jax.recurrence.positions import Frame, enter, leave, make_frame
 from msrnn_jax.recurrence.sliding_window import in_sight, window_in
-from msrnn_jax.recurrence.slots import append, occupy, settle
-from msrnn_jax.recurrence.step import judge
-from msrnn_jax.state import EMPTY, LayerState, Moment
+from msrnn_jax.recurrence.slots import append, compact, mark_held
+from msrnn_jax.recurrence.step import observe_and_forget
+from msrnn_jax.state import EMPTY, LayerState, StepContext
 
 
-def remember_all(
+def attend_chunk(
     config: Config,
     policy: Policy,
     layer: LayerState,
     query: Float[Array, "T N H"],
     key: Float[Array, "T K H"],
     value: Float[Array, "T K H"],
-    moment: Moment,
+    context: StepContext,
     index: int,
 ) -> tuple[LayerState, Float[Array, "T N H"]]:
-    """`remember` for T tokens.
+    """`attend` for T tokens.
 
     The candidates are the S slots and the T new tokens. Only which of them are held couples one token to the
     next, so the products with keys and values are done for all tokens together, and what is left is a
     recurrence over masks and statistics that touches neither weights nor, in the mode "absolute", keys.
     In the other modes it also turns keys to their places (see `Frame`).
     """
-    window = window_in(config, moment.mode, index, forgetting=moment.forgetting)
-    count, before = moment.token.shape[0], layer
+    window = window_in(config, context.mode, index, forgetting=context.forgetting)
+    count, before = context.token.shape[0], layer
     # What padding is worth has probability 0, and must be finite to count for nothing.
-    value = jnp.where((moment.position != EMPTY)[:, None, None], value, jnp.zeros_like(value))
+    value = jnp.where((context.position != EMPTY)[:, None, None], value, jnp.zeros_like(value))
     layer = append(policy, layer, key, value)
     grouped = jnp.moveaxis(query.reshape(count, key.shape[1], -1, query.shape[2]), 0, 1)  # [K, T, G, H]
-    if moment.mode == "absolute" or not config.rotates(index):
+    if context.mode == "absolute" or not config.rotates(index):
         products = match(grouped, layer.keys)  # [K, T, G, M]
-        hold = _foresee if _is_foreseen(policy, moment, window) else _watch
-        layer, visible = hold(policy, layer, moment, query, products, index, window)
+        hold = _hold_in_closed_form if _has_closed_form(policy, context, window) else _scan_masks
+        layer, visible = hold(policy, layer, context, query, products, index, window)
     else:
-        frame = make_frame(config, moment.mode, moment.angles, before, count)
-        layer, visible, products = _walk(config, policy, layer, frame, query, key, moment, index, window)
+        frame = make_frame(config, context.mode, context.angles, before, count)
+        layer, visible, products = _scan_masks_and_keys(
+            config, policy, layer, frame, query, key, context, index, window
+        )
     probs = softmax(products, visible, query.shape[2])
     mixed = jnp.moveaxis(mix(probs, layer.values).astype(query.dtype), 0, 1)  # [T, K, G, H]
-    return settle(layer, before.num_slots), mixed.reshape(query.shape)
+    return compact(layer, before.num_slots), mixed.reshape(query.shape)
 
 
-def _is_foreseen(policy: Policy, moment: Moment, window: int | None) -> bool:
+def _has_closed_form(policy: Policy, context: StepContext, window: int | None) -> bool:
     """Whether what will be held can be said without looking at probabilities."""
     # Where a policy observes, scores may depend on what it did in this chunk. Where tokens expire, the order in
     # which they would go does not say which of them still make others go.
     static = policy.static and not policy.observes and policy.recent == 0
-    return not moment.forgetting or (static and window is None)
+    return not context.forgetting or (static and window is None)
 
 
-def _arrived(layer: LayerState, moment: Moment) -> Int[Array, "#K M"]:
+def _arrived(layer: LayerState, context: StepContext) -> Int[Array, "#K M"]:
     """The positions of all candidates, as if all were held."""
-    count = moment.token.shape[0]
-    born = jnp.broadcast_to(moment.position[None], (layer.num_rows, count))
+    count = context.token.shape[0]
+    born = jnp.broadcast_to(context.position[None], (layer.num_rows, count))
     return jnp.concatenate([layer.positions[:, :-count], born], axis=1)
 
 
-def _sight(layer: LayerState, moment: Moment, window: int | None) -> Bool[Array, "#K T M"] | None:
+def _sight(layer: LayerState, context: StepContext, window: int | None) -> Bool[Array, "#K T M"] | None:
     """What the window lets every token see; None where nothing is held that it hides."""
-    if window is None or moment.forgetting:
+    if window is None or context.forgetting:
         return None
-    count = moment.token.shape[0]
+    count = context.token.shape[0]
     slots = jnp.arange(layer.num_slots - count, layer.num_slots, dtype=jnp.int32)
     queries = jnp.broadcast_to(slots[None], (layer.num_rows, count))
-    return in_sight(moment.mode, _arrived(layer, moment), queries, window)
+    return in_sight(context.mode, _arrived(layer, context), queries, window)
 
 
-def _foresee(
+def _hold_in_closed_form(
     policy: Policy,
     layer: LayerState,
-    moment: Moment,
+    context: StepContext,
     query: Float[Array, "T N H"],
     products: Float[Array, "K T G M"],
     index: int,
     window: int | None,
 ) -> tuple[LayerState, Bool[Array, "#K T M"]]:
-    """`_watch` where it is known what every token sees: nothing is left to step over but statistics, if any."""
-    arrived, sight = _arrived(layer, moment), _sight(layer, moment, window)
-    positions, present = _hold(policy, layer.replace(positions=arrived), moment)
+    """`_scan_masks` where it is known what every token sees: nothing is left to step over but statistics, if any."""
+    arrived, sight = _arrived(layer, context), _sight(layer, context, window)
+    positions, present = _hold(policy, layer.replace(positions=arrived), context)
     visible = present if sight is None else present & sight
     if not policy.observes:
         return layer.replace(positions=positions), visible
-    probs = softmax(products, visible, query.shape[2])  # XLA merges it with that of `remember_all`
+    probs = softmax(products, visible, query.shape[2])  # XLA merges it with that of `attend_chunk`
 
     def one(stats: Any, row: tuple) -> tuple[Any, None]:
         step, slot, now, over, query = row
@@ -100,13 +102,15 @@ def _foresee(
         there = lax.dynamic_index_in_dim(present, step, axis=1, keepdims=False)  # [#K, M]
         held = layer.replace(positions=jnp.where(there, arrived, EMPTY), stats=stats)
         held, _ = _arrive(policy, held, slot, now)
-        return judge(policy, held, mine, query, now.replace(forgetting=False), index, over, None).stats, None
+        return observe_and_forget(
+            policy, held, mine, query, now.replace(forgetting=False), index, over, None
+        ).stats, None
 
-    stats, _ = lax.scan(one, layer.stats, _rows(layer, moment, query))
+    stats, _ = lax.scan(one, layer.stats, _rows(layer, context, query))
     return layer.replace(positions=positions, stats=stats), visible
 
 
-def _hold(policy: Policy, layer: LayerState, moment: Moment) -> tuple[Int[Array, "#K M"], Bool[Array, "#K T M"]]:
+def _hold(policy: Policy, layer: LayerState, context: StepContext) -> tuple[Int[Array, "#K M"], Bool[Array, "#K T M"]]:
     """What is held after the last token, in closed form, and what every token sees.
 
     Scores that depend on the token alone order all candidates once and for all. Freeing the first in this order
@@ -116,15 +120,15 @@ def _hold(policy: Policy, layer: LayerState, moment: Moment) -> tuple[Int[Array,
     Args:
       layer: as if it held all candidates.
     """
-    count, slots = moment.token.shape[0], layer.num_slots - moment.token.shape[0]
+    count, slots = context.token.shape[0], layer.num_slots - context.token.shape[0]
     before = (layer.positions[:, :slots] != EMPTY).sum(axis=1, dtype=jnp.int32)  # [#K]
     held = layer.positions != EMPTY  # [#K, M]
     slot, step = jnp.arange(layer.num_slots, dtype=jnp.int32)[None], jnp.arange(count, dtype=jnp.int32)[:, None]
     stays = held[:, None] & (slot <= slots + step)[None]  # [#K, T, M], after each token
-    if moment.forgetting:
+    if context.forgetting:
         # A state that holds more than its budget stays as large: a step frees one slot at most.
         limit = jnp.maximum(layer.budget, before)[:, None, None]  # [#K, 1, 1]
-        stays = stays & (_outlived_by(policy, layer, moment) < limit)
+        stays = stays & (_outlived_by(policy, layer, context) < limit)
     # A token is seen from one step to another, so two numbers say all: XLA would work out a whole mask for every head.
     first = jnp.where(slot >= slots, slot - slots, jnp.where(held, 0, count))  # [#K, M]
     last = jnp.maximum(slot - slots, 0) + stays.sum(axis=1, dtype=jnp.int32)
@@ -133,10 +137,10 @@ def _hold(policy: Policy, layer: LayerState, moment: Moment) -> tuple[Int[Array,
     return jnp.where(stays[:, -1], layer.positions, EMPTY), visible
 
 
-def _outlived_by(policy: Policy, layer: LayerState, moment: Moment) -> Int[Array, "#K T M"]:
+def _outlived_by(policy: Policy, layer: LayerState, context: StepContext) -> Int[Array, "#K T M"]:
     """How many of the candidates seen up to each token would go after each candidate."""
-    count = moment.token.shape[0]
-    turn = turn_to_go(policy, layer, moment.seen[-1])  # [#K, M]
+    count = context.token.shape[0]
+    turn = eviction_order(policy, layer, context.seen[-1])  # [#K, M]
     held = layer.positions != EMPTY
     new = held[:, -count:, None] & (turn[:, -count:, None] > turn[:, None, :])  # [#K, T, M]: [i, j], i goes after j
     every = held.sum(axis=1, keepdims=True, dtype=jnp.int32) - 1 - turn  # [#K, M], with all of the chunk seen
@@ -146,10 +150,10 @@ def _outlived_by(policy: Policy, layer: LayerState, moment: Moment) -> Int[Array
     return every[:, None] - later.astype(jnp.int32)
 
 
-def _watch(
+def _scan_masks(
     policy: Policy,
     layer: LayerState,
-    moment: Moment,
+    context: StepContext,
     query: Float[Array, "T N H"],
     products: Float[Array, "K T G M"],
     index: int,
@@ -166,26 +170,26 @@ def _watch(
         mine = lax.dynamic_index_in_dim(products, step, axis=1, keepdims=False)  # [K, G, M]
         positions, stats = carry
         held, visible = _arrive(policy, layer.replace(positions=positions, stats=stats), slot, now)
-        held = judge(policy, held, softmax(mine, visible, query.shape[1]), query, now, index, over, window)
+        held = observe_and_forget(policy, held, softmax(mine, visible, query.shape[1]), query, now, index, over, window)
         return (held.positions, held.stats), visible
 
-    (positions, stats), visible = lax.scan(one, (layer.positions, layer.stats), _rows(layer, moment, query))
+    (positions, stats), visible = lax.scan(one, (layer.positions, layer.stats), _rows(layer, context, query))
     return layer.replace(positions=positions, stats=stats), jnp.moveaxis(visible, 0, 1)
 
 
-def _walk(
+def _scan_masks_and_keys(
     config: Config,
     policy: Policy,
     layer: LayerState,
     frame: Frame,
     query: Float[Array, "T N H"],
     key: Float[Array, "T K H"],
-    moment: Moment,
+    context: StepContext,
     index: int,
     window: int | None,
 ) -> tuple[LayerState, Bool[Array, "#K T M"], Float[Array, "K T G M"]]:
-    """`_watch` where places depend on what is held: products of queries and keys are computed row by row."""
-    sight = _sight(layer, moment, window)
+    """`_scan_masks` where places depend on what is held: products of queries and keys are computed row by row."""
+    sight = _sight(layer, context, window)
 
     def one(carry: tuple[Array, Any, Frame], row: tuple) -> tuple[tuple[Array, Any, Frame], tuple[Array, Array]]:
         (step, slot, now, over, query), key = row
@@ -194,38 +198,42 @@ def _walk(
         if sight is not None:
             visible = visible & lax.dynamic_index_in_dim(sight, step, axis=1, keepdims=False)
         grouped = query.reshape(key.shape[0], -1, query.shape[1])  # [K, G, H]
-        frame, turned = enter(config, moment.mode, frame, slot, grouped, key, now.position)
+        frame, turned = enter(config, context.mode, frame, slot, grouped, key, now.position)
         mine = match(turned, frame.keys)  # [K, G, M]
-        after = judge(policy, held, softmax(mine, visible, query.shape[1]), query, now, index, over, window)
-        frame = leave(config, moment.mode, frame, held.positions, after.positions)
+        after = observe_and_forget(
+            policy, held, softmax(mine, visible, query.shape[1]), query, now, index, over, window
+        )
+        frame = leave(config, context.mode, frame, held.positions, after.positions)
         return (after.positions, after.stats, frame), (visible, mine)
 
     key = key.astype(layer.keys.dtype)  # as it will be found in its slot
     start = (layer.positions, layer.stats, frame)
-    (positions, stats, _), (visible, products) = lax.scan(one, start, (_rows(layer, moment, query), key))
+    (positions, stats, _), (visible, products) = lax.scan(one, start, (_rows(layer, context, query), key))
     layer = layer.replace(positions=positions, stats=stats)
     return layer, jnp.moveaxis(visible, 0, 1), jnp.moveaxis(products, 0, 1)
 
 
-def _rows(layer: LayerState, moment: Moment, query: Float[Array, "T N H"]) -> tuple[Array, Array, Moment, Array, Array]:
+def _rows(
+    layer: LayerState, context: StepContext, query: Float[Array, "T N H"]
+) -> tuple[Array, Array, StepContext, Array, Array]:
     """What each step over a chunk is told: its number, its slot, the token, which rows will hold too many, the query.
 
     How many are held before each token is known: one more for every token up to the budget, and if there were
-    more from the start, as many as then. Where tokens expire it is not, and `judge` counts.
+    more from the start, as many as then. Where tokens expire it is not, and `observe_and_forget` counts.
     """
-    steps = jnp.arange(moment.token.shape[0], dtype=jnp.int32)
+    steps = jnp.arange(context.token.shape[0], dtype=jnp.int32)
     before = (layer.positions != EMPTY).sum(axis=1, dtype=jnp.int32)[None]  # [1, #K]
     over = jnp.minimum(before + steps[:, None], jnp.maximum(layer.budget, before)) >= layer.budget  # [T, #K]
     slots = layer.num_slots - steps.shape[0] + steps
-    return steps, slots, moment.replace(angles=None), over, query
+    return steps, slots, context.replace(angles=None), over, query
 
 
 def _arrive(
-    policy: Policy, layer: LayerState, slot: Int[Array, ""], now: Moment
+    policy: Policy, layer: LayerState, slot: Int[Array, ""], now: StepContext
 ) -> tuple[LayerState, Bool[Array, "#K M"]]:
     """The layer with the next token of the chunk in its slot, and what that token sees."""
     slots = jnp.arange(layer.num_slots, dtype=jnp.int32)[None]
     newest = jnp.broadcast_to(slots == slot, layer.positions.shape)
-    layer = occupy(policy, layer, newest, now.position)
+    layer = mark_held(policy, layer, newest, now.position)
     # The newest token is visible even where it is padding, whose row is thrown away but must stay finite.
     return layer, newest | (layer.positions != EMPTY)

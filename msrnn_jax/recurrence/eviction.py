@@ -8,17 +8,17 @@ from jaxtyping import Bool, Int
 
 from msrnn_jax.policies import Policy
 from msrnn_jax.policies.base import Score
-from msrnn_jax.recurrence.attention import wide
+from msrnn_jax.recurrence.attention import at_least_float32
 from msrnn_jax.recurrence.checks import check_score
 from msrnn_jax.state import EMPTY, LayerState
 
 
-def worth(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> tuple[Score, Bool[Array, "#K S"]]:
+def comparable_scores(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> tuple[Score, Bool[Array, "#K S"]]:
     """Scores with NaN made minimal, and which held slots are not protected, after `t` tokens were seen."""
     score = policy.score(layer, t)
     check_score(policy, score, layer)
     if jnp.issubdtype(score.dtype, jnp.floating):
-        score = score.astype(wide(score.dtype))  # the smallest floats have no infinity
+        score = score.astype(at_least_float32(score.dtype))  # the smallest floats have no infinity
         score = jnp.where(jnp.isnan(score), -jnp.inf, score)
     held = layer.positions != EMPTY
     if not policy.protects:
@@ -28,8 +28,10 @@ def worth(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> tuple[Score, 
     return score, held & ~protected
 
 
-def forget(policy: Policy, layer: LayerState, t: Int[Array, ""], over: Bool[Array, "#K"] | None = None) -> LayerState:
-    """Frees one slot in every row that holds more than its budget: `keep_best` where one is too many.
+def evict_one(
+    policy: Policy, layer: LayerState, t: Int[Array, ""], over: Bool[Array, "#K"] | None = None
+) -> LayerState:
+    """Frees one slot in every row that holds more than its budget: `evict_to_budget` where one is too many.
 
     Keys and values stay where they are: a slot is free because its position is EMPTY, and the next
     `write` takes it.
@@ -37,7 +39,7 @@ def forget(policy: Policy, layer: LayerState, t: Int[Array, ""], over: Bool[Arra
     Args:
       over: which rows those are, if the caller knows without counting.
     """
-    score, eligible = worth(policy, layer, t)
+    score, eligible = comparable_scores(policy, layer, t)
     held = layer.positions != EMPTY  # [#K, S]
     if policy.protects:
         eligible = jnp.where(eligible.any(axis=1, keepdims=True), eligible, held)
@@ -51,15 +53,15 @@ def forget(policy: Policy, layer: LayerState, t: Int[Array, ""], over: Bool[Arra
     return layer.replace(positions=jnp.where(over[:, None] & (layer.positions == oldest), EMPTY, layer.positions))
 
 
-def keep_best(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> LayerState:
+def evict_to_budget(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> LayerState:
     """Frees as many slots of every row as are held beyond its budget."""
     excess = (layer.positions != EMPTY).sum(axis=1, keepdims=True, dtype=jnp.int32) - layer.budget  # [#K, 1]
-    return layer.replace(positions=jnp.where(turn_to_go(policy, layer, t) < excess, EMPTY, layer.positions))
+    return layer.replace(positions=jnp.where(eviction_order(policy, layer, t) < excess, EMPTY, layer.positions))
 
 
-def turn_to_go(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> Int[Array, "#K S"]:
+def eviction_order(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> Int[Array, "#K S"]:
     """The place of every slot in the order in which they would be freed now, 0 first; free slots come last."""
-    score, eligible = worth(policy, layer, t)
+    score, eligible = comparable_scores(policy, layer, t)
     held = layer.positions != EMPTY  # [#K, S]
     later = jnp.where(eligible, 0, jnp.where(held, 1, 2)).astype(jnp.int32)
     order = jnp.lexsort((layer.positions, score, later), axis=1)  # [#K, S]

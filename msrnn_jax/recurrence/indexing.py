@@ -44,25 +44,25 @@ def _dtype(arrays: Any) -> jnp.dtype:
     return dtype
 
 
-def leading(x: Array, leaf: Array) -> Array:
+def expand_like(x: Array, leaf: Array) -> Array:
     """An array over the first axes of a leaf, with as many axes as the leaf."""
     return x.reshape(x.shape + (1,) * (leaf.ndim - x.ndim))
 
 
 @as_bits
-def rows_of(table: Array, index: Int[Array, "*T"]) -> Array:
+def take_rows(table: Array, index: Int[Array, "*T"]) -> Array:
     """table[index]: [*T, ...] from [V, ...]."""
     return jnp.asarray(table)[index]
 
 
 @as_bits
-def slots_of(leaf: Array, source: Int[Array, "#K S"]) -> Array:
+def take_slots(leaf: Array, source: Int[Array, "#K S"]) -> Array:
     """For every row the slots named by `source`, which must exist: [K, S, ...] from [K, M, ...]."""
-    return jnp.take_along_axis(leaf, leading(source, leaf), axis=1, mode="promise_in_bounds")
+    return jnp.take_along_axis(leaf, expand_like(source, leaf), axis=1, mode="promise_in_bounds")
 
 
 @as_bits
-def put(arrays: tuple[Array, Array], slot: Int[Array, "#K"]) -> Array:
+def write_slot(arrays: tuple[Array, Array], slot: Int[Array, "#K"]) -> Array:
     """A cache [K, S, H] with a row [K, H] of the same dtype in every head's slot.
 
     An indexed write for one shared slot too: a slice update, the other spelling, makes XLA copy the whole cache under

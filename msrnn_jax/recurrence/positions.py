@@ -8,7 +8,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from msrnn_jax.config import Config
-from msrnn_jax.recurrence.attention import wide
+from msrnn_jax.recurrence.attention import at_least_float32
 from msrnn_jax.recurrence.rotary import Angles, rotate, rotation
 from msrnn_jax.state import EMPTY, LayerState
 
@@ -97,7 +97,7 @@ def turn_back(
 
     Rotating the query by n and a key by r is rotating the key alone by r - n.
     """
-    keys = keys.astype(wide(keys.dtype))
+    keys = keys.astype(at_least_float32(keys.dtype))
     behind = distances(mode, positions, keys.dtype)  # [#K, S]
     if angles is None:
         return rotate(keys, *rotation(config, -behind))

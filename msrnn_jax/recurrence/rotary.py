@@ -10,7 +10,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from msrnn_jax.config import Config, Rope
-from msrnn_jax.recurrence.attention import wide
+from msrnn_jax.recurrence.attention import at_least_float32
 
 Angles = tuple[Array, Array]  # cosine and sine
 TWO_PI = Fraction("6.283185307179586476925286766559005768394338798750211641949889")
@@ -58,7 +58,7 @@ def rotation(
     As exact at 2**31 as at 0. A float32 product of position and frequency would be off by 0.004 radians at position
     100,000 and by anything at 2**24; so whole positions are multiplied as integers, in parts of a turn.
     """
-    dtype, shape = wide(config.dtype), (1,) * position.ndim + (config.head_dim // 2,)
+    dtype, shape = at_least_float32(config.dtype), (1,) * position.ndim + (config.head_dim // 2,)
     distance = jnp.abs(position)[..., None]
     bits = 8 * dtype.itemsize
     word, signed = (jnp.dtype(f"{kind}{bits}") for kind in ("uint", "int"))

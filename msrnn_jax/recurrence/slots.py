@@ -16,14 +16,14 @@ from msrnn_jax.recurrence.checks import (
     Budget,
     Slots,
     check_dtype,
+    check_int,
     check_policy,
     check_protection,
     check_statistics,
     concrete,
     layer_budgets,
-    whole,
 )
-from msrnn_jax.recurrence.indexing import leading, put, slots_of
+from msrnn_jax.recurrence.indexing import expand_like, take_slots, write_slot
 from msrnn_jax.recurrence.sliding_window import check_windows
 from msrnn_jax.state import EMPTY, POSITION_MODES, LayerState, MultiState
 
@@ -97,7 +97,7 @@ def _layer_slots(budgets: Sequence[Any], slots: Slots | None) -> list[int]:
         given = [slots] * len(budgets)
     if len(given) != len(budgets):
         raise ValueError(f"slots has {len(given)} entries; it must be one number or {len(budgets)}, one per layer")
-    counts = [whole("slots", count, 2, MAX_BUDGET + 1) for count in given]
+    counts = [check_int("slots", count, 2, MAX_BUDGET + 1) for count in given]
     for value, count in zip(known, counts, strict=True):
         if value is not None and value > count - 1:
             raise ValueError(f"budget is {int(value)}, but there are {count} slots; it must be at most slots - 1")
@@ -118,18 +118,21 @@ def write(
     free = jnp.argmax(layer.positions == EMPTY, axis=1).astype(jnp.int32)  # [#K]
     here = jnp.arange(layer.num_slots, dtype=jnp.int32)[None] == free[:, None]  # [#K, S]
     dtype = layer.keys.dtype
-    keys, values = put((layer.keys, key.astype(dtype)), free), put((layer.values, value.astype(dtype)), free)
+    keys, values = (
+        write_slot((layer.keys, key.astype(dtype)), free),
+        write_slot((layer.values, value.astype(dtype)), free),
+    )
     layer = layer.replace(keys=keys, values=values)
-    return occupy(policy, layer, here, position), free
+    return mark_held(policy, layer, here, position), free
 
 
-def occupy(policy: Policy, layer: LayerState, here: Bool[Array, "#K S"], position: Int[Array, ""]) -> LayerState:
+def mark_held(policy: Policy, layer: LayerState, here: Bool[Array, "#K S"], position: Int[Array, ""]) -> LayerState:
     """A token at `position` holds the slots marked by `here`, with the statistics of a new one."""
     fresh = policy.init(layer.num_rows, layer.num_slots)
     return layer.replace(
         positions=jnp.where(here, position, layer.positions),
         stats=jax.tree.map(
-            lambda new, old: jnp.where(leading(here, old), new.astype(old.dtype), old), fresh, layer.stats
+            lambda new, old: jnp.where(expand_like(here, old), new.astype(old.dtype), old), fresh, layer.stats
         ),
     )
 
@@ -158,7 +161,7 @@ def append(policy: Policy, layer: LayerState, keys: Float[Array, "T K H"], value
     )
 
 
-def settle(layer: LayerState, slots: int) -> LayerState:
+def compact(layer: LayerState, slots: int) -> LayerState:
     """The same layer with its first `slots` slots: tokens held in later ones move into free ones, and must fit."""
     free = layer.positions[:, :slots] == EMPTY  # [#K, S]
     arrived = layer.positions[:, slots:] != EMPTY  # [#K, T]
@@ -171,7 +174,7 @@ def settle(layer: LayerState, slots: int) -> LayerState:
     return _take(layer, jnp.where(taken, source, here))
 
 
-def cut(layer: LayerState, slots: int) -> LayerState:
+def shrink_slots(layer: LayerState, slots: int) -> LayerState:
     """The same layer with `slots` slots; those held come first, oldest first, and must fit."""
     free = layer.positions == EMPTY  # [#K, S]
     order = jnp.argsort(jnp.where(free, jnp.iinfo(jnp.int32).max, layer.positions), axis=1)
@@ -182,8 +185,8 @@ def _take(layer: LayerState, source: Int[Array, "#K S"]) -> LayerState:
     """The same layer with the slots that `source` names."""
 
     return layer.replace(
-        keys=slots_of(layer.keys, source),
-        values=slots_of(layer.values, source),
-        positions=slots_of(layer.positions, source),
-        stats=jax.tree.map(lambda leaf: slots_of(leaf, source), layer.stats),
+        keys=take_slots(layer.keys, source),
+        values=take_slots(layer.values, source),
+        positions=take_slots(layer.positions, source),
+        stats=jax.tree.map(lambda leaf: take_slots(leaf, source), layer.stats),
     )

@@ -9,21 +9,21 @@ from msrnn_jax.config import Config
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.attention import match, mix, softmax
 from msrnn_jax.recurrence.checks import check_observed
-from msrnn_jax.recurrence.eviction import forget
+from msrnn_jax.recurrence.eviction import evict_one
 from msrnn_jax.recurrence.positions import turn_back
 from msrnn_jax.recurrence.sliding_window import expire, in_sight, window_in
 from msrnn_jax.recurrence.slots import write
-from msrnn_jax.state import EMPTY, LayerState, Moment, View
+from msrnn_jax.state import EMPTY, LayerState, StepContext, View
 
 
-def remember(
+def attend(
     config: Config,
     policy: Policy,
     layer: LayerState,
     query: Float[Array, "N H"],
     key: Float[Array, "K H"],
     value: Float[Array, "K H"],
-    moment: Moment,
+    context: StepContext,
     index: int,
 ) -> tuple[LayerState, Float[Array, "N H"]]:
     """The recurrence of one layer: write the token, attend to every held slot, observe, forget.
@@ -36,31 +36,31 @@ def remember(
     matters. Sinks and recent tokens are protected from the policy, not from the window. In the position mode
     "cache" nothing expires: at most W - 1 tokens are held, which never stand W places apart.
     """
-    window = window_in(config, moment.mode, index, forgetting=moment.forgetting)
-    layer, slot = write(policy, layer, key, value, moment.position)
+    window = window_in(config, context.mode, index, forgetting=context.forgetting)
+    layer, slot = write(policy, layer, key, value, context.position)
     # The newest slot is visible even to padding, whose row is thrown away but must stay finite.
     newest = jnp.arange(layer.num_slots, dtype=jnp.int32)[None] == slot[:, None]  # [#K, S]
     grouped, keys = query.reshape(key.shape[0], -1, query.shape[1]), layer.keys  # [K, G, H], [K, S, H]
-    if moment.mode != "absolute" and config.rotates(index):
-        keys = turn_back(config, moment.mode, moment.angles, keys, layer.positions)
+    if context.mode != "absolute" and config.rotates(index):
+        keys = turn_back(config, context.mode, context.angles, keys, layer.positions)
         grouped = grouped.astype(keys.dtype)
     held = layer.positions != EMPTY
     visible = newest | held
-    if window is not None and not moment.forgetting:
-        visible = visible & in_sight(moment.mode, layer.positions, slot[:, None], window)[:, 0]
+    if window is not None and not context.forgetting:
+        visible = visible & in_sight(context.mode, layer.positions, slot[:, None], window)[:, 0]
     probs = softmax(match(grouped, keys), visible, query.shape[1])
     mixed = mix(probs, layer.values)
     over = held.sum(axis=1, dtype=jnp.int32) > layer.budget
-    layer = judge(policy, layer, probs, query, moment, index, over, window)
+    layer = observe_and_forget(policy, layer, probs, query, context, index, over, window)
     return layer, mixed.reshape(query.shape).astype(query.dtype)
 
 
-def judge(
+def observe_and_forget(
     policy: Policy,
     layer: LayerState,
     probs: Float[Array, "K G S"],
     query: Float[Array, "N H"],
-    moment: Moment,
+    context: StepContext,
     index: int,
     over: Bool[Array, "#K"],
     window: int | None,
@@ -73,12 +73,12 @@ def judge(
       over: which rows hold too many, where nothing expires.
       window: beyond which tokens expire, and are freed first; None where they do not.
     """
-    real = moment.position != EMPTY
+    real = context.position != EMPTY
     view = View(
         probs=probs,
         positions=layer.positions,
-        t=moment.position,
-        token=moment.token,
+        t=context.position,
+        token=context.token,
         queries=query,
         keys=layer.keys,
         values=layer.values,
@@ -88,9 +88,9 @@ def judge(
     check_observed(policy, observed, layer.stats)
     stats = jax.tree.map(lambda new, old: jnp.where(real, new.astype(old.dtype), old), observed, layer.stats)
     layer = layer.replace(stats=stats)
-    if not moment.forgetting:
+    if not context.forgetting:
         return layer
     if window is not None:
-        layer = expire(layer, window, moment.seen)
+        layer = expire(layer, window, context.seen)
         over = (layer.positions != EMPTY).sum(axis=1, dtype=jnp.int32) > layer.budget
-    return forget(policy, layer, moment.seen, over & real)
+    return evict_one(policy, layer, context.seen, over & real)

@@ -11,8 +11,8 @@ from jaxtyping import Int
 
 from msrnn_jax.config import Config
 from msrnn_jax.policies import Policy
-from msrnn_jax.recurrence.attention import wide
-from msrnn_jax.recurrence.indexing import slots_of
+from msrnn_jax.recurrence.attention import at_least_float32
+from msrnn_jax.recurrence.indexing import take_slots
 from msrnn_jax.recurrence.slots import grow, write
 from msrnn_jax.state import EMPTY, LayerState, View
 
@@ -67,12 +67,12 @@ def situations(config: Config, policy: Policy, start: int, index: int, observe: 
 def reorder(situation: Situation, source: Int[Array, "#K S"]) -> Situation:
     """The same with the slots that `source` names, in every row its own."""
     layer, view = situation
-    probs = jnp.moveaxis(slots_of(jnp.moveaxis(view.probs, 2, 1), source), 1, 2)
+    probs = jnp.moveaxis(take_slots(jnp.moveaxis(view.probs, 2, 1), source), 1, 2)
     layer = layer.replace(
-        keys=slots_of(layer.keys, source),
-        values=slots_of(layer.values, source),
-        positions=slots_of(layer.positions, source),
-        stats=jax.tree.map(lambda leaf: slots_of(leaf, source), layer.stats),
+        keys=take_slots(layer.keys, source),
+        values=take_slots(layer.values, source),
+        positions=take_slots(layer.positions, source),
+        stats=jax.tree.map(lambda leaf: take_slots(leaf, source), layer.stats),
     )
     return _shown(layer, view.replace(probs=probs))
 
@@ -92,7 +92,7 @@ def with_other_leftovers(situation: Situation) -> Situation:
         layer.replace(
             keys=change(layer.keys, 3 - layer.keys),
             values=change(layer.values, 3 - layer.values),
-            stats=jax.tree.map(lambda leaf: change(leaf, slots_of(leaf, oldest)), layer.stats),
+            stats=jax.tree.map(lambda leaf: change(leaf, take_slots(leaf, oldest)), layer.stats),
         ),
         view,
     )
@@ -135,7 +135,7 @@ def _probs(config: Config, random: np.random.Generator, layer: LayerState, spike
         even = np.full(len(places), 1 / len(places))
         one = np.eye(len(places))[random.integers(len(places))]
         probs[head][:, places] = random.multinomial(64, one if spike else even, config.group_size) / 64
-    return jnp.asarray(probs, wide(config.dtype))
+    return jnp.asarray(probs, at_least_float32(config.dtype))
 
 
 def _free_one(positions: Array, step: int) -> Array:

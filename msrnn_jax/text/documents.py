@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 from msrnn_jax.io.files import (
     STDIN,
-    Note,
+    OnProblem,
     called,
     decoded,
-    left_out,
     read_bytes,
     read_each,
+    read_remaining,
     read_rows,
     refuse,
-    what_remains,
+    skipping,
 )
 from msrnn_jax.io.json_fields import field, sound
 
@@ -52,7 +52,7 @@ def read_text(path: str) -> str:
     return text
 
 
-def read_documents(paths: Sequence[str], field: str = "text", unreadable: Note = refuse) -> list[Document]:
+def read_documents(paths: Sequence[str], field: str = "text", unreadable: OnProblem = refuse) -> list[Document]:
     """Reads UTF-8 texts, line ends as `\\n`.
 
     Args:
@@ -72,10 +72,10 @@ def read_documents(paths: Sequence[str], field: str = "text", unreadable: Note =
         raise ValueError("text '' is no path; it must be a file or a folder")
     if list(paths).count(STDIN) > 1:
         raise ValueError("text '-' is given twice; standard input can be read once")
-    return what_remains(functools.partial(_all, paths, field), unreadable)
+    return read_remaining(functools.partial(_all, paths, field), unreadable)
 
 
-def _all(paths: Sequence[str], field: str, unreadable: Note) -> Iterator[Document]:
+def _all(paths: Sequence[str], field: str, unreadable: OnProblem) -> Iterator[Document]:
     def read(path: str, is_named: bool) -> Iterator[Document]:
         place = pathlib.Path(path)
         if place.suffix.lower() == ".jsonl":
@@ -88,8 +88,8 @@ def _all(paths: Sequence[str], field: str, unreadable: Note) -> Iterator[Documen
     return read_each(paths, SUFFIXES, KIND, read, unreadable)
 
 
-def _rows(path: pathlib.Path, name: str, unreadable: Note) -> Iterator[Document]:
+def _rows(path: pathlib.Path, name: str, unreadable: OnProblem) -> Iterator[Document]:
     for number, where, row in read_rows(called(path), read_bytes(path), unreadable):
-        with left_out(unreadable):
+        with skipping(unreadable):
             text = field(row, name, str, where)
             yield Document(f"{path}:{number}", sound(text, f"{where}: field {name!r}"))

@@ -20,7 +20,7 @@ STILL_HELD = 2**31 - 1  # so that a token is held after step t exactly if its po
 FREED_BEFORE = EMPTY  # forgotten before the recording began, nobody knows when
 
 
-def begin(state: MultiState, count: int) -> Int[Array, "L #K T"]:
+def start_record(state: MultiState, count: int) -> Int[Array, "L #K T"]:
     """The record for the tokens at positions 0 .. count - 1, before the first of the steps that it will follow.
 
     Args:
@@ -45,7 +45,7 @@ def follow(
     Pure and jittable; memory is that of the state and of one number per layer, row and token of the text.
 
     Args:
-      freed: what `begin` or an earlier call returned, for the text that the state has seen and these tokens.
+      freed: what `read_prompts` or an earlier call returned, for the text that the state has seen and these tokens.
       length: how many of the tokens are real; padding on the right changes nothing. None means all.
 
     Returns:

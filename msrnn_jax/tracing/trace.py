@@ -15,17 +15,17 @@ from msrnn_jax.io.provenance import provenance, text_hash
 from msrnn_jax.model.prefill import check_mode
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
-from msrnn_jax.recurrence.checks import as_tokens, check_room, whole
+from msrnn_jax.recurrence.checks import as_tokens, check_int, check_room
 from msrnn_jax.recurrence.sliding_window import room_for
 from msrnn_jax.recurrence.slots import init_state
 from msrnn_jax.state import MultiState
 from msrnn_jax.text.display import pieces
 from msrnn_jax.text.tokenizer import Tokenizer
-from msrnn_jax.tracing.lifetimes import STILL_HELD, begin, follow, follow_oneshot
+from msrnn_jax.tracing.lifetimes import STILL_HELD, follow, follow_oneshot, start_record
 
 BLOCK = 64  # tokens between two reports, and between two chances for ctrl-C
 
-_begin = jax.jit(begin, static_argnames="count")
+_begin = jax.jit(start_record, static_argnames="count")
 _follow = jax.jit(follow, donate_argnames="freed")
 _follow_oneshot = jax.jit(follow_oneshot, donate_argnames="freed")
 
@@ -38,7 +38,7 @@ class Prompt(NamedTuple):
     uncut: int  # how many tokens it has
 
 
-class Settings(NamedTuple):
+class TraceSettings(NamedTuple):
     """How it is traced."""
 
     policy: Policy
@@ -54,7 +54,7 @@ def read_prompt(tokenizer: Tokenizer, text: str, *, chat: bool, max_tokens: int)
     Raises:
       ValueError: for a prompt without tokens.
     """
-    most = whole("max_tokens", max_tokens, 1)
+    most = check_int("max_tokens", max_tokens, 1)
     tokens = tokenizer.chat([{"role": "user", "content": text}]) if chat else tokenizer.encode(text)
     if not tokens:
         raise ValueError(f"prompt {text!r} is empty; it must have at least one token")
@@ -63,7 +63,7 @@ def read_prompt(tokenizer: Tokenizer, text: str, *, chat: bool, max_tokens: int)
 
 def make_settings(
     config: Config, policy: Policy, budget: int | None, mode: str, positions: str, max_new_tokens: int, prompt: int
-) -> tuple[Settings, MultiState]:
+) -> tuple[TraceSettings, MultiState]:
     """The settings and the state they start from, everything checked before the weights are read.
 
     Args:
@@ -71,11 +71,11 @@ def make_settings(
       prompt: tokens of the prompt.
     """
     check_mode(mode)
-    count = prompt + whole("max_new_tokens", max_new_tokens, 0)
+    count = prompt + check_int("max_new_tokens", max_new_tokens, 0)
     size = budget if budget is not None else 64 if policy.forgets else room_for(config, positions, count)
     empty = init_state(config, policy, size, positions=positions)
     check_room(config, policy, empty, count)
-    return Settings(policy, size, mode, positions, max_new_tokens), empty
+    return TraceSettings(policy, size, mode, positions, max_new_tokens), empty
 
 
 def trace_prompt(
@@ -83,7 +83,7 @@ def trace_prompt(
     params: Params,
     tokenizer: Tokenizer,
     prompt: Prompt,
-    settings: Settings,
+    settings: TraceSettings,
     empty: MultiState,
     report: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _continue(
     params: Params,
     tokenizer: Tokenizer,
     prompt: Prompt,
-    settings: Settings,
+    settings: TraceSettings,
     report: Callable[[str], None],
 ) -> list[int]:
     if not settings.max_new_tokens:
@@ -147,7 +147,7 @@ def freed_at(
     params: Params,
     tokens: Sequence[int],
     prompt: int,
-    settings: Settings,
+    settings: TraceSettings,
     state: MultiState,
     report: Callable[[str], None] = lambda message: None,
 ) -> Int[np.ndarray, "L #K T"]:

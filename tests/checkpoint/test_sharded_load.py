@@ -22,7 +22,7 @@ def test_every_device_holds_its_part_and_no_device_held_all(saved):
     printed = on_devices(
         """
         path = sys.argv[1]
-        from msrnn_jax.params import abstract_params, axes
+        from msrnn_jax.params import abstract_params, param_axes
         spec = {"V": "model", "N": "model", "K": "model", "F": "model"}
         config, host = ms.load(path)
         shardings = jax.tree.map(lambda letters: NamedSharding(mesh, P(*map(spec.get, letters))), axes(config))
@@ -89,7 +89,7 @@ def test_shardings_that_do_not_fit_are_named(saved):
     printed = on_devices(
         """
         path = sys.argv[1]
-        from msrnn_jax.params import axes
+        from msrnn_jax.params import param_axes
         spread = {"K": ("data", "model")}
         shardings = jax.tree.map(
             lambda letters: NamedSharding(mesh, P(*map(spread.get, letters))), axes(ms.load(path)[0])

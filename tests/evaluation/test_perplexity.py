@@ -34,7 +34,7 @@ from msrnn_jax.evaluation.segments import segment
 from msrnn_jax.evaluation.settings import Settings, read_inputs
 from msrnn_jax.io.journal import open_journal
 from msrnn_jax.io.provenance import text_hash
-from msrnn_jax.policies.source import code_of
+from msrnn_jax.policies.source import source_hash
 
 # The package shows functions under the names of these modules.
 
@@ -536,10 +536,10 @@ def test_own_policies_are_told_apart_by_all_the_code_they_are_made_of(tmp_path, 
     )
     (tmp_path / "mine.py").write_text("from the_base_of_mine import Base\nclass Mine(Base): pass\n")
     policy = ms.parse_policy(f"{tmp_path / 'mine.py'}:Mine")
-    code = code_of(policy)
-    assert code and code_of(ms.TOVA()) is None and code == code_of(policy)
+    code = source_hash(policy)
+    assert code and source_hash(ms.TOVA()) is None and code == source_hash(policy)
     base.write_text(base.read_text().replace("positions", "positions * -1"))
-    assert code_of(policy) != code
+    assert source_hash(policy) != code
 
 
 def test_a_line_whose_number_was_edited_is_refused(toy, text, tmp_path):

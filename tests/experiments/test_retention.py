@@ -28,7 +28,7 @@ from experiments.retention.recording import Recorded, follow_watched, watch
 from experiments.retention.tables import summarise, table, table_of_tags
 from experiments.retention.tags import tag_tokens, tag_words, tagger_version
 from msrnn_jax.text.tokenizer import Tokenizer
-from msrnn_jax.tracing.lifetimes import STILL_HELD, begin, follow
+from msrnn_jax.tracing.lifetimes import STILL_HELD, follow, start_record
 
 COUNT, BUDGET = 26, 6
 SEGMENT = 40
@@ -88,7 +88,7 @@ def test_watching_changes_nothing_and_sees_what_the_forgotten_were_given(text):
 
     def start(policy: ms.Policy) -> tuple[ms.MultiState, jax.Array]:
         state = ms.init_state(tiny.CONFIG, policy, BUDGET, slots=9)  # more than one is free
-        return state, begin(state, COUNT)
+        return state, start_record(state, COUNT)
 
     plain = jax.jit(follow)
     state, freed = plain(tiny.CONFIG, policy, params, *start(policy), *arguments)

@@ -19,7 +19,7 @@ from toy import make_toy
 
 import msrnn_jax as ms
 from msrnn_jax.cli.chat import Talk
-from msrnn_jax.generation.conversation import Answer, Model, answer, begin_conversation, change_policy, held
+from msrnn_jax.generation.conversation import Answer, ChatModel, answer, begin_conversation, change_policy, held
 from msrnn_jax.generation.sampling import Greedy, Sampler
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -36,8 +36,8 @@ def toy(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def model(toy) -> Model:
-    return Model(*ms.load(toy), ms.load_tokenizer(toy))
+def model(toy) -> ChatModel:
+    return ChatModel(*ms.load(toy), ms.load_tokenizer(toy))
 
 
 def say(model, conversation, message, **options):

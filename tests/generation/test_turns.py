@@ -11,7 +11,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 import msrnn_jax as ms
 import msrnn_jax.generation.conversation as conversation_module
 from msrnn_jax.generation.conversation import (
-    Model,
+    ChatModel,
     answer,
     begin_conversation,
     change_policy,
@@ -104,11 +104,11 @@ def params():
     return tiny.params(config=CONFIG)
 
 
-def model_of(params, kind: str, template: str) -> Model:
+def model_of(params, kind: str, template: str) -> ChatModel:
     backend, (end, text) = backend_of(kind), TEMPLATES[template]
     assert backend.get_vocab_size() <= CONFIG.vocab_size
     names = {"bos_token": "<s>", "eos_token": "</s>"}
-    return Model(CONFIG, params, Tokenizer(backend, bos=1, stop=[SPECIAL.index(end)], template=text, names=names))
+    return ChatModel(CONFIG, params, Tokenizer(backend, bos=1, stop=[SPECIAL.index(end)], template=text, names=names))
 
 
 def spell(tokenizer: Tokenizer, before: str, text: str, how: str) -> list[int]:

@@ -8,13 +8,13 @@ import tiny
 
 import msrnn_jax as ms
 from msrnn_jax.io import folders as module
-from msrnn_jax.io.folders import Kind, check_destination, making, recover
+from msrnn_jax.io.folders import FolderKind, atomic_folder, check_destination, recover
 
-KIND = Kind("pair of files", lambda folder: (folder / "one").exists())
+KIND = FolderKind("pair of files", lambda folder: (folder / "one").exists())
 
 
 def write(path: pathlib.Path, text: str, overwrite: bool = False) -> None:
-    with making(path, KIND, overwrite) as folder:
+    with atomic_folder(path, KIND, overwrite) as folder:
         (folder / "one").write_text(text)
         (folder / "two").write_text(text)
 
@@ -55,7 +55,7 @@ def test_the_leavings_of_other_names_are_not_touched(tmp_path):
 
 
 def test_a_maker_that_is_alive_is_left_alone(tmp_path):
-    with making(tmp_path / "m", KIND, overwrite=False) as folder:
+    with atomic_folder(tmp_path / "m", KIND, overwrite=False) as folder:
         (folder / "one").write_text("")
         recover(tmp_path / "m")
         assert (folder / "one").exists()
@@ -97,7 +97,7 @@ def test_what_an_interrupted_clearing_leaves_is_cleared_by_the_next(tmp_path, mo
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_what_appears_meanwhile_is_not_replaced(tmp_path, overwrite):
     path = tmp_path / "m"
-    with pytest.raises(ValueError, match="exists"), making(path, KIND, overwrite) as folder:
+    with pytest.raises(ValueError, match="exists"), atomic_folder(path, KIND, overwrite) as folder:
         (folder / "one").write_text("mine")
         path.mkdir()
         (path / "thesis").write_text("years of work")

@@ -86,8 +86,8 @@ def test_a_replaced_layer_is_the_one_that_runs():
         def __init__(self, inner):
             self.inner = inner
 
-        def __call__(self, policy, layer, x, moment):
-            layer, x = self.inner(policy, layer, x, moment)
+        def __call__(self, policy, layer, x, context):
+            layer, x = self.inner(policy, layer, x, context)
             return layer, 3 * x
 
     cell, tokens = make(ms.TOVA()), jnp.asarray(tiny.tokens(5))

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import msrnn_jax as ms
 from msrnn_jax.evaluation.losses import losses_of
-from msrnn_jax.model.llama import advance, moment_of, run_blocks
+from msrnn_jax.model.llama import advance, context_of, run_blocks
 from msrnn_jax.recurrence.checks import check_state
 
 T = 38  # a multiple of neither 7 nor 64
@@ -662,8 +662,8 @@ def test_the_layers_of_a_cell_take_chunks_too():
 
     @jax.jit
     def by_modules(state, tokens):
-        moment = moment_of(tiny.CONFIG, state, tokens)
-        return run_blocks(policy, cell.params.embedding, list(cell.layers), state, moment)
+        context = context_of(tiny.CONFIG, state, tokens)
+        return run_blocks(policy, cell.params.embedding, list(cell.layers), state, context)
 
     expected, x = jax.jit(advance)(tiny.CONFIG, policy, tiny.params(), empty, tokens)
     state, y = by_modules(empty, tokens)

@@ -14,7 +14,7 @@ import msrnn_jax as ms
 from msrnn_jax.devices.memory import state_bytes, working_bytes
 from msrnn_jax.generation.conversation import Conversation, change_policy
 from msrnn_jax.io.units import tree_bytes
-from msrnn_jax.tracing.lifetimes import begin, follow
+from msrnn_jax.tracing.lifetimes import follow, start_record
 
 CONFIG = tiny.CONFIG
 BUDGETS = (9, 4)
@@ -88,7 +88,7 @@ def test_what_is_done_to_states_keeps_each_layer_its_size(policy, tmp_path):
     assert slots_of(again) == [8, 3]
     other = ms.adopt(ms.H2O(scope="head"), ms.adopt(ms.H2O(), less) if policy == ms.TOVA() else less, (7, 6))
     assert slots_of(other) == [8, 7] and [int(layer.budget) for layer in other.layers] == [7, 6]
-    record = begin(start(policy), 20)
+    record = start_record(start(policy), 20)
     followed, freed = jax.jit(follow)(CONFIG, policy, params, start(policy), record, jnp.asarray(tiny.tokens(20)))
     assert holding(followed) == holding(state)
     assert [[np.flatnonzero(row > 19).tolist() for row in layer] for layer in freed] == holding(state)

@@ -8,7 +8,7 @@ import zipfile
 import pytest
 
 import msrnn_jax as ms
-from msrnn_jax.policies.source import code_of
+from msrnn_jax.policies.source import source_hash
 
 ROOT = pathlib.Path(__file__).parents[2]
 POLICY = "import msrnn_jax as ms\n{imports}\nclass Own(ms.Policy):\n    def score(self, layer, t):\n        {inside}\n"
@@ -41,11 +41,11 @@ def test_the_hash_without_helpers_is_that_of_the_files_of_its_classes(here):
     write(here, {"alone.py": own("import math, numpy, jax.numpy, flax.struct, jaxtyping")})
     write(here, {"base.py": own(), "mine.py": "from base import Own\nclass Mine(Own): pass\n"})
     write(here, {"pkg/__init__.py": "x = 1\n", "pkg/mod.py": own()})
-    assert code_of(ms.parse_policy(f"{here / 'alone.py'}:Own")) == "58423b1c8a091b3c"
-    assert code_of(ms.parse_policy("alone:Own")) == "58423b1c8a091b3c"
-    assert code_of(ms.parse_policy("mine:Mine")) == "b14a585412c0ac91"
-    assert code_of(ms.parse_policy("pkg.mod:Own")) == "e9f3fbf5dbd8586d"
-    assert code_of(ms.TOVA()) is None
+    assert source_hash(ms.parse_policy(f"{here / 'alone.py'}:Own")) == "58423b1c8a091b3c"
+    assert source_hash(ms.parse_policy("alone:Own")) == "58423b1c8a091b3c"
+    assert source_hash(ms.parse_policy("mine:Mine")) == "b14a585412c0ac91"
+    assert source_hash(ms.parse_policy("pkg.mod:Own")) == "e9f3fbf5dbd8586d"
+    assert source_hash(ms.TOVA()) is None
 
 
 USED = {
@@ -64,11 +64,11 @@ USED = {
 def test_a_helper_counts_however_it_is_imported(text, here):
     write(here, {"p.py": text, "helper.py": "f = 1\n"})
     policy = ms.parse_policy(f"{here / 'p.py'}:Own")
-    code = code_of(policy)
+    code = source_hash(policy)
     write(here, {"unused.py": "x = 1\n"})
-    assert code == code_of(policy)
+    assert code == source_hash(policy)
     write(here, {"helper.py": "f = 2\n"})
-    assert code != code_of(policy)
+    assert code != source_hash(policy)
 
 
 FILES = {
@@ -103,10 +103,10 @@ def test_helpers_in_packages_count(statement, edited, place, here):
     write(here, {**FILES, "pkg/sub/mod.py": own(**{place: statement})})
     policy = ms.parse_policy("pkg.sub.mod:Own")
     before = set(sys.modules)
-    code = code_of(policy)
+    code = source_hash(policy)
     assert set(sys.modules) == before, "it was run"
     write(here, {edited: FILES[edited] + "# edited\n"})
-    assert code != code_of(policy)
+    assert code != source_hash(policy)
 
 
 def test_what_is_installed_is_not_the_users(here, monkeypatch):
@@ -118,11 +118,11 @@ def test_what_is_installed_is_not_the_users(here, monkeypatch):
     monkeypatch.syspath_prepend(theirs)  # as a .pth does
     write(here, {"p.py": own("import installed, editable, typing, jax, msrnn_jax.model.llama")})
     policy = ms.parse_policy(f"{here / 'p.py'}:Own")
-    code = code_of(policy)
+    code = source_hash(policy)
     write(installed, {"installed.py": "x = 2\n"})
-    assert code == code_of(policy)
+    assert code == source_hash(policy)
     write(theirs, {"deeper.py": "x = 2\n"})
-    assert code != code_of(policy)
+    assert code != source_hash(policy)
 
 
 def test_helpers_that_are_no_plain_source_count(here, monkeypatch):
@@ -137,7 +137,7 @@ def test_helpers_that_are_no_plain_source_count(here, monkeypatch):
         write(here, {"source.py": source})
         py_compile.compile(str(here / "source.py"), str(here / "compiled.pyc"), doraise=True)
         sys.path_importer_cache.clear()  # which knows the archive as it was
-        codes.append(code_of(ms.parse_policy(f"{here / 'p.py'}:Own")))
+        codes.append(source_hash(ms.parse_policy(f"{here / 'p.py'}:Own")))
     assert len(set(codes)) == 3
 
 
@@ -147,6 +147,6 @@ def test_a_policy_may_be_in_an_archive(here, monkeypatch):
         archive.writestr("zipped.py", own("import helper"))
     write(here, {"helper.py": "x = 1\n"})
     policy = ms.parse_policy("zipped:Own")
-    code = code_of(policy)
+    code = source_hash(policy)
     write(here, {"helper.py": "x = 2\n"})
-    assert code != code_of(policy)
+    assert code != source_hash(policy)

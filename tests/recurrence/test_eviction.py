@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import msrnn_jax as ms
-from msrnn_jax.recurrence.eviction import forget, keep_best
+from msrnn_jax.recurrence.eviction import evict_one, evict_to_budget
 
 
 class Given(ms.Policy):
@@ -57,17 +57,17 @@ def test_both_ways_of_forgetting_follow_the_rule(data):
     policy, layer = Given(sinks=sinks, recent=recent), layer_of(positions, scores, budget)
     t = max([0, *(p + 1 for p in positions)])
     expected = who_goes(positions, scores, budget, sinks, recent, t)
-    assert tiny.held(keep_best(policy, layer, jnp.int32(t))) == [expected]
+    assert tiny.held(evict_to_budget(policy, layer, jnp.int32(t))) == [expected]
     one_by_one = layer
     for _ in range(slots):
-        one_by_one = forget(policy, one_by_one, jnp.int32(t))
+        one_by_one = evict_one(policy, one_by_one, jnp.int32(t))
     assert tiny.held(one_by_one) == [expected]
 
 
 def test_half_the_budget_is_protected_where_recent_is_none():
     policy = Given(recent=None)
     layer = layer_of([0, 1, 2, 3, 4, 5, ms.EMPTY], [6, 5, 4, 3, 2, 1, 0], budget=4)
-    assert tiny.held(keep_best(policy, layer, jnp.int32(6))) == [[0, 1, 4, 5]]
+    assert tiny.held(evict_to_budget(policy, layer, jnp.int32(6))) == [[0, 1, 4, 5]]
 
 
 @pytest.mark.parametrize("policy", tiny.POLICIES, ids=tiny.SPELLED)

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 import msrnn_jax as ms
-from msrnn_jax.recurrence.indexing import put, rows_of, slots_of
+from msrnn_jax.recurrence.indexing import take_rows, take_slots, write_slot
 
 pytestmark = pytest.mark.optimised
 
@@ -21,11 +21,11 @@ SOURCE = jnp.asarray([[0, 4], [1, 1], [3, 2]], jnp.int32)
 @pytest.mark.parametrize("dtype", [*NARROW, "float32", "int32"])
 def test_moves_move(dtype):
     cache, row = np.array(CACHE.astype(dtype)), np.array(ROW.astype(dtype))
-    np.testing.assert_array_equal(rows_of(jnp.asarray(cache[0]), SOURCE), cache[0][np.asarray(SOURCE)])
+    np.testing.assert_array_equal(take_rows(jnp.asarray(cache[0]), SOURCE), cache[0][np.asarray(SOURCE)])
     np.testing.assert_array_equal(
-        slots_of(jnp.asarray(cache), SOURCE), np.stack([k[s] for k, s in zip(cache, SOURCE, strict=True)])
+        take_slots(jnp.asarray(cache), SOURCE), np.stack([k[s] for k, s in zip(cache, SOURCE, strict=True)])
     )
-    after = put((jnp.asarray(cache), jnp.asarray(row)), SLOTS)
+    after = write_slot((jnp.asarray(cache), jnp.asarray(row)), SLOTS)
     for head, slot in enumerate([4, 0, 2]):
         cache[head, slot] = row[head]
     np.testing.assert_array_equal(after, cache)
@@ -33,16 +33,16 @@ def test_moves_move(dtype):
 
 
 def test_one_slot_and_one_source_serve_all_heads():
-    after = put((CACHE, ROW), SLOTS[:1])
+    after = write_slot((CACHE, ROW), SLOTS[:1])
     np.testing.assert_array_equal(after, CACHE.at[:, 4].set(ROW))
-    np.testing.assert_array_equal(slots_of(CACHE, SOURCE[:1]), CACHE[:, jnp.asarray([0, 4])])
+    np.testing.assert_array_equal(take_slots(CACHE, SOURCE[:1]), CACHE[:, jnp.asarray([0, 4])])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_moves_are_differentiable(dtype):
     def loss(cache, row, table):
-        cache = slots_of(put((cache, row), SLOTS), SOURCE)
-        return jnp.sum(cache.astype(jnp.float32) ** 2) + jnp.sum(rows_of(table, SLOTS).astype(jnp.float32))
+        cache = take_slots(write_slot((cache, row), SLOTS), SOURCE)
+        return jnp.sum(cache.astype(jnp.float32) ** 2) + jnp.sum(take_rows(table, SLOTS).astype(jnp.float32))
 
     def plain(cache, row, table):
         cache = cache.at[jnp.arange(3), SLOTS].set(row)

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 import msrnn_jax as ms
-from msrnn_jax.recurrence.eviction import forget
+from msrnn_jax.recurrence.eviction import evict_one
 
 each_policy = pytest.mark.parametrize("policy", tiny.POLICIES, ids=tiny.SPELLED)
 
@@ -135,7 +135,7 @@ def test_does_not_depend_on_the_order_of_slots(policy):
     layer = last.layers[0].replace(budget=jnp.int32(6))
     order = np.random.default_rng(0).permutation(layer.num_slots)
     shuffled = jax.tree.map(lambda leaf: leaf[:, order] if leaf.ndim > 1 else leaf, layer)
-    assert tiny.held(forget(policy, layer, last.t)) == tiny.held(forget(policy, shuffled, last.t))
+    assert tiny.held(evict_one(policy, layer, last.t)) == tiny.held(evict_one(policy, shuffled, last.t))
 
 
 def test_no_two_classes_of_policies_are_one_to_jit():
@@ -198,7 +198,7 @@ def test_the_trace_of_figure_2():
             values=layer.values,
         )
         layer = layer.replace(stats=policy.observe(layer.stats, view))
-        layer = forget(policy, layer, jnp.int32(newest + 1))
+        layer = evict_one(policy, layer, jnp.int32(newest + 1))
         assert tiny.held(layer) == [sorted(set(scores) - {dropped})]
 
 

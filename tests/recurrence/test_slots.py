@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 import msrnn_jax as ms
-from msrnn_jax.recurrence.slots import cut, grow, write
+from msrnn_jax.recurrence.slots import grow, shrink_slots, write
 
 
 def test_shapes_of_an_empty_state():
@@ -79,7 +79,7 @@ def test_growing_and_cutting_keep_what_is_held(policy):
     for layer in state.layers:
         wide = grow(policy, layer, 4)
         assert wide.num_slots == 10 and tiny.held(wide) == tiny.held(layer)
-        back = cut(wide, 6)
+        back = shrink_slots(wide, 6)
         assert tiny.held(back) == tiny.held(layer)
         order = np.argsort(np.where(np.asarray(layer.positions) < 0, 99, layer.positions), axis=1)
         keys = np.take_along_axis(np.asarray(layer.keys), np.broadcast_to(order[..., None], layer.keys.shape), axis=1)

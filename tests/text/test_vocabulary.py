@@ -19,9 +19,9 @@ from experiments.needle.prompts import _encode
 from experiments.understanding.prompts import Asker
 from msrnn_jax.checkpoint.tokenizer import load_tokenizer
 from msrnn_jax.cli.app import app
-from msrnn_jax.generation.conversation import Model, answer, begin_conversation
-from msrnn_jax.tracing.lifetimes import begin, follow, follow_oneshot
-from msrnn_jax.tracing.trace import Settings, freed_at
+from msrnn_jax.generation.conversation import ChatModel, answer, begin_conversation
+from msrnn_jax.tracing.lifetimes import follow, follow_oneshot, start_record
+from msrnn_jax.tracing.trace import TraceSettings, freed_at
 
 POLICY = ms.TOVA()
 MODEL = (tiny.CONFIG, POLICY, tiny.params())
@@ -46,10 +46,10 @@ ENTRIES = {
     "prefill at once": lambda tokens: ms.prefill(*MODEL, empty(), tokens, mode="oneshot"),
     "generate": lambda tokens: ms.generate(*MODEL, tokens[None], budget=4),
     "stream": lambda tokens: ms.stream(*MODEL, tokens[None], budget=4),
-    "follow": lambda tokens: follow(*MODEL, empty(), begin(empty(), 2), jnp.asarray(tokens)),
-    "follow at once": lambda tokens: follow_oneshot(*MODEL, empty(), begin(empty(), 2), jnp.asarray(tokens)),
+    "follow": lambda tokens: follow(*MODEL, empty(), start_record(empty(), 2), jnp.asarray(tokens)),
+    "follow at once": lambda tokens: follow_oneshot(*MODEL, empty(), start_record(empty(), 2), jnp.asarray(tokens)),
     "freed_at": lambda tokens: freed_at(
-        tiny.CONFIG, MODEL[2], tokens.tolist(), 1, Settings(POLICY, 4, "stepwise", "absolute", 0), empty()
+        tiny.CONFIG, MODEL[2], tokens.tolist(), 1, TraceSettings(POLICY, 4, "stepwise", "absolute", 0), empty()
     ),
 }
 
@@ -114,7 +114,7 @@ def test_a_tokenizer_made_by_hand_is_caught_by_the_model(padded):
     """It knows no checkpoint, so what it writes is looked at where it is read."""
     tokenizer = load_tokenizer(padded)
     tokenizer.vocab_size = None
-    model = Model(tiny.CONFIG, MODEL[2], tokenizer)
+    model = ChatModel(tiny.CONFIG, MODEL[2], tokenizer)
     for prompt in ("ab[PAD]", [1, 50]):
         with pytest.raises(ValueError, match="prompts holds the token 50"):
             ms.stream_text(*MODEL, tokenizer, [prompt], budget=4)

@@ -10,7 +10,7 @@ import tiny
 import msrnn_jax as ms
 from msrnn_jax.params import abstract_params
 from msrnn_jax.state import POSITION_MODES
-from msrnn_jax.tracing.lifetimes import FREED_BEFORE, STILL_HELD, begin, follow, follow_oneshot
+from msrnn_jax.tracing.lifetimes import FREED_BEFORE, STILL_HELD, follow, follow_oneshot, start_record
 
 CONFIG = tiny.CONFIG.replace(dtype="float64")
 COUNT, BUDGET = 26, 6
@@ -34,7 +34,7 @@ def test_what_is_freed_when_equals_the_oracle(policy, positions, x64):
     budget = tiny.budget_for(policy, COUNT, BUDGET)
     moments = oracle.run(CONFIG, str(policy), params, tokens, budget, positions=positions)
     state = ms.init_state(CONFIG, policy, budget, positions=positions)
-    last, freed = jitted(CONFIG, policy, params, state, begin(state, COUNT), jnp.asarray(tokens))
+    last, freed = jitted(CONFIG, policy, params, state, start_record(state, COUNT), jnp.asarray(tokens))
     assert as_lists(freed) == oracle.freed(moments)
     assert freed.dtype == jnp.int32 and int(last.t) == COUNT
     assert bool((freed < STILL_HELD).any()) == policy.forgets
@@ -44,7 +44,7 @@ def test_an_oneshot_prompt_is_freed_at_its_end(x64):
     policy, params, tokens, prompt = ms.TOVA(), tiny.params("float64"), tiny.tokens(COUNT), 20
     moments = oracle.run(CONFIG, str(policy), params, tokens, BUDGET, oneshot=prompt)
     state = ms.init_state(CONFIG, policy, BUDGET)
-    freed = begin(state, COUNT)
+    freed = start_record(state, COUNT)
     state, freed = follow_oneshot(CONFIG, policy, params, state, freed, jnp.asarray(tokens[:prompt]))
     assert set(np.unique(freed)) <= {prompt - 1, STILL_HELD}
     _, freed = jitted(CONFIG, policy, params, state, freed, jnp.asarray(tokens[prompt:]))
@@ -54,9 +54,9 @@ def test_an_oneshot_prompt_is_freed_at_its_end(x64):
 def test_blocks_with_padding_and_budgets_of_their_own_equal_one_scan(x64):
     policy, params, tokens = ms.TOVA(scope="head"), tiny.params("float64"), tiny.tokens(COUNT)
     state = ms.init_state(CONFIG, policy, [3, 7])
-    whole, expected = jitted(CONFIG, policy, params, state, begin(state, COUNT), jnp.asarray(tokens))
+    whole, expected = jitted(CONFIG, policy, params, state, start_record(state, COUNT), jnp.asarray(tokens))
     assert [(row == STILL_HELD).sum() for layer in np.asarray(expected) for row in layer] == [3] * 3 + [7] * 3
-    freed = begin(state, COUNT)
+    freed = start_record(state, COUNT)
     for start in range(0, COUNT, 10):
         block = np.full(10, 13, np.int32)
         block[: len(tokens[start : start + 10])] = tokens[start : start + 10]
@@ -73,7 +73,7 @@ def test_a_record_begun_in_mid_text_knows_what_had_gone(x64):
     state = ms.init_state(CONFIG, ms.TOVA(), 5)
 
     def read(state: ms.MultiState, tokens: np.ndarray, length: int) -> tuple[ms.MultiState, jax.Array]:
-        freed, params = begin(state, COUNT), tiny.params("float64")
+        freed, params = start_record(state, COUNT), tiny.params("float64")
         return jitted(CONFIG, ms.TOVA(), params, state, freed, jnp.asarray(tokens), jnp.int32(length))
 
     _, whole = read(state, tokens, COUNT)
@@ -89,7 +89,7 @@ def test_nothing_of_the_size_of_a_history_is_kept():
 
     def temporary(count: int) -> int:
         state = jax.eval_shape(lambda: ms.init_state(tiny.CONFIG, ms.TOVA(), 200))
-        freed = jax.eval_shape(lambda state: begin(state, count), state)
+        freed = jax.eval_shape(lambda state: start_record(state, count), state)
         tokens = jax.ShapeDtypeStruct((count,), jnp.int32)
         lowered = jax.jit(follow).lower(tiny.CONFIG, ms.TOVA(), abstract_params(tiny.CONFIG), state, freed, tokens)
         found = lowered.compile().memory_analysis()

@@ -23,10 +23,10 @@ import msrnn_jax as ms
 from msrnn_jax.cli.app import app
 from msrnn_jax.text.display import pieces, visible
 from msrnn_jax.text.tokenizer import Tokenizer
-from msrnn_jax.tracing.lifetimes import STILL_HELD, begin, follow
+from msrnn_jax.tracing.lifetimes import STILL_HELD, follow, start_record
 from msrnn_jax.tracing.page import survival_page
 from msrnn_jax.tracing.terminal import marked_lines, shares, show
-from msrnn_jax.tracing.trace import Settings, freed_at, layer_row
+from msrnn_jax.tracing.trace import TraceSettings, freed_at, layer_row
 
 HOSTILE = [
     "</script>",
@@ -99,7 +99,7 @@ def test_a_trace_says_what_a_scan_over_the_same_tokens_says(toy, tmp_path):
 
     state = ms.init_state(config, policy, 6)
     follow_all = jax.jit(follow)
-    _, freed = follow_all(config, policy, params, state, begin(state, len(tokens)), jnp.asarray(tokens))
+    _, freed = follow_all(config, policy, params, state, start_record(state, len(tokens)), jnp.asarray(tokens))
     found = [[[STILL_HELD if t is None else t for t in row] for row in layer] for layer in record["freed"]]
     np.testing.assert_array_equal(found, freed)
     held = [[p for p, t in enumerate(row) if t is None] for layer in record["freed"] for row in layer]
@@ -116,7 +116,7 @@ def test_a_trace_says_what_a_scan_over_the_same_tokens_says(toy, tmp_path):
 def test_an_oneshot_prompt_in_padded_blocks(x64):
     config, params = tiny.CONFIG.replace(dtype="float64"), tiny.params("float64")
     policy, tokens, prompt, reports = ms.H2O(), tiny.tokens(75), 67, []
-    settings, state = Settings(policy, 7, "oneshot", "absolute", 0), ms.init_state(config, policy, 7)
+    settings, state = TraceSettings(policy, 7, "oneshot", "absolute", 0), ms.init_state(config, policy, 7)
     found = freed_at(config, params, tokens.tolist(), prompt, settings, state, reports.append)
     expected = oracle.freed(oracle.run(config, "h2o", params, tokens, 7, oneshot=prompt))
     assert [[[None if t == STILL_HELD else t for t in row] for row in layer] for layer in found.tolist()] == expected

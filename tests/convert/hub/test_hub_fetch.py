@@ -25,7 +25,7 @@ from convert.hub import fetch as convert_hub
 from convert.hub.fetch import fetch
 from convert.hub.guard import TEXTS
 from convert.hub.name import is_hub_name, parse_hub_name
-from convert.resolve import find
+from convert.resolve import resolve
 from msrnn_jax.io.units import spell_bytes
 
 NAME = "maker/tiny-llama_1.0"
@@ -788,9 +788,9 @@ def test_a_mistyped_path_is_named(hub, tmp_path, model, monkeypatch):
     hub.repositories[NAME] = Repository({**model, "config.json": b'{"model_type": "mamba"}'})
     for name in ("checkpoints/typo", "models/mine/typo.gguf"):
         with pytest.raises(ValueError, match=f"^there is no path {name} here, so it was looked for on the hub: http"):
-            find(name, revision=None, cache=tmp_path / "cache", report=print)
+            resolve(name, revision=None, cache=tmp_path / "cache", report=print)
     with pytest.raises(ValueError, match=f"^{NAME} cannot be converted"):
-        find(NAME, revision=None, cache=tmp_path / "cache", report=print)
+        resolve(NAME, revision=None, cache=tmp_path / "cache", report=print)
 
 
 def test_what_was_compared_with_its_hash_is_not_read_once_more(hub, tmp_path, model, monkeypatch):
