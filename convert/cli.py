@@ -19,7 +19,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace what an earlier ru
 
 
 @app.command("import", cls=Command)
-@plain_errors(patience=30.0)
+@plain_errors
 def import_(
     source: Annotated[
         str,
@@ -67,7 +67,7 @@ def import_(
 
 
 @app.command(cls=Command)
-@plain_errors(patience=30.0)
+@plain_errors
 def export(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="A checkpoint of ours.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 
 import msrnn_jax as ms
 from msrnn_jax.checkpoint.layout import CONFIG_FILE, read_config
+from msrnn_jax.io.errors import first_line, typed_line
 from msrnn_jax.recurrence.rotary import inverse_frequencies
 
 from .folder import parse_object
@@ -42,7 +43,7 @@ def check_verifiable(*, gguf: bool = False) -> None:
             importlib.import_module(name)
         except (ImportError, OSError) as error:  # OSError: a library of torch's cannot be loaded
             raise ValueError(
-                f"to verify, the package {name!r} is needed, and it cannot be imported ({_one_line(error)}); "
+                f"to verify, the package {name!r} is needed, and it cannot be imported ({first_line(error)}); "
                 f"pip install {' '.join(needed)}"
             ) from error
 
@@ -185,7 +186,7 @@ def _load_theirs(source: Path) -> Any:
                 **options,
             )
     except Exception as error:  # whatever it makes of somebody's files
-        raise ValueError(f"transformers cannot load {source}: {type(error).__name__}: {_one_line(error)}") from error
+        raise ValueError(f"transformers cannot load {source}: {typed_line(error)}") from error
     model, found = loaded
     missing = sorted(found["missing_keys"])
     if missing:
@@ -206,7 +207,3 @@ def _quiet(logging: Any) -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,10 +1,8 @@
-"""Experiments of the paper, one file per table or figure; run them from the checkout."""
+"""Experiments of the paper, one folder or file per table or figure; run them from the checkout."""
 
-import signal
 import sys
-import threading
 
-# So it is while `python -m` imports an experiment, which takes seconds. A ctrl-C then ends the process: it might
-# else land in a callback of JAX and be lost. Commands see to their signals once they run.
-if sys.argv[:1] == ["-m"] and threading.current_thread() is threading.main_thread():
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+from msrnn_jax.cli.interrupts import end_at_once
+
+if sys.argv[:1] == ["-m"]:  # so it is while `python -m` imports an experiment, which takes seconds
+    end_at_once()

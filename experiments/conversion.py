@@ -160,7 +160,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command(cls=Command, help=__doc__)
-@plain_errors(patience=30.0)
+@plain_errors
 def main(
     gib: Annotated[float, typer.Option(help="Weights, at least, in GiB.", min=0.001)] = 4.0,
     vocab_size: Annotated[int, typer.Option(help="V, on which the largest tensor depends.", min=1)] = 128256,

@@ -204,7 +204,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command(cls=Command, help=__doc__)
-@plain_errors()
+@plain_errors
 def main(
     shape: Annotated[list[str] | None, typer.Option(help=f"Of a model, {', '.join(SHAPES)}; repeat it.")] = None,
     policy: Annotated[str, typer.Option(help="As in msrnn perplexity.")] = Settings.policy,

@@ -113,7 +113,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command(cls=Command, help=__doc__)
-@plain_errors()
+@plain_errors
 def main(
     checkpoint: Annotated[str, typer.Argument(metavar="CKPT")],
     prompt: Annotated[str, typer.Option(help="What is asked.")] = "What is the sea?",

@@ -25,7 +25,8 @@ from rich.table import Table
 from experiments.common.console import say
 from experiments.common.options import Checkpoint, Dtype, Preset
 from experiments.common.study import read_record
-from msrnn_jax.cli.errors import CLOSED, ending_when_told, plain_errors
+from msrnn_jax.cli.errors import CLOSED, plain_errors
+from msrnn_jax.cli.interrupts import ending_when_told
 from msrnn_jax.cli.options import MeshText
 from msrnn_jax.cli.usage import Command
 from msrnn_jax.io.journal import Line
@@ -237,7 +238,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command(cls=Command, help=__doc__)
-@plain_errors(in_thread=False)
+@plain_errors
 def main(
     checkpoint: Checkpoint,
     data: Annotated[pathlib.Path, typer.Option(help="Folder with pg19_test, squality, qasper and prompts.")],

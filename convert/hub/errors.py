@@ -19,6 +19,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from msrnn_jax.io.errors import first_line, typed_line
+
 
 class Place(NamedTuple):
     """What is fetched, from where, to where."""
@@ -86,7 +88,7 @@ def _explain(error: Exception, place: Place) -> str:
         return f"{place.endpoint} sent {cut[2]} bytes of {cut[3]}; it must send {cut[1]}; run the command again"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return f"{place.repository} cannot be fetched from {place.endpoint}: {type(error).__name__}: {first_line(error)}"
+    return f"{place.repository} cannot be fetched from {place.endpoint}: {typed_line(error)}"
 
 
 def _explain_answer(error: HfHubHTTPError, place: Place) -> str:
@@ -119,11 +121,6 @@ def _explain_answer(error: HfHubHTTPError, place: Place) -> str:
 def _reason(error: HfHubHTTPError) -> str:
     message = error.server_message or error.response.reason_phrase or "it gave no reason"
     return (message.strip().splitlines() or ["it gave no reason"])[0][:200]
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def check_token() -> None:

@@ -13,11 +13,12 @@ from typing import NamedTuple, TypeVar
 from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+from msrnn_jax.io.errors import first_line
 from msrnn_jax.io.units import spell_bytes
 
 from ..folder import digest, parse_object
 from ..huggingface.safetensors import INDEX, SINGLE
-from .errors import Place, check_token, explain, first_line, hub_errors, is_unreachable, plain
+from .errors import Place, check_token, explain, hub_errors, is_unreachable, plain
 from .files import (
     CONFIG,
     SMALL,

@@ -26,7 +26,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command(cls=Command, help=__doc__)
-@plain_errors(patience=10.0)
+@plain_errors
 def main(
     checkpoint: Checkpoint,
     out: Annotated[pathlib.Path, typer.Option(help="Folder to write, or to go on with.")],

@@ -174,7 +174,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command(cls=Command, help=__doc__)
-@plain_errors()
+@plain_errors
 def main(
     checkpoint: Checkpoint,
     runs: Annotated[list[str], typer.Argument(help="Folders that experiments.finetune wrote.", metavar="RUN...")],

@@ -73,7 +73,7 @@ def read_kept(folder: pathlib.Path, like: Training) -> Training:
             raise ValueError("it is of another model, optimiser or batch")
         found = read_weights(folder / ARRAYS, wanted)
     except Exception as error:  # Orbax and TensorStore raise many kinds for missing and truncated files
-        problem = first_line(error) or type(error).__name__
+        problem = first_line(error)
         raise ValueError(f"{str(folder)!r}: the training that was kept cannot be read: {problem}") from None
     leaves = [_placed(found.pop(name), leaf) for name, leaf in zip(wanted, jax.tree.leaves(like), strict=True)]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)

@@ -59,7 +59,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command(cls=Command, help=__doc__)
-@plain_errors()
+@plain_errors
 def main(
     results: Annotated[pathlib.Path, typer.Argument(help="Folder of result files.", metavar="RESULTS")],
     out: Annotated[pathlib.Path, typer.Option(help="Folder to write to.")] = pathlib.Path("results/report"),

@@ -89,7 +89,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command(cls=Command, help=__doc__)
-@plain_errors()
+@plain_errors
 def main(
     checkpoint: Annotated[str | None, typer.Argument(metavar="[CKPT]")] = None,
     shape: Annotated[str | None, typer.Option(help=f"Instead of a checkpoint: {', '.join(SHAPES)}.")] = None,

@@ -167,7 +167,7 @@ def _weights_of(path: str | os.PathLike[str]) -> Iterator[None]:
     except Exception as error:  # Orbax and TensorStore raise many kinds for missing and truncated files
         if is_lost(error):
             raise
-        problem = (first_line(error) or type(error).__name__)[:300]
+        problem = first_line(error)
     if problem is not None:
         raise ValueError(f"checkpoint {str(path)!r}: the weights cannot be read: {problem}")
 

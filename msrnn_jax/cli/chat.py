@@ -2,7 +2,6 @@
 
 import io
 import os
-import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from msrnn_jax.cli.errors import in_words, plain_errors
+from msrnn_jax.cli.interrupts import raise_on_interrupt
 from msrnn_jax.cli.loading import open_model, read_policy
 from msrnn_jax.cli.options import Budget, Checkpoint, Dtype, MinP, PolicyText, Positions, Seed, Temperature, TopK, TopP
 from msrnn_jax.cli.waiting import after_waiting, waiting
@@ -31,7 +31,7 @@ HELP = """\
 Ctrl-C stops an answer; what was said of it so far stays in the conversation."""
 
 
-@plain_errors(in_thread=False)
+@plain_errors
 def chat(
     checkpoint: Checkpoint,
     policy: PolicyText = "tova",
@@ -66,10 +66,9 @@ def chat(
     if sys.stdin is None:
         raise ValueError("standard input is closed")
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(
-            encoding="utf-8", errors="surrogateescape"
-        )  # a bad line is refused, and the next one read
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on it stops answers
+        # A bad line is refused, and the next one read.
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    raise_on_interrupt()  # from here on ctrl-C stops answers
     Talk(model, conversation, settings).run()
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     pass
 
 
-@plain_errors()
+@plain_errors
 def generate(
     checkpoint: Checkpoint,
     prompt: Annotated[list[str] | None, typer.Option(help="What to continue; repeat it for a batch.")] = None,

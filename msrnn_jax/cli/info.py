@@ -10,7 +10,7 @@ from msrnn_jax.cli.loading import read_policy
 from msrnn_jax.cli.options import Checkpoint, Dtype, Json, PolicyTexts, budgets_option
 
 
-@plain_errors()
+@plain_errors
 def info(
     checkpoint: Checkpoint,
     policy: PolicyTexts = None,

@@ -13,7 +13,8 @@ from typing import IO, Annotated, Any
 
 import typer
 
-from msrnn_jax.cli.errors import CLOSED, LOST, ending_when_told, plain_errors
+from msrnn_jax.cli.errors import CLOSED, LOST, plain_errors
+from msrnn_jax.cli.interrupts import ending_when_told
 from msrnn_jax.io.environment import CLUSTER, COORDINATOR, PROCESS, PROCESSES
 
 GRACE = 1.0  # seconds for others to fail, too
@@ -21,7 +22,7 @@ PATIENCE = 5.0  # seconds that a process gets to end when it is told
 SHARED = ("perplexity",)  # commands that several processes can run together
 
 
-@plain_errors(in_thread=False)
+@plain_errors
 def launch(
     command: Annotated[
         list[str], typer.Argument(metavar="-- COMMAND...", help=f"One of {', '.join(SHARED)}, with its options.")

@@ -24,7 +24,7 @@ SHOWN = 5  # documents that cannot be read
 OUT_HELP = "JSON lines, one for each policy, budget and segment; given again, a run that was cut off goes on."
 
 
-@plain_errors()
+@plain_errors
 def perplexity(
     checkpoint: Checkpoint,
     text: Annotated[list[str] | None, typer.Option(help=TEXT_HELP)] = None,

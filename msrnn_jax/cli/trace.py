@@ -10,7 +10,7 @@ from msrnn_jax.cli.loading import read_policy
 from msrnn_jax.cli.options import Checkpoint, Dtype, Json, Mode, PolicyText, Positions
 
 
-@plain_errors()
+@plain_errors
 def trace(
     checkpoint: Checkpoint,
     prompt: Annotated[str | None, typer.Option(help="What to read.")] = None,

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from msrnn_jax.io.environment import CLUSTER, COORDINATOR, PROCESS, PROCESSES
+from msrnn_jax.io.errors import first_line
 
 LOST = ("Gloo", "NCCL", "oordination service", "eartbeat")  # in what JAX says where a process is gone
 
@@ -38,7 +39,7 @@ def join() -> None:
             count, index = int(os.environ[PROCESSES]), int(os.environ[PROCESS])
             jax.distributed.initialize(coordinator, count, index)
     except (RuntimeError, ValueError, KeyError, IndexError) as error:
-        problem = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        problem = first_line(error)
     if problem is not None:
         raise ValueError(f"the other processes cannot be joined ({coordinator}): {problem}")
 

@@ -1,14 +1,17 @@
 """Errors in one line."""
 
-
-def in_words(error: BaseException) -> str:
-    """An error of somebody else's code in one line: its type and the first line of what it says."""
-    line = first_line(error)
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+LONGEST = 300  # characters
 
 
 def first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "")
+    """The first line of what an error says, else its type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:LONGEST]
+
+
+def typed_line(error: BaseException) -> str:
+    """An error of somebody else's code: its type and the first line of what it says."""
+    name = type(error).__name__
+    return f"{name}: {first_line(error)}" if str(error).strip() else name
 
 
 def lacks_memory(error: Exception) -> bool:

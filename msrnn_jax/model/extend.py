@@ -58,7 +58,7 @@ def extend(
 
     Tokens are coupled only inside a layer, through which slots are held. So a chunk goes through each layer's
     products with weights, keys and values together, and only the masks and statistics are stepped through.
-    Memory is that of one chunk extras the state, whatever T; `jax.grad` computes each chunk again. Where a token
+    Memory is that of one chunk beside the state, whatever T; `jax.grad` computes each chunk again. Where a token
     makes the model overflow or return NaN, so do those before it in its chunk. In layers with a sliding window a token
     that no later query can see is freed, as in `step`; so a policy that forgets nothing needs W - 1 slots there.
 

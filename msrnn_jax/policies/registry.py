@@ -10,7 +10,7 @@ import sys
 import types
 from typing import Any
 
-from msrnn_jax.io.errors import first_line, in_words
+from msrnn_jax.io.errors import first_line, typed_line
 from msrnn_jax.policies.base import Policy, name_of, option_fields
 from msrnn_jax.policies.full import Full
 from msrnn_jax.policies.h2o import H2O
@@ -53,7 +53,7 @@ def parse_policy(text: str) -> Policy:
     except TypeError as error:  # a required field of somebody's own policy
         raise ValueError(f"policy {text!r}: {first_line(error)}") from None
     except Exception as error:
-        raise ValueError(f"policy {text!r} cannot be made: {in_words(error)}") from error
+        raise ValueError(f"policy {text!r} cannot be made: {typed_line(error)}") from error
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -144,7 +144,7 @@ def _import(name: str) -> types.ModuleType:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:  # a module may fail in any way
         raise ValueError(
-            f"policy {name!r} is neither one of {', '.join(POLICIES)} nor a module that imports: {in_words(error)}"
+            f"policy {name!r} is neither one of {', '.join(POLICIES)} nor a module that imports: {typed_line(error)}"
         ) from error
     finally:
         if added and here in sys.path:
@@ -176,5 +176,5 @@ def _run_file(path: str, file: str) -> types.ModuleType:
         del sys.modules[file]
         if not isinstance(error, Exception | SystemExit):
             raise
-        raise ValueError(f"policy file {path!r} does not run: {in_words(error)}") from error
+        raise ValueError(f"policy file {path!r} does not run: {typed_line(error)}") from error
     return module

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from msrnn_jax.config import Config
-from msrnn_jax.io.errors import in_words
+from msrnn_jax.io.errors import typed_line
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.checks import check_observed, check_policy, check_score, check_statistics
 from msrnn_jax.state import EMPTY, LayerState, View
@@ -73,7 +73,7 @@ def _check_value(policy: Policy) -> None:
     except Exception as error:
         raise _broken(
             policy,
-            f"it cannot be an argument of jit: {in_words(error)}; an option that is an array must be a plain field, "
+            f"it cannot be an argument of jit: {typed_line(error)}; an option that is an array must be a plain field, "
             "one that Python code looks at static, struct.field(pytree_node=False, default=...)",
         ) from error
 
@@ -134,13 +134,13 @@ def _check_transformations(policy: Policy, situation: Situation) -> None:
             raise _broken(
                 policy,
                 f"{name} cannot be compiled by jit: it must be written in jax.numpy, without numpy or Python's if, "
-                f"for and float() on arrays: {in_words(error)}",
+                f"for and float() on arrays: {typed_line(error)}",
             ) from error
         batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), given)
         try:
             jax.eval_shape(jax.vmap(function, (None, *[0] * len(given)), axis_size=2), policy, *batch)
         except Exception as error:
-            raise _broken(policy, f"{name} cannot be batched by vmap: {in_words(error)}") from error
+            raise _broken(policy, f"{name} cannot be batched by vmap: {typed_line(error)}") from error
 
 
 def _check_variations(policy: Policy, before: Situation, after: Situation) -> None:
@@ -213,7 +213,7 @@ def _call(policy: Policy, name: str, function: Callable[..., Any], *given: Any) 
     try:
         return function(*given)
     except (Exception, SystemExit, GeneratorExit) as error:  # it may fail in any way
-        raise _broken(policy, f"{name} failed: {in_words(error)}") from error
+        raise _broken(policy, f"{name} failed: {typed_line(error)}") from error
 
 
 def _compare(policy: Policy, name: str, rule: str, situation: Situation, expected: Any, given: Any) -> None:

@@ -561,7 +561,7 @@ import typer
 from convert.hub import fetch
 from msrnn_jax.cli.errors import plain_errors
 
-@plain_errors(patience=30.0)
+@plain_errors
 def command():
     print(fetch(sys.argv[1], report=lambda line: print(line, file=sys.stderr, flush=True)).path)
 
