@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 import msrnn_jax as ms
-from msrnn_jax.generation.generate import BLOCK, Block, DecodingState
+from msrnn_jax.generation.decoding import BLOCK, Block, DecodingState
 
 
 def force(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Makes every `TextStream` of one row write the tokens in the list returned, which its state sees."""
     script: list[int] = []
 
-    def write_block(config, policy, params, draft, rules, most, sampler):
+    def decode_block(config, policy, params, draft, rules, most, sampler):
         done = int(draft.lengths[0])
         new = script[done : min(done + most, int(rules.limits[0]))]
         padded = np.zeros(BLOCK, np.int32)
@@ -28,5 +28,5 @@ def force(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         )
         return Block(padded[None], np.asarray([len(new)]), after)
 
-    monkeypatch.setattr("msrnn_jax.generation.streaming.write_block", write_block)
+    monkeypatch.setattr("msrnn_jax.generation.streaming.decode_block", decode_block)
     return script

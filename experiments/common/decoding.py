@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 import msrnn_jax as ms
 from experiments.common.model import Model
-from msrnn_jax.generation.generate import DecodingRules, DecodingState, decode
+from msrnn_jax.generation.decoding import decode, make_rules, start_decoding
 from msrnn_jax.policies import Policy
 from msrnn_jax.state import MultiState
 
@@ -24,15 +23,8 @@ def continue_greedily(
       logits: of the first token that is written.
       count: tokens of a row, at most.
     """
-    rows = logits.shape[0]
-    draft = DecodingState(
-        states=states, logits=logits, running=jnp.ones(rows, bool), lengths=jnp.zeros(rows, jnp.int32)
-    )
-    rules = DecodingRules(
-        keys=jax.random.split(jax.random.key(0), rows),  # never drawn from
-        stop=jnp.asarray(model.tokenizer.stop, jnp.int32),
-        limits=jnp.full(rows, count, jnp.int32),
-    )
+    keys = jax.random.split(jax.random.key(0), logits.shape[0])  # never drawn from
+    draft, rules = start_decoding(states, logits), make_rules(keys, model.tokenizer.stop, count)
     tokens, draft = decode(model.config, policy, model.params, draft, rules, count, ms.Greedy(), count=count)
     return [row[:length].tolist() for row, length in zip(np.asarray(tokens), np.asarray(draft.lengths), strict=True)]
 

@@ -101,7 +101,7 @@ def generate(
         typer.echo(json.dumps(result))
 
 
-def _show(prompts: list[str], writer: "Writer", with_prompt: bool) -> None:
+def _show(prompts: list[str], writer: "TextStream", with_prompt: bool) -> None:
     if len(prompts) == 1:
         before = prompts[0] if with_prompt else ""
         for (piece,) in after_waiting(writer, "writing"):
@@ -114,7 +114,7 @@ def _show(prompts: list[str], writer: "Writer", with_prompt: bool) -> None:
         typer.echo((text if with_prompt else "") + row.text)
 
 
-def _write_all(writer: "Writer") -> None:
+def _write_all(writer: "TextStream") -> None:
     from rich.console import Console
 
     with Console(stderr=True).status("writing") as status:

@@ -10,7 +10,7 @@ import numpy as np
 
 from msrnn_jax.checkpoint.state_file import load_states, read_header, save_states
 from msrnn_jax.config import Config
-from msrnn_jax.generation.generate import DecodingRules, DecodingState
+from msrnn_jax.generation.decoding import make_rules, start_decoding
 from msrnn_jax.generation.sampling import Sampler
 from msrnn_jax.generation.streaming import TextStream, row_of
 from msrnn_jax.model.extend import CHUNK
@@ -121,17 +121,9 @@ def answer(
         at = end
         before = state if at <= lasting else before
     assert logits is not None
-    draft = DecodingState(
-        states=jax.tree.map(lambda leaf: leaf[None], state),
-        logits=logits[None],
-        running=jnp.ones(1, bool),
-        lengths=jnp.zeros(1, jnp.int32),
-    )
-    rules = DecodingRules(
-        keys=jax.random.fold_in(jax.random.key(seed), conversation.turns)[None],
-        stop=jnp.asarray(model.tokenizer.stop, jnp.int32),
-        limits=jnp.full(1, max_new_tokens, jnp.int32),
-    )
+    draft = start_decoding(jax.tree.map(lambda leaf: leaf[None], state), logits[None])
+    key = jax.random.fold_in(jax.random.key(seed), conversation.turns)
+    rules = make_rules(key[None], model.tokenizer.stop, max_new_tokens)
     writer = TextStream(model.config, policy, model.params, model.tokenizer, [tokens], draft, rules, sampler)
     written, shown, row = "", "", writer.rows[0]
     for (piece,) in writer:

@@ -9,17 +9,9 @@ import jax
 from jax import Array
 
 from msrnn_jax.config import Config
-from msrnn_jax.generation.generate import (
-    BLOCK,
-    DecodingRules,
-    DecodingState,
-    decode_block,
-    make_task,
-    read_prompts,
-    unfinished,
-)
+from msrnn_jax.generation.decoding import BLOCK, DecodingRules, DecodingState, decode_block, unfinished
+from msrnn_jax.generation.request import make_request, read_prompts, start_from
 from msrnn_jax.generation.sampling import Greedy, Sampler
-from msrnn_jax.generation.start import start_from
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.checks import MAX_BUDGET, Budget, Count, Slots, as_tokens, check_int
@@ -72,7 +64,7 @@ def stream_text(
     slots: Slots | None = None,
     positions: str | None = None,
     dtype: Any = None,
-) -> "Writer":
+) -> "TextStream":
     """Continues texts, to be iterated over for what is new in each.
 
     Args:
@@ -96,7 +88,7 @@ def stream_text(
             raise ValueError(f"prompt {prompt!r} is empty; it must have at least one token")
     check_stop_strings(stop_strings)
     padded, lengths = pad(rows)
-    task = make_task(
+    request = make_request(
         config,
         policy,
         params,
@@ -109,8 +101,8 @@ def stream_text(
         tokenizer.stop if stop is None else stop,
         mode,
     )
-    draft = read_prompts(config, policy, params, task, mode)
-    return TextStream(config, policy, params, tokenizer, rows, draft, task.rules, sampler, stop_strings)
+    draft = read_prompts(config, policy, params, request, mode)
+    return TextStream(config, policy, params, tokenizer, rows, draft, request.rules, sampler, stop_strings)
 
 
 def check_stop_strings(stop_strings: Sequence[str]) -> None:

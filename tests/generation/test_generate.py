@@ -8,7 +8,8 @@ import pytest
 import tiny
 
 import msrnn_jax as ms
-from msrnn_jax.generation.generate import BLOCK, _generate, decode
+from msrnn_jax.generation.decoding import BLOCK, decode
+from msrnn_jax.generation.generate import _generate
 
 CONFIG = tiny.CONFIG
 generate = ms.generate
