@@ -16,7 +16,7 @@ from msrnn_jax.cli.options import Budget, Checkpoint, Dtype, MinP, PolicyText, P
 from msrnn_jax.cli.waiting import after_waiting, waiting
 
 if TYPE_CHECKING:
-    from msrnn_jax.generation.conversation import Conversation
+    from msrnn_jax.generation.conversation import ChatModel, Conversation
 
 HELP = """\
 /save FILE             write the conversation's state to a file
@@ -75,7 +75,7 @@ def chat(
 class Talk:
     """Reads lines and does what they say."""
 
-    def __init__(self, model: "Model", conversation: "Conversation", settings: dict[str, Any]):
+    def __init__(self, model: "ChatModel", conversation: "Conversation", settings: dict[str, Any]):
         self.model, self.empty, self.settings = model, conversation, settings
         self.conversation = conversation
         self.forks: dict[str, Conversation] = {}

@@ -1,14 +1,15 @@
-"""How commands open a checkpoint."""
+"""How commands open a checkpoint and read a policy."""
 
 import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from msrnn_jax.generation.conversation import ChatModel
     from msrnn_jax.policies import Policy
 
 
-def open_model(checkpoint: str, dtype: str | None = None) -> "Model":
+def open_model(checkpoint: str, dtype: str | None = None) -> "ChatModel":
     """Config, weights and tokenizer of a checkpoint; what is compiled for them from now on is kept for next time."""
     from msrnn_jax.checkpoint.load import load
     from msrnn_jax.checkpoint.tokenizer import load_tokenizer

@@ -37,8 +37,9 @@ def trace(
 
     from rich.console import Console
 
-    import msrnn_jax as ms
     from msrnn_jax.checkpoint.layout import read_config
+    from msrnn_jax.checkpoint.load import load
+    from msrnn_jax.checkpoint.tokenizer import load_tokenizer
     from msrnn_jax.io.atomic import check_writable
     from msrnn_jax.io.environment import keep_compilations
     from msrnn_jax.text.documents import read_text
@@ -53,7 +54,7 @@ def trace(
     config = read_config(checkpoint, dtype=dtype)
     if layer is not None and not 0 <= layer < config.num_layers:
         raise ValueError(f"--layer is {layer}; it must be from 0 to {config.num_layers - 1}")
-    chosen, tokenizer = read_policy(policy, config), ms.load_tokenizer(checkpoint)
+    chosen, tokenizer = read_policy(policy, config), load_tokenizer(checkpoint)
     content = prompt if text is None else read_text(text)
     assert content is not None
     given = read_prompt(tokenizer, content, chat=chat, max_tokens=max_tokens)
@@ -64,7 +65,7 @@ def trace(
     if read < given.uncut:
         console.print(f"the text has {given.uncut} tokens; the first {read} are read (--max-tokens)", highlight=False)
     with console.status("reading the weights") as status:
-        config, params = ms.load(checkpoint, dtype=dtype)
+        config, params = load(checkpoint, dtype=dtype)
         record = trace_prompt(config, params, tokenizer, given, settings, empty, status.update)
     if html is not None:
         write_page(html, record, pathlib.Path(checkpoint).absolute().name)

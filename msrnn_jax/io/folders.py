@@ -16,7 +16,6 @@ from msrnn_jax.io.atomic import folder_above, try_folder
 from msrnn_jax.io.units import spell_bytes
 
 NEW, OLD, LOCK = "new", "old", ".lock"
-LONGEST = 240  # bytes of a name; what stands beside it for a while has a longer one
 
 
 class FolderKind(NamedTuple):
@@ -31,7 +30,7 @@ class FolderKind(NamedTuple):
 def atomic_folder(path: pathlib.Path, kind: FolderKind, overwrite: bool) -> Iterator[pathlib.Path]:
     """A temporary folder beside `path` that becomes it at the end, replacing what is there, or leaves no trace.
 
-    Missing parents are made, and go again if it comes to nothing.
+    Missing parents are made.
 
     Killed at any moment, the process leaves `path` absent or complete, and a hidden folder beside it that the next
     call of `recover` or `atomic_folder` for the same path removes. The lock tells it from one whose maker is alive.
@@ -42,34 +41,21 @@ def atomic_folder(path: pathlib.Path, kind: FolderKind, overwrite: bool) -> Iter
     check_and_recover(path, kind, overwrite)
     work = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     lock = work.with_name(work.name + LOCK)
-    with _parents(path):
-        try:
-            with FileLock(lock):
-                try:
-                    (work / NEW).mkdir(parents=True)
-                    yield work / NEW
-                    check_destination(path, kind, overwrite)
-                    if os.path.lexists(path):
-                        path.rename(work / OLD)
-                    (work / NEW).rename(path)
-                finally:
-                    _clear(work, path)
-        finally:
-            if not work.exists():  # by it the next one finds what an interrupted clearing left
-                lock.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _parents(path: pathlib.Path) -> Iterator[None]:
-    missing = [parent for parent in path.absolute().parents if not parent.exists()]
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
     try:
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException:
-        for parent in missing:  # the innermost is first
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        raise
+        with FileLock(lock):
+            try:
+                (work / NEW).mkdir(parents=True)
+                yield work / NEW
+                check_destination(path, kind, overwrite)
+                if os.path.lexists(path):
+                    path.rename(work / OLD)
+                (work / NEW).rename(path)
+            finally:
+                _clear(work, path)
+    finally:
+        if not work.exists():  # by it the next one finds what an interrupted clearing left
+            lock.unlink(missing_ok=True)
 
 
 def check_and_recover(path: pathlib.Path, kind: FolderKind, overwrite: bool) -> None:
@@ -118,12 +104,6 @@ def check_destination(path: pathlib.Path, kind: FolderKind, overwrite: bool) -> 
         try_folder(parent)
     except OSError:
         raise ValueError(f"{str(path)!r} cannot be made: {str(parent)!r} is no folder that can be written to") from None
-    try:
-        name = path.absolute().name.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{str(path)!r} cannot be made: the name is not UTF-8") from None
-    if len(name) > LONGEST:
-        raise ValueError(f"{str(path)!r} cannot be made: the name has {len(name)} bytes; it may have {LONGEST}")
     kind.check_path(path.absolute())
     if not os.path.lexists(path):
         return
