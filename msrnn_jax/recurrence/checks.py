@@ -49,10 +49,11 @@ def layer_budgets(num_layers: int, budget: Any) -> list[Any]:
         known = concrete(value)
         if known is None and not jnp.issubdtype(jnp.result_type(value), jnp.integer):
             raise ValueError(f"budget has dtype {jnp.result_type(value)}; it must be an integer")
-        if known is not None and (known.ndim or known.dtype.kind not in "iu" or known < 1):
-            raise ValueError(f"budget is {known.tolist()!r}; it must be a whole number of at least 1")
-        if known is not None and known > MAX_BUDGET:
-            raise ValueError(f"budget is {known.tolist()!r}; it must be at most {MAX_BUDGET}")
+        entry = 1 if known is None else known.tolist()  # a Python number, of any size
+        if type(entry) is not int or entry < 1:
+            raise ValueError(f"budget is {entry!r}; it must be a whole number of at least 1")
+        if entry > MAX_BUDGET:
+            raise ValueError(f"budget is {entry!r}; it must be at most {MAX_BUDGET}")
     return values
 
 

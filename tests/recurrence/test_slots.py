@@ -96,6 +96,7 @@ def test_refusals_name_what_is_wrong():
     refused("budget is 1.5; it must be a whole number of at least 1", budget=np.asarray(1.5))
     refused("budget is True; it must be a whole number", budget=True)
     refused("budget is 3000000000; it must be at most 2147483646", budget=3 * 10**9)
+    refused("budget is 100000000000000000000; it must be at most 2147483646", budget=10**20)
     refused("budget has 3 entries; it must be one number or 2, one per layer", budget=(1, 2, 3))
     refused(r"budget has shape \(1, 2\); it must be one number or one per layer", budget=jnp.ones((1, 2), jnp.int32))
     refused("budget is 8, but there are 8 slots; it must be at most slots - 1", budget=8, slots=8)
