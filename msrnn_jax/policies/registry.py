@@ -1,13 +1,16 @@
 """Policies written as text: `tova:sinks=4`, `my.module:MyPolicy:alpha=0.5`, `path/to/file.py:MyPolicy`."""
 
+import contextlib
 import dataclasses
-import importlib.metadata
+import importlib
+import importlib.machinery
 import importlib.util
 import operator
 import os
 import pathlib
 import sys
 import types
+from collections.abc import Iterator
 from typing import Any
 
 from msrnn_jax.io.errors import first_line, typed_line
@@ -19,6 +22,10 @@ from msrnn_jax.policies.tova import TOVA
 from msrnn_jax.policies.window import Window
 
 POLICIES: dict[str, type[Policy]] = {name_of(policy): policy for policy in (Full, Random, Window, H2O, TOVA)}
+WHERE_MODULES_ARE = (
+    "; a file may import what Python finds, and modules of the current folder; one that belongs to a package, and imports "
+    "from it by dots, is given as package.module:Class"
+)
 
 
 def parse_policy(text: str) -> Policy:
@@ -134,18 +141,25 @@ def _there_is(module: types.ModuleType) -> str:
 
 
 def _import(name: str) -> types.ModuleType:
-    """A module of the current folder or of Python's path, which stays as it is."""
+    try:
+        with _from_here():
+            return importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # a module may fail in any way
+        raise ValueError(
+            f"policy {name!r} is neither one of {', '.join(POLICIES)} nor a module that imports: {typed_line(error)}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _from_here() -> Iterator[None]:
+    """Lets modules of the current folder be found; Python's path is afterwards what it was."""
     importlib.invalidate_caches()  # a file just written is found
     here = os.getcwd()  # an installed script has its own folder on the path instead
     added = here not in sys.path and "" not in sys.path
     if added:
         sys.path.insert(0, here)
     try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # a module may fail in any way
-        raise ValueError(
-            f"policy {name!r} is neither one of {', '.join(POLICIES)} nor a module that imports: {typed_line(error)}"
-        ) from error
+        yield
     finally:
         if added and here in sys.path:
             sys.path.remove(here)
@@ -166,15 +180,26 @@ def _run_file(path: str, file: str) -> types.ModuleType:
     # One class per file, so that equal texts give equal policies and nothing is traced twice.
     if file in sys.modules:
         return sys.modules[file]
-    spec = importlib.util.spec_from_file_location(file, file)
-    assert spec and spec.loader
+    loader = importlib.machinery.SourceFileLoader(file, file)
+    spec = _Alone(file, loader, origin=file)
+    spec.has_location = True
     module = importlib.util.module_from_spec(spec)
     sys.modules[file] = module  # dataclasses look their module up here
     try:
-        spec.loader.exec_module(module)
+        with _from_here():
+            loader.exec_module(module)
     except BaseException as error:
         del sys.modules[file]
         if not isinstance(error, Exception | SystemExit):
             raise
-        raise ValueError(f"policy file {path!r} does not run: {typed_line(error)}") from error
+        where = WHERE_MODULES_ARE if isinstance(error, ImportError) else ""
+        raise ValueError(f"policy file {path!r} does not run: {typed_line(error)}{where}") from error
     return module
+
+
+class _Alone(importlib.machinery.ModuleSpec):
+    """A module of no package, though its name, a path, has dots."""
+
+    @property
+    def parent(self) -> str:
+        return ""

@@ -98,6 +98,28 @@ def test_a_module_of_the_current_folder_is_found_and_the_path_stays(tmp_path, mo
     assert sys.path == path  # a folder that is on it stays on it
 
 
+def test_a_file_finds_modules_of_the_current_folder_as_an_installed_script_runs_it(tmp_path, monkeypatch):
+    (tmp_path / "centre_of_mine.py").write_text("CENTRE = 5\n")
+    (tmp_path / "mine.py").write_text(
+        "import centre_of_mine\n" + FILE.replace("default=3", "default=centre_of_mine.CENTRE")
+    )
+    monkeypatch.chdir(tmp_path)
+    path = [folder for folder in sys.path if folder not in ("", str(tmp_path))]
+    monkeypatch.setattr(sys, "path", path.copy())
+    assert ms.parse_policy("mine.py:Mine").centre == 5
+    assert sys.path == path
+
+
+def test_a_file_of_a_package_is_asked_for_as_a_module(tmp_path, monkeypatch):
+    (tmp_path / "package_of_mine").mkdir()
+    (tmp_path / "package_of_mine" / "beside.py").write_text("")
+    (tmp_path / "package_of_mine" / "mine.py").write_text("from . import beside\n" + FILE)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="no known parent package; .* is given as package.module:Class"):
+        ms.parse_policy("package_of_mine/mine.py:Mine")
+    assert ms.parse_policy("package_of_mine.mine:Mine").centre == 3
+
+
 def test_one_file_is_one_class_however_it_is_named(tmp_path, monkeypatch):
     (tmp_path / "a:b").mkdir()
     (tmp_path / "mine.py").write_text(FILE)
