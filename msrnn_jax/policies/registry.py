@@ -23,8 +23,8 @@ from msrnn_jax.policies.window import Window
 
 POLICIES: dict[str, type[Policy]] = {name_of(policy): policy for policy in (Full, Random, Window, H2O, TOVA)}
 WHERE_MODULES_ARE = (
-    "; a file may import what Python finds, and modules of the current folder; one that belongs to a package, and imports "
-    "from it by dots, is given as package.module:Class"
+    "; a file may import what Python finds, and modules of the current folder; "
+    "one that imports by dots is given as package.module:Class"
 )
 
 
