@@ -139,8 +139,8 @@ def test_a_command_answers_before_jax_is_imported():
             sys.modules[name] = None  # importing it fails
         import msrnn_jax, msrnn_jax.cli.app
         from typer.testing import CliRunner
-        print(CliRunner().invoke(msrnn_jax.cli.app, ["generate", "--help"]).exit_code)
-        print(CliRunner().invoke(msrnn_jax.cli.app, ["generate", "x", "--budget", "many"]).exit_code)
+        print(CliRunner().invoke(msrnn_jax.cli.app.app, ["generate", "--help"]).exit_code)
+        print(CliRunner().invoke(msrnn_jax.cli.app.app, ["generate", "x", "--budget", "many"]).exit_code)
         """
     )
     assert printed.split() == ["0", "2"]
