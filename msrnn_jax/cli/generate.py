@@ -25,7 +25,7 @@ from msrnn_jax.cli.options import (
 from msrnn_jax.cli.waiting import after_waiting, waiting
 
 if TYPE_CHECKING:
-    pass
+    from msrnn_jax.generation.streaming import TextStream
 
 
 @plain_errors

@@ -52,8 +52,9 @@ def perplexity(
 
     from msrnn_jax.checkpoint.layout import read_config
     from msrnn_jax.devices import processes as hosts
-    from msrnn_jax.evaluation.perplexity import RUN, SEGMENT, measure
+    from msrnn_jax.evaluation.perplexity import measure
     from msrnn_jax.evaluation.plot import check_plot, plot_perplexity
+    from msrnn_jax.evaluation.records import RUN, SEGMENT
     from msrnn_jax.evaluation.settings import Settings, read_inputs
     from msrnn_jax.io.environment import keep_compilations
     from msrnn_jax.io.journal import open_journal

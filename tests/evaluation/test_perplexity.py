@@ -28,8 +28,8 @@ import msrnn_jax as ms
 from msrnn_jax.cli.app import app
 from msrnn_jax.devices import memory as batch
 from msrnn_jax.evaluation import perplexity, sweep
-from msrnn_jax.evaluation.perplexity import RUN, SEGMENT
 from msrnn_jax.evaluation.plot import check_plot
+from msrnn_jax.evaluation.records import RUN, SEGMENT
 from msrnn_jax.evaluation.segments import segment
 from msrnn_jax.evaluation.settings import Settings, read_inputs
 from msrnn_jax.io.journal import open_journal
@@ -143,7 +143,7 @@ def test_fidelity_measures_full_and_changes_no_loss(toy, text):
 def test_full_is_the_default_beside_tova_and_is_read_once(toy, text, monkeypatch):
     """However many policies are compared with it; and its residual streams may be more than the host should hold."""
     calls = []
-    read_rows = measure.read_rows
+    read_rows = perplexity.read_rows
 
     def counted(config, policy, *args, **options):
         calls.append((str(policy), [row.segment for row in args[3]]))
@@ -260,7 +260,7 @@ def test_a_file_torn_anywhere_continues_to_the_same_numbers(toy, text, tmp_path)
 
 
 def test_more_policies_and_budgets_use_what_is_there(toy, text, tmp_path, monkeypatch):
-    read, read_rows = [], measure.read_rows
+    read, read_rows = [], perplexity.read_rows
 
     def counted(config, policy, *args, **options):
         read.append((str(policy), args[3]))
@@ -510,9 +510,9 @@ def test_progress_reaches_every_row(toy, text, tmp_path):
     settings = Settings(toy, (text,), segment=SIZE, budgets=(4, 6), batch=2, fidelity=True)
     inputs = read_inputs(settings)
     for _ in range(2):  # the second time from what is there
-        seen: list[measure.Progress] = []
+        seen: list[perplexity.Progress] = []
         with open_journal(tmp_path / "out.jsonl", (RUN, SEGMENT)) as journal:
-            list(measure.measure(settings, inputs, journal, report=seen.append))
+            list(perplexity.measure(settings, inputs, journal, report=seen.append))
         done = [now.done for now in seen]
         assert done == sorted(done) and seen[-1].done == seen[-1].rows == 27
     assert not any(now.doing.startswith("compiling") for now in seen)
