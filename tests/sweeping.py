@@ -6,7 +6,7 @@ import numpy as np
 
 import msrnn_jax as ms
 from msrnn_jax.evaluation.summary import Perplexity, perplexity_of
-from msrnn_jax.evaluation.sweep import batches, fill, read_rows, rows_of
+from msrnn_jax.evaluation.sweep import cut_batches, fill_batch, read_rows, rows_of
 
 
 def sweep(
@@ -21,8 +21,8 @@ def sweep(
 ) -> list[Perplexity]:
     """One result for every budget; the last batch is filled up and the filling thrown away."""
     losses = []
-    for rows in batches(rows_of(budgets, range(len(segments))), batch):
-        filled = fill(rows, min(batch, len(budgets) * len(segments)))
+    for rows in cut_batches(rows_of(budgets, range(len(segments))), batch):
+        filled = fill_batch(rows, min(batch, len(budgets) * len(segments)))
         kept = read_rows(config, policy, params, segments, lengths, filled, slots=max(budgets) + 1)
         losses.extend(kept["nats"][: len(rows)])
     table = np.asarray(losses).reshape(len(budgets), len(segments), -1)

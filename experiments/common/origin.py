@@ -9,7 +9,7 @@ import platform
 import subprocess
 from typing import Any
 
-from msrnn_jax.devices.memory import memory_here
+from msrnn_jax.devices.memory import total_memory
 from msrnn_jax.io.atomic import check_writable, write_json
 from msrnn_jax.io.provenance import provenance
 from msrnn_jax.io.units import spell_bytes
@@ -44,7 +44,7 @@ def hardware() -> str:
         lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    room, _ = memory_here()
+    room, _ = total_memory()
     return f"{name}, {cores} cores, {spell_bytes(room)}"
 
 

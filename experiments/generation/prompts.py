@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.common.console import last_part
-from msrnn_jax.io.files import OnProblem, called, read_bytes, read_remaining, refuse, skipping
+from msrnn_jax.io.files import OnProblem, file_label, read_bytes, read_remaining, refuse, skipping
 from msrnn_jax.io.files import read_rows as read_lines
-from msrnn_jax.io.json_fields import check, field, filled, names_of
+from msrnn_jax.io.json_fields import check_filled, check_kind, field, field_names
 
 KIND = "prompts"
 FIELDS = ("prompt", "turns")  # that are recognised, in this order
@@ -59,9 +59,9 @@ def read_rows(path: str, field: str | None = None, unreadable: OnProblem = refus
 
 def _read_rows(path: str, field: str | None, unreadable: OnProblem) -> Iterator[Row]:
     name = last_part(path)
-    for number, where, row in read_lines(called(path, KIND), read_bytes(path, KIND), unreadable):
+    for number, where, row in read_lines(file_label(path, KIND), read_bytes(path, KIND), unreadable):
         with skipping(unreadable):
-            check(row, dict, where)
+            check_kind(row, dict, where)
             named = _recognise(where, row) if field is None else field
             prompt = Row(f"{name}:{number}", where, _prompt(where, row, named))
             field = named
@@ -72,7 +72,7 @@ def _recognise(where: str, row: dict[str, Any]) -> str:
     found = [field for field in FIELDS if field in row]
     if not found:
         wanted = " nor ".join(map(repr, FIELDS))
-        raise ValueError(f"{where} has neither {wanted}; give the field of its prompt, one of {names_of(row)}")
+        raise ValueError(f"{where} has neither {wanted}; give the field of its prompt, one of {field_names(row)}")
     return next((field for field in found if row[field]), found[0])
 
 
@@ -82,8 +82,8 @@ def _prompt(where: str, row: dict[str, Any], name: str) -> str:
         if not text:
             raise ValueError(f"{where}: field {name!r} is an empty list; it must have a text")
         text = text[0]
-    check(text, str, f"{where}: field {name!r}")
-    return filled(text, f"{where}: field {name!r}")
+    check_kind(text, str, f"{where}: field {name!r}")
+    return check_filled(text, f"{where}: field {name!r}")
 
 
 def make_prompts(

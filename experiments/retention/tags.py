@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from msrnn_jax.text.display import pieces
+from msrnn_jax.text.display import token_texts
 from msrnn_jax.text.tokenizer import Tokenizer
 
 NEWLINE, SPACE, SPECIAL = "newline", "space", "special"  # tokens that have no part of a word
@@ -98,7 +98,7 @@ def tag_tokens(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[tuple[str, .
     else "space"; the one that begins a text is "special".
     """
     special = [token == tokenizer.bos for token in tokens]
-    texts = ["" if skip else text for skip, text in zip(special, pieces(tokenizer, tokens), strict=True)]
+    texts = ["" if skip else text for skip, text in zip(special, token_texts(tokenizer, tokens), strict=True)]
     text = "".join(texts)
     tag_at: list[str | None] = [None] * len(text)
     for word in tag_words(text):

@@ -19,7 +19,7 @@ from msrnn_jax.model.extend import CHUNK, scan_chunks
 from msrnn_jax.model.llama import unembed
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
-from msrnn_jax.recurrence.slots import grow, init_state
+from msrnn_jax.recurrence.slots import grow_slots, init_state
 from msrnn_jax.state import MultiState
 
 PIECE = CHUNK  # tokens that one call of a program reads
@@ -122,7 +122,9 @@ def _with_budget(policy: Policy, state: MultiState, *, budget: int) -> MultiStat
 def widen(policy: Policy, state: MultiState, slots: int) -> MultiState:
     """The same state with at least so many slots."""
     more = [max(0, slots - layer.num_slots) for layer in state.layers]
-    layers = [grow(policy, layer, extra) if extra else layer for layer, extra in zip(state.layers, more, strict=True)]
+    layers = [
+        grow_slots(policy, layer, extra) if extra else layer for layer, extra in zip(state.layers, more, strict=True)
+    ]
     return state.replace(layers=tuple(layers))
 
 

@@ -10,8 +10,17 @@ from experiments.common.console import left_out_note
 from experiments.understanding.documents import Document, Question, Row
 from experiments.understanding.qasper import read_paper
 from experiments.understanding.squality import read_story
-from msrnn_jax.io.files import OnProblem, called, decoded, read_bytes, read_each, read_remaining, read_rows, skipping
-from msrnn_jax.io.json_fields import check, names_of, parse
+from msrnn_jax.io.files import (
+    OnProblem,
+    decode_utf8,
+    file_label,
+    read_bytes,
+    read_each,
+    read_remaining,
+    read_rows,
+    skipping,
+)
+from msrnn_jax.io.json_fields import check_kind, field_names, parse_json
 
 KIND = "data file"
 SUFFIXES = (".json", ".jsonl")  # what is taken from a folder
@@ -56,17 +65,17 @@ def _read_file(path: pathlib.Path, asked: dict[tuple[str, str], str], unreadable
     problems: list[str] = []
     rows = _rows(path, problems.append)
     if not any(map(_reader, rows)):
-        what = f"{called(path, KIND)} holds neither SQuALITY (rows with 'questions') nor QASPER (rows with 'qas')"
+        what = f"{file_label(path, KIND)} holds neither SQuALITY (rows with 'questions') nor QASPER (rows with 'qas')"
         raise ValueError(": ".join([what, *problems[:1]]))
     for problem in problems:
         unreadable(problem)
     for row in rows:
         with skipping(unreadable):
-            check(row.content, dict, row.where)
+            check_kind(row.content, dict, row.where)
             reader = _reader(row)
             if reader is None:
                 wanted = " nor ".join(map(repr, READERS))
-                raise ValueError(f"{row.where} has neither {wanted}; its fields are {names_of(row.content)}")
+                raise ValueError(f"{row.where} has neither {wanted}; its fields are {field_names(row.content)}")
             document = reader(row, unreadable)
             new = []
             for question in document.questions:
@@ -91,18 +100,18 @@ def _reader(row: Row) -> Callable[[Row, OnProblem], Document] | None:
 
 def _rows(path: pathlib.Path, unreadable: OnProblem) -> list[Row]:
     """The rows of a file: lines, an array, or an object of objects."""
-    name, content = called(path, KIND), read_bytes(path, KIND)
+    name, content = file_label(path, KIND), read_bytes(path, KIND)
     if path.suffix.lower() == ".jsonl":
         return _lines(name, content, unreadable)
     try:
-        whole = parse(decoded(name, content), name)
+        whole = parse_json(decode_utf8(name, content), name)
     except ValueError:
         if any(map(_is_object, content.split(b"\n"))):
             return _lines(name, content, unreadable)
         raise
     if isinstance(whole, list):
         return [Row(f"{name}, row {number}", row) for number, row in enumerate(whole, 1)]
-    check(whole, dict, name)
+    check_kind(whole, dict, name)
     alone = Row(name, whole)
     if _reader(alone) is not None:
         return [alone]
@@ -115,6 +124,6 @@ def _lines(name: str, content: bytes, unreadable: OnProblem) -> list[Row]:
 
 def _is_object(line: bytes) -> bool:
     try:
-        return isinstance(parse(decoded("line", line), "line"), dict)
+        return isinstance(parse_json(decode_utf8("line", line), "line"), dict)
     except ValueError:
         return False

@@ -4,7 +4,7 @@ from typing import Any
 
 from experiments.understanding.documents import Document, Question, Row
 from msrnn_jax.io.files import OnProblem, skipping
-from msrnn_jax.io.json_fields import check, field, filled, sound, text
+from msrnn_jax.io.json_fields import check_characters, check_filled, check_kind, field, text_field
 
 TASK = "qasper"
 
@@ -21,25 +21,25 @@ def read_paper(row: Row, unreadable: OnProblem) -> Document:
       ValueError: for a row that is no paper.
     """
     where, paper = row.where, row.content
-    name = row.name if row.name is not None else text(paper, "id", where)
-    sound(name, f"{where}: field 'id'")
+    name = row.name if row.name is not None else text_field(paper, "id", where)
+    check_characters(name, f"{where}: field 'id'")
     parts = [field(paper, "title", str, where), field(paper, "abstract", str, where)]
     for number, section in enumerate(
         _table(field(paper, "full_text", (list, dict), where), f"{where}: 'full_text'"), 1
     ):
         place = f"{where}, section {number}"
-        check(section, dict, place)
+        check_kind(section, dict, place)
         if section.get("section_name") is not None:
             parts.append(field(section, "section_name", str, place))
         for paragraph in field(section, "paragraphs", list, place):
-            check(paragraph, str, f"{place}, a paragraph")
+            check_kind(paragraph, str, f"{place}, a paragraph")
             parts.append(paragraph)
     whole = "\n\n".join(part.strip() for part in parts if part.strip())
     questions = []
     for number, question in enumerate(_table(field(paper, "qas", (list, dict), where), f"{where}: 'qas'"), 1):
         with skipping(unreadable):
             questions.append(_question(question, f"{where}, question {number}"))
-    return Document(TASK, name, filled(whole, f"{where}: the paper"), tuple(questions))
+    return Document(TASK, name, check_filled(whole, f"{where}: the paper"), tuple(questions))
 
 
 def _question(question: Any, where: str) -> Question:
@@ -47,7 +47,9 @@ def _question(question: Any, where: str) -> Question:
     if not answers:
         raise ValueError(f"{where} has no answers; there must be at least one to compare with")
     references = [_reference(answer, f"{where}, answer {number}") for number, answer in enumerate(answers, 1)]
-    return Question(text(question, "question_id", where), text(question, "question", where), tuple(references))
+    return Question(
+        text_field(question, "question_id", where), text_field(question, "question", where), tuple(references)
+    )
 
 
 def _reference(annotation: Any, where: str) -> str:
@@ -58,10 +60,10 @@ def _reference(annotation: Any, where: str) -> str:
     spans = field(answer, "extractive_spans", list, where)
     if spans:
         for span in spans:
-            check(span, str, f"{where}, a span")
-        return filled(", ".join(spans), f"{where}: the spans")
+            check_kind(span, str, f"{where}, a span")
+        return check_filled(", ".join(spans), f"{where}: the spans")
     if field(answer, "free_form_answer", str, where).strip():
-        return text(answer, "free_form_answer", where)
+        return text_field(answer, "free_form_answer", where)
     if answer.get("yes_no") is None:
         raise ValueError(f"{where} says nothing; it must be unanswerable, spans, free-form, or yes or no")
     return "Yes" if field(answer, "yes_no", bool, where) else "No"
@@ -72,7 +74,7 @@ def _table(table: Any, where: str) -> list[Any]:
     if isinstance(table, list):
         return table
     for name, column in table.items():
-        check(column, list, f"{where}, column {name!r}")
+        check_kind(column, list, f"{where}, column {name!r}")
     if len({len(column) for column in table.values()}) > 1:
         counts = ", ".join(f"{name!r} {len(column)}" for name, column in table.items())
         raise ValueError(f"{where} has columns of different lengths: {counts}")

@@ -4,7 +4,7 @@ from typing import Any
 
 from experiments.understanding.documents import Document, Question, Row
 from msrnn_jax.io.files import OnProblem, skipping
-from msrnn_jax.io.json_fields import field, filled, sound, text
+from msrnn_jax.io.json_fields import check_characters, check_filled, field, text_field
 
 TASK = "squality"
 
@@ -22,13 +22,13 @@ def read_story(row: Row, unreadable: OnProblem) -> Document:
     questions = field(row.content, "questions", list, where)
     metadata = field(row.content, "metadata", dict, where)
     passage = str(field(metadata, "passage_id", (str, int), f"{where}: field 'metadata'"))
-    sound(passage, f"{where}: field 'passage_id'")
+    check_characters(passage, f"{where}: field 'passage_id'")
     made = []
     for number, question in enumerate(questions, 1):
         with skipping(unreadable):
             made.append(_question(passage, question, f"{where}, question {number}"))
     story = field(row.content, "document", str, where)
-    return Document(TASK, passage, filled(story, f"{where}: field 'document'"), tuple(made))
+    return Document(TASK, passage, check_filled(story, f"{where}: field 'document'"), tuple(made))
 
 
 def _question(passage: str, question: Any, where: str) -> Question:
@@ -38,5 +38,5 @@ def _question(passage: str, question: Any, where: str) -> Question:
         raise ValueError(f"{where} has no responses; there must be at least one to compare with")
     references = []
     for index, response in enumerate(responses, 1):
-        references.append(text(response, "response_text", f"{where}, response {index}"))
-    return Question(name, text(question, "question_text", where), tuple(references))
+        references.append(text_field(response, "response_text", f"{where}, response {index}"))
+    return Question(name, text_field(question, "question_text", where), tuple(references))

@@ -26,7 +26,7 @@ from msrnn_jax.config import Config
 from msrnn_jax.devices.processes import is_lost
 from msrnn_jax.devices.sharding import shardings
 from msrnn_jax.io.errors import first_line
-from msrnn_jax.model.lora import merged
+from msrnn_jax.model.lora import merge_weight
 from msrnn_jax.params import Adapter, LowRank, Params, abstract_params, is_low_rank, without_adapters
 from msrnn_jax.policies import Full
 from msrnn_jax.recurrence.checks import check_params
@@ -84,7 +84,7 @@ def load_deferred(path: str | os.PathLike[str]) -> tuple[Config, Params]:
     def deferred(where: Any, leaf: Any) -> LazyArray:
         def value() -> np.ndarray:
             parts = jax.tree_util.tree_map_with_path(lambda below, part: read((*where, *below), part), leaf)
-            return merged(parts, np.tensordot) if is_low_rank(leaf) else parts
+            return merge_weight(parts, np.tensordot) if is_low_rank(leaf) else parts
 
         return LazyArray(leaf.shape, leaf.dtype, value)
 

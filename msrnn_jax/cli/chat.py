@@ -125,10 +125,10 @@ class Talk:
 
     def _do(self, line: str) -> None:
         from msrnn_jax.generation.conversation import change_policy, load_conversation, save_conversation
-        from msrnn_jax.io.files import decoded
+        from msrnn_jax.io.files import decode_utf8
         from msrnn_jax.text.documents import read_text
 
-        line = decoded("the line", line.encode("utf-8", "surrogateescape"))
+        line = decode_utf8("the line", line.encode("utf-8", "surrogateescape"))
         name, _, rest = line.partition(" ")
         rest = rest.strip()
         if not name.startswith("/"):

@@ -29,10 +29,10 @@ def info(
     """
     from msrnn_jax.checkpoint.info import BUDGETS, POLICIES, checkpoint_info
     from msrnn_jax.checkpoint.layout import read_config
-    from msrnn_jax.devices.memory import memory_here
+    from msrnn_jax.devices.memory import total_memory
     from msrnn_jax.io.units import parse_bytes
 
-    room, whose = memory_here() if memory is None else (parse_bytes("--memory", memory), "as asked for")
+    room, whose = total_memory() if memory is None else (parse_bytes("--memory", memory), "as asked for")
     config = read_config(checkpoint, dtype=dtype)
     policies = [read_policy(text, config) for text in policy or POLICIES]
     facts = checkpoint_info(checkpoint, room, policies=policies, budgets=budget or BUDGETS, dtype=dtype)

@@ -59,7 +59,7 @@ def perplexity(
     from msrnn_jax.io.environment import keep_compilations
     from msrnn_jax.io.journal import open_journal
 
-    hosts.join()
+    hosts.join_processes()
     keep_compilations()
     config = read_config(checkpoint, dtype=dtype)
     for one in policy or ():

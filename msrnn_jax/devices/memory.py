@@ -141,7 +141,7 @@ def largest_batch(memory: int, weights: int, row: int) -> int:
     return max(0, (memory - weights) // row)
 
 
-def memory_here() -> tuple[int, str]:
+def total_memory() -> tuple[int, str]:
     """Bytes that arrays of the default device may take, and whose they are.
 
     Raises:

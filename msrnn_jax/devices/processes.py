@@ -19,7 +19,7 @@ from msrnn_jax.io.errors import first_line
 LOST = ("Gloo", "NCCL", "oordination service", "eartbeat")  # in what JAX says where a process is gone
 
 
-def join() -> None:
+def join_processes() -> None:
     """Joins the processes that `msrnn launch` started, if it did start this one; before JAX is used at all.
 
     Raises:

@@ -12,7 +12,7 @@ from msrnn_jax.devices.sharding import DATA
 from msrnn_jax.evaluation.losses import read_fidelity, read_losses, read_streams
 from msrnn_jax.evaluation.records import Records
 from msrnn_jax.evaluation.settings import Inputs, Plan, Settings, make_plans
-from msrnn_jax.evaluation.sweep import Row, batches, fill, read_rows, rows_of
+from msrnn_jax.evaluation.sweep import Row, cut_batches, fill_batch, read_rows, rows_of
 from msrnn_jax.io.errors import lacks_memory
 from msrnn_jax.io.journal import Journal, Line
 from msrnn_jax.policies import Policy
@@ -116,7 +116,7 @@ class _Run:
         before = self.done
         while self.done < before + len(plan.budgets) * len(group):
             self.done = before
-            for some in batches(rows_of(plan.budgets, group), self.batch[plan.policy]):
+            for some in cut_batches(rows_of(plan.budgets, group), self.batch[plan.policy]):
                 if not all(self.records.has(plan, row) for row in some) and not self._read(plan, some, group):
                     break
                 self.done += len(some)
@@ -124,7 +124,7 @@ class _Run:
 
     def _read(self, plan: Plan, rows: Sequence[Row], group: range) -> bool:
         """Runs one batch and writes down what is new in it; False where it is too large and was halved."""
-        filled = fill(rows, self.batch[plan.policy])
+        filled = fill_batch(rows, self.batch[plan.policy])
         compares = self.settings.fidelity and not plan.is_full
         full = self._streams_of([row.segment for row in filled], group) if compares else None
         program = plan.policy, len(filled)
@@ -172,7 +172,7 @@ class _Run:
         for segment in segments:
             while segment not in self.streams:
                 rows = rows_of(self.full.budgets, group)
-                for some in batches(rows, self.batch[self.full.policy]):
+                for some in cut_batches(rows, self.batch[self.full.policy]):
                     if segment in [row.segment for row in some]:
                         self._read(self.full, some, group)
         found = [self.streams[segment] for segment in segments]

@@ -34,12 +34,12 @@ def rows_of(budgets: Sequence[int], segments: Sequence[int]) -> list[Row]:
     return [Row(budget, segment) for budget in budgets for segment in segments]
 
 
-def batches(rows: Sequence[Row], batch: int) -> list[Sequence[Row]]:
+def cut_batches(rows: Sequence[Row], batch: int) -> list[Sequence[Row]]:
     """The rows, `batch` at a time."""
     return [rows[start : start + batch] for start in range(0, len(rows), batch)]
 
 
-def fill(rows: Sequence[Row], batch: int) -> list[Row]:
+def fill_batch(rows: Sequence[Row], batch: int) -> list[Row]:
     """The rows, the last one repeated until there are `batch`: every batch runs through the same program."""
     return [*rows, *[rows[-1]] * (batch - len(rows))]
 

@@ -20,7 +20,7 @@ from msrnn_jax.params import Params
 from msrnn_jax.policies import POLICIES, Policy, parse_policy
 from msrnn_jax.recurrence.checks import check_protection, check_room
 from msrnn_jax.recurrence.sliding_window import check_windows
-from msrnn_jax.recurrence.slots import fresh_stats, init_state
+from msrnn_jax.recurrence.slots import init_state, init_stats
 from msrnn_jax.state import EMPTY, MultiState
 from msrnn_jax.text.tokenizer import MARK, Tokenizer
 
@@ -176,7 +176,7 @@ def _emptied(policy: Policy, state: MultiState) -> MultiState:
     layers = tuple(
         layer.replace(
             positions=jnp.full_like(layer.positions, EMPTY),
-            stats=fresh_stats(policy, layer.num_rows, layer.num_slots),
+            stats=init_stats(policy, layer.num_rows, layer.num_slots),
         )
         for layer in state.layers
     )

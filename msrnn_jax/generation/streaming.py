@@ -16,7 +16,7 @@ from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.checks import MAX_BUDGET, Budget, Count, Slots, as_tokens, check_int
 from msrnn_jax.state import MultiState
-from msrnn_jax.text.byte_tokens import settled
+from msrnn_jax.text.byte_tokens import stable_length
 from msrnn_jax.text.tokenizer import Tokenizer
 from msrnn_jax.text.tokens import pad
 
@@ -191,7 +191,7 @@ class TextStream:
 
     def _is_complete(self, row: Continuation, detokenizer: Detokenizer, new: list[int]) -> bool:
         text = detokenizer.text(row.tokens + new)
-        return _first(text[: settled(text)], self.stop_strings) is not None
+        return _first(text[: stable_length(text)], self.stop_strings) is not None
 
     def _news(self) -> list[str]:
         news = []
@@ -210,7 +210,7 @@ def _first(text: str, strings: Sequence[str]) -> int | None:
 
 def _sure(text: str, strings: Sequence[str]) -> int:
     """How many characters cannot change or turn out to be part of a stop string as tokens come."""
-    end = settled(text)
+    end = stable_length(text)
     for string in strings:
         for size in range(min(len(string) - 1, end), 0, -1):
             if text.endswith(string[:size], 0, end):

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from msrnn_jax.io.json_fields import parse
+from msrnn_jax.io.json_fields import parse_json
 
 OnProblem = Callable[[str], None]  # what is told of a problem, for instance `refuse`
 T = TypeVar("T")
@@ -57,7 +57,7 @@ def read_remaining(read: Callable[[OnProblem], Iterable[T]], unreadable: OnProbl
 STDIN = "-"
 
 
-def called(path: str | pathlib.Path, kind: str = "text file") -> str:
+def file_label(path: str | pathlib.Path, kind: str = "text file") -> str:
     """What messages call a file."""
     return "standard input" if path == STDIN else f"{kind} {str(path)!r}"
 
@@ -72,7 +72,7 @@ def read_bytes(path: str | pathlib.Path, kind: str = "text file") -> bytes:
         if sys.stdin is None:
             raise ValueError("standard input is closed")
         return sys.stdin.buffer.read()
-    name = called(path, kind)
+    name = file_label(path, kind)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError(f"{name} is not a file")
@@ -139,11 +139,11 @@ def _once(path: str, seen: dict[str, str], kind: str) -> None:
     """Refuses a file that was read before, by whatever name; `seen` has those, and gets this one."""
     place = path if path == STDIN else os.path.realpath(path)
     if place in seen:
-        raise ValueError(f"{called(path, kind)} is read already, as {seen[place]!r}; it counts once")
+        raise ValueError(f"{file_label(path, kind)} is read already, as {seen[place]!r}; it counts once")
     seen[place] = path
 
 
-def decoded(where: str, content: bytes) -> str:
+def decode_utf8(where: str, content: bytes) -> str:
     """UTF-8 as text, line ends as `\\n`.
 
     Raises:
@@ -176,4 +176,4 @@ def read_rows(name: str, content: bytes, unreadable: OnProblem = refuse) -> Iter
             continue
         where = f"{name}, line {number}"
         with skipping(unreadable):
-            yield number, where, parse(decoded(where, line), where)
+            yield number, where, parse_json(decode_utf8(where, line), where)

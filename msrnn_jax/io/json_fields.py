@@ -6,7 +6,7 @@ from typing import Any
 KINDS = {dict: "an object", list: "an array", str: "text", bool: "true or false", int: "a whole number"}
 
 
-def parse(text: str, where: str) -> Any:
+def parse_json(text: str, where: str) -> Any:
     """The value that a piece of JSON says.
 
     Raises:
@@ -38,19 +38,19 @@ def field(row: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any
     Raises:
       ValueError: where the row is no object, has no such field, or one of another kind.
     """
-    check(row, dict, where)
+    check_kind(row, dict, where)
     if name not in row:
-        raise ValueError(f"{where} has no field {name!r}; its fields are {names_of(row)}")
-    check(row[name], kind, f"{where}: field {name!r}")
+        raise ValueError(f"{where} has no field {name!r}; its fields are {field_names(row)}")
+    check_kind(row[name], kind, f"{where}: field {name!r}")
     return row[name]
 
 
-def names_of(row: dict[str, Any]) -> str:
+def field_names(row: dict[str, Any]) -> str:
     """The first fields of a row, for messages."""
     return ", ".join(map(repr, list(row)[:8])) or "none"
 
 
-def check(value: Any, kind: type | tuple[type, ...], where: str) -> None:
+def check_kind(value: Any, kind: type | tuple[type, ...], where: str) -> None:
     """Refuses a value of another kind."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
@@ -58,23 +58,23 @@ def check(value: Any, kind: type | tuple[type, ...], where: str) -> None:
         raise ValueError(f"{where} is {_brief(value)}; it must be {wanted}")
 
 
-def text(row: Any, name: str, where: str) -> str:
+def text_field(row: Any, name: str, where: str) -> str:
     """The text of a field, which must have some.
 
     Raises:
       ValueError: as `field`, and for a text that is empty or holds half a surrogate pair.
     """
-    return filled(field(row, name, str, where), f"{where}: field {name!r}")
+    return check_filled(field(row, name, str, where), f"{where}: field {name!r}")
 
 
-def filled(value: str, where: str) -> str:
+def check_filled(value: str, where: str) -> str:
     """The same text, if it can be read."""
     if not value.strip():
         raise ValueError(f"{where} is empty; it must be text")
-    return sound(value, where)
+    return check_characters(value, where)
 
 
-def sound(value: str, where: str) -> str:
+def check_characters(value: str, where: str) -> str:
     """The same text, if it consists of characters."""
     try:
         value.encode("utf-8")

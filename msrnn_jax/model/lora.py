@@ -84,10 +84,12 @@ def detach_adapters(params: Params) -> tuple[Params, Adapters]:
 def merge_adapters(params: Params) -> Params:
     """The model with its adapters added into the weights, in at least float32, in the weights' own dtype."""
     multiply = partial(jnp.tensordot, precision=lax.Precision.HIGHEST)
-    return jax.tree.map(lambda leaf: merged(leaf, multiply) if is_low_rank(leaf) else leaf, params, is_leaf=is_low_rank)
+    return jax.tree.map(
+        lambda leaf: merge_weight(leaf, multiply) if is_low_rank(leaf) else leaf, params, is_leaf=is_low_rank
+    )
 
 
-def merged(leaf: LowRank, multiply: Callable[[Any, Any, int], Any]) -> Any:
+def merge_weight(leaf: LowRank, multiply: Callable[[Any, Any, int], Any]) -> Any:
     """A weight with its adapter added, by the `tensordot` of JAX, or of numpy for arrays of that."""
     kind = at_least_float32(leaf.weight.dtype)
     down, up = leaf.adapter.down.astype(kind), leaf.adapter.up.astype(kind)

@@ -15,8 +15,8 @@ from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.checks import Count, check_int, check_reading, concrete
 from msrnn_jax.recurrence.eviction import evict_to_budget
-from msrnn_jax.recurrence.sliding_window import expire, window_in
-from msrnn_jax.recurrence.slots import grow, shrink_slots
+from msrnn_jax.recurrence.sliding_window import free_expired, window_in
+from msrnn_jax.recurrence.slots import grow_slots, shrink_slots
 from msrnn_jax.state import MultiState
 
 PROMPT_MODES = ("stepwise", "oneshot")
@@ -71,13 +71,15 @@ def _prefill(
     slots = [layer.num_slots for layer in state.layers]
     oneshot = mode == "oneshot"
     if oneshot:
-        state = state.replace(layers=tuple(grow(policy, layer, tokens.shape[0]) for layer in state.layers))
+        state = state.replace(layers=tuple(grow_slots(policy, layer, tokens.shape[0]) for layer in state.layers))
     state, x, _ = scan_chunks(config, policy, params, state, tokens, None, length, chunk=chunk, forgetting=not oneshot)
     if oneshot:
         layers = []
         for index, layer in enumerate(state.layers):
             window = window_in(config, state.mode, index, forgetting=True)
-            layers.append(evict_to_budget(policy, layer if window is None else expire(layer, window, state.t), state.t))
+            layers.append(
+                evict_to_budget(policy, layer if window is None else free_expired(layer, window, state.t), state.t)
+            )
         state = state.replace(layers=tuple(map(shrink_slots, layers, slots)))
     return state, unembed(config, params, x)
 

@@ -20,7 +20,7 @@ from msrnn_jax.recurrence.checks import (
     layer_budgets,
 )
 from msrnn_jax.recurrence.eviction import evict_to_budget
-from msrnn_jax.recurrence.slots import fresh_stats, grow, shrink_slots
+from msrnn_jax.recurrence.slots import grow_slots, init_stats, shrink_slots
 from msrnn_jax.state import EMPTY, LayerState, MultiState
 
 
@@ -56,14 +56,14 @@ def _adopt(policy: Policy, index: int, layer: LayerState, budget: Budget) -> Lay
     rows = 1 if policy.scope == "layer" else layer.keys.shape[0]
     if layer.num_rows > rows and not (positions == positions[:1]).all():
         raise ValueError(f"{policy} forgets by layer, but the heads of layer {index} hold different tokens")
-    stats = fresh_stats(policy, rows, layer.num_slots)
+    stats = init_stats(policy, rows, layer.num_slots)
     return with_budget(policy, layer.replace(positions=_with_rows(layer.positions, rows), stats=stats), int(size))
 
 
 def with_budget(policy: Policy, layer: LayerState, budget: int) -> LayerState:
     """The same layer with a budget of at least what it holds, and the slots for it."""
     missing = budget + 1 - layer.num_slots
-    layer = grow(policy, layer, missing) if missing > 0 else layer
+    layer = grow_slots(policy, layer, missing) if missing > 0 else layer
     return layer.replace(budget=jnp.asarray(budget, jnp.int32))
 
 

@@ -94,10 +94,10 @@ class Policy(struct.PyTreeNode, kw_only=True):
         own = option_fields(type(self)).values()
         changed = {field.name: getattr(self, field.name) for field in own if _differs(self, field)}
         options = [f"{name}={_text(name, value)}" for name, value in changed.items()]
-        return ":".join([name_of(type(self))] + ([",".join(options)] if options else []))
+        return ":".join([policy_name(type(self))] + ([",".join(options)] if options else []))
 
 
-def name_of(policy: type[Policy]) -> str:
+def policy_name(policy: type[Policy]) -> str:
     """How text names a policy: the class name in lower case for ours, `module:Class` for others.
 
     A class loaded from a file is named by its path from the current folder, where it lies in it, else by the

@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from msrnn_jax.io.errors import first_line, typed_line
-from msrnn_jax.policies.base import Policy, name_of, option_fields
+from msrnn_jax.policies.base import Policy, option_fields, policy_name
 from msrnn_jax.policies.full import Full
 from msrnn_jax.policies.h2o import H2O
 from msrnn_jax.policies.random import Random
 from msrnn_jax.policies.tova import TOVA
 from msrnn_jax.policies.window import Window
 
-POLICIES: dict[str, type[Policy]] = {name_of(policy): policy for policy in (Full, Random, Window, H2O, TOVA)}
+POLICIES: dict[str, type[Policy]] = {policy_name(policy): policy for policy in (Full, Random, Window, H2O, TOVA)}
 WHERE_MODULES_ARE = (
     "; a file may import what Python finds, and modules of the current folder; "
     "one that imports by dots is given as package.module:Class"

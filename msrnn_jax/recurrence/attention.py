@@ -13,11 +13,11 @@ def at_least_float32(dtype: Any) -> jnp.dtype:
     return max(jnp.dtype(dtype), jnp.dtype(jnp.float32), key=lambda kind: kind.itemsize)
 
 
-def match(queries: Float[Array, "K *T G H"], keys: Float[Array, "K S H"]) -> Float[Array, "K *T G S"]:
+def attention_logits(queries: Float[Array, "K *T G H"], keys: Float[Array, "K S H"]) -> Float[Array, "K *T G S"]:
     """Products of queries and keys.
 
     In at least float32, with full precision for float32 operands, so that the reduced-precision defaults of
-    GPU and TPU do not change what is forgotten; the same in `mix`. KV heads come first, so that all tokens
+    GPU and TPU do not change what is forgotten; the same in `weighted_values`. KV heads come first, so that all tokens
     together are one matrix product for every head, without a transposed copy of the result.
     """
     return _batched("krh,ksh->krs", queries, keys)
@@ -31,7 +31,7 @@ def softmax(
     return jax.nn.softmax(jnp.where(visible[..., None, :], logits, -jnp.inf), axis=-1)
 
 
-def mix(probs: Float[Array, "K *T G S"], values: Float[Array, "K S H"]) -> Float[Array, "K *T G H"]:
+def weighted_values(probs: Float[Array, "K *T G S"], values: Float[Array, "K S H"]) -> Float[Array, "K *T G H"]:
     """Values averaged by attention probabilities, in at least float32."""
     return _batched("krs,ksh->krh", probs.astype(values.dtype), values)
 

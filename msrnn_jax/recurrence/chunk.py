@@ -8,11 +8,11 @@ from jaxtyping import Bool, Float, Int
 
 from msrnn_jax.config import Config
 from msrnn_jax.policies import Policy
-from msrnn_jax.recurrence.attention import match, mix, softmax
+from msrnn_jax.recurrence.attention import attention_logits, softmax, weighted_values
 from msrnn_jax.recurrence.eviction import eviction_order
-from msrnn_jax.recurrence.positions import Frame, enter, leave, make_frame
-from msrnn_jax.recurrence.sliding_window import in_sight, window_in
-from msrnn_jax.recurrence.slots import append, compact, mark_held
+from msrnn_jax.recurrence.positions import Frame, close_gap, make_frame, place_token
+from msrnn_jax.recurrence.sliding_window import visible_in_window, window_in
+from msrnn_jax.recurrence.slots import append_tokens, compact, mark_held
 from msrnn_jax.recurrence.step import observe_and_forget
 from msrnn_jax.state import EMPTY, LayerState, StepContext
 
@@ -38,10 +38,10 @@ def attend_chunk(
     count, before = context.token.shape[0], layer
     # What padding is worth has probability 0, and must be finite to count for nothing.
     value = jnp.where((context.position != EMPTY)[:, None, None], value, jnp.zeros_like(value))
-    layer = append(policy, layer, key, value)
+    layer = append_tokens(policy, layer, key, value)
     grouped = jnp.moveaxis(query.reshape(count, key.shape[1], -1, query.shape[2]), 0, 1)  # [K, T, G, H]
     if context.mode == "absolute" or not config.rotates(index):
-        products = match(grouped, layer.keys)  # [K, T, G, M]
+        products = attention_logits(grouped, layer.keys)  # [K, T, G, M]
         hold = _hold_in_closed_form if _has_closed_form(policy, context, window) else _scan_masks
         layer, visible = hold(policy, layer, context, query, products, index, window)
     else:
@@ -50,7 +50,7 @@ def attend_chunk(
             config, policy, layer, frame, query, key, context, index, window
         )
     probs = softmax(products, visible, query.shape[2])
-    mixed = jnp.moveaxis(mix(probs, layer.values).astype(query.dtype), 0, 1)  # [T, K, G, H]
+    mixed = jnp.moveaxis(weighted_values(probs, layer.values).astype(query.dtype), 0, 1)  # [T, K, G, H]
     return compact(layer, before.num_slots), mixed.reshape(query.shape)
 
 
@@ -76,7 +76,7 @@ def _sight(layer: LayerState, context: StepContext, window: int | None) -> Bool[
     count = context.token.shape[0]
     slots = jnp.arange(layer.num_slots - count, layer.num_slots, dtype=jnp.int32)
     queries = jnp.broadcast_to(slots[None], (layer.num_rows, count))
-    return in_sight(context.mode, _arrived(layer, context), queries, window)
+    return visible_in_window(context.mode, _arrived(layer, context), queries, window)
 
 
 def _hold_in_closed_form(
@@ -198,12 +198,12 @@ def _scan_masks_and_keys(
         if sight is not None:
             visible = visible & lax.dynamic_index_in_dim(sight, step, axis=1, keepdims=False)
         grouped = query.reshape(key.shape[0], -1, query.shape[1])  # [K, G, H]
-        frame, turned = enter(config, context.mode, frame, slot, grouped, key, now.position)
-        mine = match(turned, frame.keys)  # [K, G, M]
+        frame, turned = place_token(config, context.mode, frame, slot, grouped, key, now.position)
+        mine = attention_logits(turned, frame.keys)  # [K, G, M]
         after = observe_and_forget(
             policy, held, softmax(mine, visible, query.shape[1]), query, now, index, over, window
         )
-        frame = leave(config, context.mode, frame, held.positions, after.positions)
+        frame = close_gap(config, context.mode, frame, held.positions, after.positions)
         return (after.positions, after.stats, frame), (visible, mine)
 
     key = key.astype(layer.keys.dtype)  # as it will be found in its slot

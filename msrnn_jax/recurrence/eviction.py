@@ -34,7 +34,7 @@ def evict_one(
     """Frees one slot in every row that holds more than its budget: `evict_to_budget` where one is too many.
 
     Keys and values stay where they are: a slot is free because its position is EMPTY, and the next
-    `write` takes it.
+    `write_token` takes it.
 
     Args:
       over: which rows those are, if the caller knows without counting.

@@ -29,7 +29,7 @@ class Frame(struct.PyTreeNode):
 
 def make_frame(config: Config, mode: str, angles: Angles | None, layer: LayerState, count: int) -> Frame:
     """The frame of a layer's slots, with room for `count` tokens."""
-    keys = turn_back(config, mode, angles, layer.keys, layer.positions)
+    keys = rotate_to_newest(config, mode, angles, layer.keys, layer.positions)
     return Frame(
         keys=jnp.pad(keys, ((0, 0), (0, count), (0, 0))),
         place=jnp.zeros(layer.num_rows, keys.dtype),
@@ -37,7 +37,7 @@ def make_frame(config: Config, mode: str, angles: Angles | None, layer: LayerSta
     )
 
 
-def enter(
+def place_token(
     config: Config,
     mode: str,
     frame: Frame,
@@ -49,7 +49,7 @@ def enter(
     """Gives a new token its place, unless it is padding; returns its query, rotated to it."""
     dtype = frame.keys.dtype
     real = position != EMPTY
-    place = frame.place + counted(mode, position - frame.newest, dtype)  # [#K]
+    place = frame.place + counted_distance(mode, position - frame.newest, dtype)  # [#K]
     cos, sin = rotation(config, place)  # [#K, H / 2]
     turned = rotate(key.astype(dtype), cos, sin)
     frame = frame.replace(
@@ -60,7 +60,7 @@ def enter(
     return frame, rotate(query.astype(dtype), cos[:, None], sin[:, None])
 
 
-def leave(config: Config, mode: str, frame: Frame, before: Int[Array, "#K M"], after: Int[Array, "#K M"]) -> Frame:
+def close_gap(config: Config, mode: str, frame: Frame, before: Int[Array, "#K M"], after: Int[Array, "#K M"]) -> Frame:
     """Closes the gap of the token that each row has freed, if any."""
     dtype, far = frame.keys.dtype, jnp.iinfo(jnp.int32).max
     gone = jnp.max(jnp.where(before == after, EMPTY, before), axis=1)  # [#K]
@@ -68,8 +68,8 @@ def leave(config: Config, mode: str, frame: Frame, before: Int[Array, "#K M"], a
     newer = jnp.min(jnp.where(after > gone[:, None], after, far), axis=1)
     was_newest = (gone != EMPTY) & (newer == far)
     inside = (older != EMPTY) & (newer != far)  # where nothing was freed, there is no older one
-    apart = counted(mode, gone - older, dtype)
-    closer = counted(mode, newer - older, dtype) - counted(mode, newer - gone, dtype) - apart
+    apart = counted_distance(mode, gone - older, dtype)
+    closer = counted_distance(mode, newer - older, dtype) - counted_distance(mode, newer - gone, dtype) - apart
     shift = jnp.where(inside, closer, jnp.zeros((), dtype))
     cos, sin = (angle[:, None] for angle in rotation(config, shift))  # [#K, 1, H / 2]
     moves = (inside[:, None] & (after > gone[:, None]))[..., None]  # [#K, M, 1]
@@ -90,7 +90,7 @@ def angles_for(config: Config, mode: str, positions: Int[Array, "*T"], slots: in
     return rotation(config, jnp.arange(slots, dtype=jnp.int32)) if mode == "cache" else None
 
 
-def turn_back(
+def rotate_to_newest(
     config: Config, mode: str, angles: Angles | None, keys: Float[Array, "K S H"], positions: Int[Array, "#K S"]
 ) -> Float[Array, "K S H"]:
     """Unrotated keys as an unrotated query at the newest held position sees them, in at least float32.
@@ -105,7 +105,7 @@ def turn_back(
     return rotate(keys, cos, -sin)
 
 
-def counted(mode: str, gap: Int[Array, "*T"], dtype: Any) -> Float[Array, "*T"]:
+def counted_distance(mode: str, gap: Int[Array, "*T"], dtype: Any) -> Float[Array, "*T"]:
     """How far apart two held neighbours count as being whose true positions differ by `gap`.
 
     "cache": one place (Xiao et al., 2023, arXiv:2309.17453: positions are places among what is held). "gap": the
@@ -125,5 +125,5 @@ def distances(mode: str, positions: Int[Array, "#K S"], dtype: Any) -> Float[Arr
         return newer.sum(axis=-1, dtype=jnp.int32).astype(dtype)
     others = jnp.broadcast_to(positions[:, :, None], newer.shape)
     older = jnp.max(others, axis=1, where=newer, initial=EMPTY)  # [#K, S], the neighbour's position
-    steps = counted(mode, positions - older, dtype)
+    steps = counted_distance(mode, positions - older, dtype)
     return jnp.sum(jnp.broadcast_to(steps[:, None], newer.shape), axis=-1, where=newer)

@@ -19,12 +19,12 @@ def window_in(config: Config, mode: str, index: int, *, forgetting: bool) -> int
     return None if mode == "cache" and forgetting else config.window_of(index)
 
 
-def expire(layer: LayerState, window: int, t: Int[Array, ""]) -> LayerState:
+def free_expired(layer: LayerState, window: int, t: Int[Array, ""]) -> LayerState:
     """Frees what a query at position `t`, and so every later one, no longer sees."""
     return layer.replace(positions=jnp.where(layer.positions <= t - window, EMPTY, layer.positions))
 
 
-def in_sight(
+def visible_in_window(
     mode: str, positions: Int[Array, "#K M"], queries: Int[Array, "#K T"], window: int
 ) -> Bool[Array, "#K T M"]:
     """What queries see that attend to all of `positions` written before them, but for their window.

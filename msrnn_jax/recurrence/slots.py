@@ -75,12 +75,12 @@ def _empty(config: Config, policy: Policy, rows: int, slots: int, budget: Any, d
         keys=cache,
         values=cache,
         positions=jnp.full((rows, slots), EMPTY, jnp.int32),
-        stats=fresh_stats(policy, rows, slots),
+        stats=init_stats(policy, rows, slots),
         budget=jnp.clip(jnp.asarray(budget).astype(jnp.int32), 1, slots - 1),  # a traced one may lie outside
     )
 
 
-def fresh_stats(policy: Policy, rows: int, slots: int) -> Any:
+def init_stats(policy: Policy, rows: int, slots: int) -> Any:
     """The statistics of free slots, with a dtype of their own, as they will come back from a step."""
     return jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), policy.init(rows, slots))
 
@@ -104,7 +104,7 @@ def _layer_slots(budgets: Sequence[Any], slots: Slots | None) -> list[int]:
     return counts
 
 
-def write(
+def write_token(
     policy: Policy,
     layer: LayerState,
     key: Float[Array, "K H"],
@@ -137,14 +137,16 @@ def mark_held(policy: Policy, layer: LayerState, here: Bool[Array, "#K S"], posi
     )
 
 
-def grow(policy: Policy, layer: LayerState, extra: int) -> LayerState:
+def grow_slots(policy: Policy, layer: LayerState, extra: int) -> LayerState:
     """The same layer with `extra` more free slots."""
     heads, _, width = layer.keys.shape
     nothing = jnp.zeros((extra, heads, width), layer.keys.dtype)
-    return append(policy, layer, nothing, nothing)
+    return append_tokens(policy, layer, nothing, nothing)
 
 
-def append(policy: Policy, layer: LayerState, keys: Float[Array, "T K H"], values: Float[Array, "T K H"]) -> LayerState:
+def append_tokens(
+    policy: Policy, layer: LayerState, keys: Float[Array, "T K H"], values: Float[Array, "T K H"]
+) -> LayerState:
     """The same layer with T more slots, which are free but have keys and values."""
     count = keys.shape[0]
     fresh = policy.init(layer.num_rows, count)

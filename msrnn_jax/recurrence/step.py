@@ -7,12 +7,12 @@ from jaxtyping import Bool, Float
 
 from msrnn_jax.config import Config
 from msrnn_jax.policies import Policy
-from msrnn_jax.recurrence.attention import match, mix, softmax
+from msrnn_jax.recurrence.attention import attention_logits, softmax, weighted_values
 from msrnn_jax.recurrence.checks import check_observed
 from msrnn_jax.recurrence.eviction import evict_one
-from msrnn_jax.recurrence.positions import turn_back
-from msrnn_jax.recurrence.sliding_window import expire, in_sight, window_in
-from msrnn_jax.recurrence.slots import write
+from msrnn_jax.recurrence.positions import rotate_to_newest
+from msrnn_jax.recurrence.sliding_window import free_expired, visible_in_window, window_in
+from msrnn_jax.recurrence.slots import write_token
 from msrnn_jax.state import EMPTY, LayerState, StepContext, View
 
 
@@ -37,19 +37,19 @@ def attend(
     "cache" nothing expires: at most W - 1 tokens are held, which never stand W places apart.
     """
     window = window_in(config, context.mode, index, forgetting=context.forgetting)
-    layer, slot = write(policy, layer, key, value, context.position)
+    layer, slot = write_token(policy, layer, key, value, context.position)
     # The newest slot is visible even to padding, whose row is thrown away but must stay finite.
     newest = jnp.arange(layer.num_slots, dtype=jnp.int32)[None] == slot[:, None]  # [#K, S]
     grouped, keys = query.reshape(key.shape[0], -1, query.shape[1]), layer.keys  # [K, G, H], [K, S, H]
     if context.mode != "absolute" and config.rotates(index):
-        keys = turn_back(config, context.mode, context.angles, keys, layer.positions)
+        keys = rotate_to_newest(config, context.mode, context.angles, keys, layer.positions)
         grouped = grouped.astype(keys.dtype)
     held = layer.positions != EMPTY
     visible = newest | held
     if window is not None and not context.forgetting:
-        visible = visible & in_sight(context.mode, layer.positions, slot[:, None], window)[:, 0]
-    probs = softmax(match(grouped, keys), visible, query.shape[1])
-    mixed = mix(probs, layer.values)
+        visible = visible & visible_in_window(context.mode, layer.positions, slot[:, None], window)[:, 0]
+    probs = softmax(attention_logits(grouped, keys), visible, query.shape[1])
+    mixed = weighted_values(probs, layer.values)
     over = held.sum(axis=1, dtype=jnp.int32) > layer.budget
     layer = observe_and_forget(policy, layer, probs, query, context, index, over, window)
     return layer, mixed.reshape(query.shape).astype(query.dtype)
@@ -91,6 +91,6 @@ def observe_and_forget(
     if not context.forgetting:
         return layer
     if window is not None:
-        layer = expire(layer, window, context.seen)
+        layer = free_expired(layer, window, context.seen)
         over = (layer.positions != EMPTY).sum(axis=1, dtype=jnp.int32) > layer.budget
     return evict_one(policy, layer, context.seen, over & real)

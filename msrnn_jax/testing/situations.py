@@ -13,7 +13,7 @@ from msrnn_jax.config import Config
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.attention import at_least_float32
 from msrnn_jax.recurrence.indexing import take_slots
-from msrnn_jax.recurrence.slots import grow, write
+from msrnn_jax.recurrence.slots import grow_slots, write_token
 from msrnn_jax.state import EMPTY, LayerState, View
 
 SLOTS, BUDGET, COUNT = 8, 5, 10  # more slots than are ever held, so that some are free and have leftovers
@@ -47,7 +47,7 @@ def situations(config: Config, policy: Policy, start: int, index: int, observe: 
     for step in range(COUNT):
         t = jnp.int32(start + step)
         key, value = (_numbers(random, (config.num_kv_heads, config.head_dim), config.dtype) for _ in range(2))
-        layer, _ = write(policy, layer, key, value, t)
+        layer, _ = write_token(policy, layer, key, value, t)
         view = View(
             probs=_probs(config, random, layer, step in SPIKES),
             positions=layer.positions,
@@ -102,7 +102,7 @@ def with_more_slots(policy: Policy, situation: Situation, count: int) -> Situati
     """The same with `count` more free slots."""
     layer, view = situation
     probs = jnp.pad(view.probs, ((0, 0), (0, 0), (0, count)))
-    return _shown(grow(policy, layer, count), view.replace(probs=probs))
+    return _shown(grow_slots(policy, layer, count), view.replace(probs=probs))
 
 
 def _shown(layer: LayerState, view: View) -> Situation:

@@ -32,6 +32,6 @@ def _mended(run: Iterator[str]) -> Iterator[str]:
             yield from (f"<0x{byte:02X}>" for byte in character.encode("utf-8"))
 
 
-def settled(text: str) -> int:
+def stable_length(text: str) -> int:
     """How many characters of a text cannot change as tokens come: all but bytes at its end that may be half of one."""
     return len(text) - min(len(text) - len(text.rstrip(BROKEN)), MOST_BROKEN)

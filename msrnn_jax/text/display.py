@@ -4,13 +4,13 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from msrnn_jax.text.byte_tokens import settled
+from msrnn_jax.text.byte_tokens import stable_length
 from msrnn_jax.text.tokenizer import Tokenizer
 
 MOST_HELD = 8  # tokens; what is decoded at once does not grow with a run of broken characters
 
 
-def pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
+def token_texts(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
     """What every token adds to the text; joined, they are the text, special tokens spelled out.
 
     A character may be made of several tokens: the last of them has it, the others have nothing.
@@ -27,7 +27,7 @@ def pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
     given = 0  # characters of what is decoded from `before` on
     for end in range(1, len(tokens) + 1):
         text = decode(before, end)
-        sure = len(text) if end == len(tokens) else max(given, settled(text))
+        sure = len(text) if end == len(tokens) else max(given, stable_length(text))
         found.append(text[given:sure])
         given, held = sure, len(text) - sure
         if not held or end - start > MOST_HELD:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from msrnn_jax.io.files import (
     STDIN,
     OnProblem,
-    called,
-    decoded,
+    decode_utf8,
+    file_label,
     read_bytes,
     read_each,
     read_remaining,
@@ -17,7 +17,7 @@ from msrnn_jax.io.files import (
     refuse,
     skipping,
 )
-from msrnn_jax.io.json_fields import field, sound
+from msrnn_jax.io.json_fields import check_characters, field
 
 KIND = "text file"
 SUFFIXES = (".txt", ".jsonl")  # what is taken from a folder
@@ -46,9 +46,9 @@ def read_text(path: str) -> str:
     Raises:
       ValueError: where it is missing, empty or not UTF-8.
     """
-    text = decoded(called(path), read_bytes(path))
+    text = decode_utf8(file_label(path), read_bytes(path))
     if not text.strip():
-        raise ValueError(f"{called(path)} is empty")
+        raise ValueError(f"{file_label(path)} is empty")
     return text
 
 
@@ -83,13 +83,13 @@ def _all(paths: Sequence[str], field: str, unreadable: OnProblem) -> Iterator[Do
         elif is_named:
             yield Document(path, read_text(path))
         else:  # an empty one is a document without tokens
-            yield Document(path, decoded(called(path), read_bytes(path)))
+            yield Document(path, decode_utf8(file_label(path), read_bytes(path)))
 
     return read_each(paths, SUFFIXES, KIND, read, unreadable)
 
 
 def _rows(path: pathlib.Path, name: str, unreadable: OnProblem) -> Iterator[Document]:
-    for number, where, row in read_rows(called(path), read_bytes(path), unreadable):
+    for number, where, row in read_rows(file_label(path), read_bytes(path), unreadable):
         with skipping(unreadable):
             text = field(row, name, str, where)
-            yield Document(f"{path}:{number}", sound(text, f"{where}: field {name!r}"))
+            yield Document(f"{path}:{number}", check_characters(text, f"{where}: field {name!r}"))

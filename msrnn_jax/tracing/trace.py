@@ -19,7 +19,7 @@ from msrnn_jax.recurrence.checks import as_tokens, check_int, check_room
 from msrnn_jax.recurrence.sliding_window import room_for
 from msrnn_jax.recurrence.slots import init_state
 from msrnn_jax.state import MultiState
-from msrnn_jax.text.display import pieces
+from msrnn_jax.text.display import token_texts
 from msrnn_jax.text.tokenizer import Tokenizer
 from msrnn_jax.tracing.lifetimes import STILL_HELD, follow, follow_oneshot, start_record
 
@@ -110,7 +110,7 @@ def trace_prompt(
         "positions": settings.positions,
         "dtype": config.dtype,
         "tokens": tokens,
-        "texts": pieces(tokenizer, tokens),
+        "texts": token_texts(tokenizer, tokens),
         "freed": [[[None if t == STILL_HELD else t for t in row] for row in layer] for layer in freed.tolist()],
     }
     record["layers"] = [layer_row(record, layer) for layer in range(config.num_layers)]

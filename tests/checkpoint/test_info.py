@@ -128,9 +128,9 @@ def test_the_memory_of_an_accelerator_is_what_it_says(monkeypatch):
         platform="gpu", device_kind="H", memory_stats=lambda: {"bytes_limit": 7, "bytes_in_use": 3}
     )
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
-    assert sizes.memory_here() == (7, "gpu H, what JAX may take of it")
+    assert sizes.total_memory() == (7, "gpu H, what JAX may take of it")
     device.memory_stats = lambda: None
-    assert sizes.memory_here() == (os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "this machine's RAM")
+    assert sizes.total_memory() == (os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "this machine's RAM")
     monkeypatch.delattr(os, "sysconf")
     with pytest.raises(ValueError, match="unknown; give --memory"):
-        sizes.memory_here()
+        sizes.total_memory()

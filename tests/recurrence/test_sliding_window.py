@@ -13,8 +13,8 @@ import msrnn_jax as ms
 from msrnn_jax.model.llama import advance
 from msrnn_jax.params import abstract_params
 from msrnn_jax.recurrence.checks import check_room, check_state
-from msrnn_jax.recurrence.sliding_window import in_sight, room_for
-from msrnn_jax.recurrence.slots import grow
+from msrnn_jax.recurrence.sliding_window import room_for, visible_in_window
+from msrnn_jax.recurrence.slots import grow_slots
 from msrnn_jax.state import POSITION_MODES
 
 T, W = 34, 7
@@ -187,7 +187,7 @@ def test_stepping_without_forgetting_is_masked_by_the_window(x64):
     """`advance` token by token with room for all, as a chunk of them."""
     for mode in ("absolute", "cache"):
         state = ms.init_state(ONE, ms.TOVA(), W - 1, positions=mode)
-        wide = state.replace(layers=tuple(grow(ms.TOVA(), layer, T) for layer in state.layers))
+        wide = state.replace(layers=tuple(grow_slots(ms.TOVA(), layer, T) for layer in state.layers))
         (together, x), (last, each) = remembering(wide, jnp.asarray(tokens()))
         np.testing.assert_allclose(each, x, rtol=0, atol=1e-10)
         assert [tiny.held(layer) for layer in last.layers] == [tiny.held(layer) for layer in together.layers]
@@ -223,7 +223,10 @@ def test_what_is_in_sight_is_counted_in_places_where_positions_are_places():
     empty = ms.EMPTY
     positions = jnp.asarray([[0, 30, empty, 28, 31, 33]], jnp.int32)
     queries = jnp.asarray([[4, 5]], jnp.int32)  # the slots of 31 and 33
-    seen = {mode: np.asarray(in_sight(mode, positions, queries, 4))[0, :, [0, 1, 3, 4]].T for mode in POSITION_MODES}
+    seen = {
+        mode: np.asarray(visible_in_window(mode, positions, queries, 4))[0, :, [0, 1, 3, 4]].T
+        for mode in POSITION_MODES
+    }
     assert seen["absolute"].tolist() == [[False, True, True, True], [False, True, False, True]]
     assert seen["cache"].tolist() == [[True, True, True, True], [False, True, True, True]]
 

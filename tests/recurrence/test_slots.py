@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 import msrnn_jax as ms
-from msrnn_jax.recurrence.slots import grow, shrink_slots, write
+from msrnn_jax.recurrence.slots import grow_slots, shrink_slots, write_token
 
 
 def test_shapes_of_an_empty_state():
@@ -28,7 +28,7 @@ def test_a_new_token_takes_a_free_slot_and_fresh_statistics(policy):
         positions=jnp.asarray([[7, ms.EMPTY, 9, 8]] * rows, jnp.int32), stats=jnp.full((rows, 4), 5.0)
     )
     key, value = jnp.arange(30.0).reshape(3, 10), -jnp.arange(30.0).reshape(3, 10)
-    after, slot = write(policy, layer, key, value, jnp.int32(10))
+    after, slot = write_token(policy, layer, key, value, jnp.int32(10))
     assert slot.tolist() == [1] * rows
     assert after.positions.tolist() == [[7, 10, 9, 8]] * rows
     assert after.stats.tolist() == [[5, 0, 5, 5]] * rows
@@ -66,7 +66,7 @@ def test_statistics_begin_anew_in_a_slot_that_is_reused_though_they_do_not_begin
 def test_rows_write_into_slots_of_their_own():
     layer = ms.init_state(tiny.CONFIG, ms.H2O(), 2).layers[0]
     layer = layer.replace(positions=jnp.asarray([[0, 1, -1], [-1, 0, 1], [0, -1, 1]], jnp.int32))
-    after, slot = write(ms.H2O(), layer, jnp.ones((3, 10)), jnp.ones((3, 10)), jnp.int32(2))
+    after, slot = write_token(ms.H2O(), layer, jnp.ones((3, 10)), jnp.ones((3, 10)), jnp.int32(2))
     assert slot.tolist() == [2, 0, 1]
     np.testing.assert_array_equal(after.keys.sum(axis=2) > 0, np.eye(3)[[2, 0, 1]] > 0)
 
@@ -77,7 +77,7 @@ def test_growing_and_cutting_keep_what_is_held(policy):
         tiny.CONFIG, policy, tiny.params(), ms.init_state(tiny.CONFIG, policy, 5), tiny.tokens(12)
     )
     for layer in state.layers:
-        wide = grow(policy, layer, 4)
+        wide = grow_slots(policy, layer, 4)
         assert wide.num_slots == 10 and tiny.held(wide) == tiny.held(layer)
         back = shrink_slots(wide, 6)
         assert tiny.held(back) == tiny.held(layer)

@@ -10,7 +10,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 import msrnn_jax as ms
 from msrnn_jax.generation.streaming import Detokenizer, _sure
-from msrnn_jax.text.display import pieces
+from msrnn_jax.text.display import token_texts
 from msrnn_jax.text.tokenizer import Tokenizer
 
 SPECIAL = ["<s>", "</s>"]
@@ -80,7 +80,7 @@ def test_what_was_shown_is_never_taken_back(kind):
         raw = random_bytes(generator)
         tokens = [generator.randrange(260) if generator.random() < 0.1 else token for token in tokens_of(raw)]
         tokens = [min(token, tokenizer.backend.get_vocab_size() - 1) for token in tokens]
-        assert "".join(pieces(tokenizer, tokens)) == tokenizer.decode(tokens, skip_special=False)
+        assert "".join(token_texts(tokenizer, tokens)) == tokenizer.decode(tokens, skip_special=False)
         cut = generator.randrange(len(tokens))
         detokenizer, shown = Detokenizer(tokenizer, tokens[:cut]), ""
         for end in range(cut + 1, len(tokens) + 1):

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import msrnn_jax as ms
 from msrnn_jax.cli.app import app
-from msrnn_jax.text.display import pieces, visible
+from msrnn_jax.text.display import token_texts, visible
 from msrnn_jax.text.tokenizer import Tokenizer
 from msrnn_jax.tracing.lifetimes import STILL_HELD, follow, start_record
 from msrnn_jax.tracing.page import survival_page
@@ -210,7 +210,7 @@ def bytewise(text: str) -> tuple[Tokenizer, list[int]]:
 @pytest.mark.parametrize("text", ["plain words", "naïve 漢字 👩\u200d👧 x", "\ufffd\ufffd a", " lead", "é"])
 def test_pieces_join_to_the_text(text):
     tokenizer, tokens = bytewise(text)
-    found = pieces(tokenizer, tokens)
+    found = token_texts(tokenizer, tokens)
     assert len(found) == len(tokens) == len(text.encode())
     assert "".join(found) == tokenizer.decode(tokens) == text
     if "\ufffd" not in text:
@@ -220,7 +220,7 @@ def test_pieces_join_to_the_text(text):
 def test_pieces_of_a_character_that_never_ends():
     tokenizer, tokens = bytewise("ab👩")
     for broken in (tokens[:-1], tokens[:4] + tokens[:2], tokens[2:4] * 9):
-        found = pieces(tokenizer, broken)
+        found = token_texts(tokenizer, broken)
         assert len(found) == len(broken) and "".join(found)
 
 
@@ -228,7 +228,7 @@ def test_pieces_keep_the_blanks_that_a_decoder_drops_at_the_start():
     backend = Backend(models.WordLevel({"▁one": 0, "▁two": 1, "s": 2}, unk_token="s"))
     backend.decoder = decoders.Metaspace()
     tokenizer = Tokenizer(backend, bos=None, stop=(), template=None)
-    assert pieces(tokenizer, [0, 1, 2, 0]) == ["one", " two", "s", " one"]
+    assert token_texts(tokenizer, [0, 1, 2, 0]) == ["one", " two", "s", " one"]
 
 
 def test_what_is_shown_cannot_steer_a_terminal():
