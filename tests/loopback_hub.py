@@ -54,7 +54,6 @@ class LoopbackHub:
         self.requests: list[Request] = []
         self.faults: dict[str, list[Fault]] = {}  # by "METHOD file", each for one request
         self.endpoint = self.storage = ""
-        self.sent = 0  # bytes of endless answers
 
     def asked(self, method: str) -> list[str]:
         """The repository files that were asked for, in order."""
@@ -112,34 +111,6 @@ def other(content: bytes) -> Fault:
     def answer(handler: "_Handler", right: bytes) -> bool:
         del right
         handler.answer(200, content, {})
-        return True
-
-    return answer
-
-
-def headed(headers: dict[str, str], code: int = 200) -> Fault:
-    """A fault: the content comes under other headers."""
-
-    def answer(handler: "_Handler", content: bytes) -> bool:
-        handler.answer(code, content, headers)
-        return True
-
-    return answer
-
-
-def endless(block: bytes = b" " * 2**20, start: bytes = b"") -> Fault:
-    """A fault: an answer that goes on until nobody listens."""
-
-    def answer(handler: "_Handler", content: bytes) -> bool:
-        del content
-        handler.send_response(200)
-        handler.end_headers()
-        handler.close_connection = True
-        with contextlib.suppress(OSError):
-            handler.wfile.write(start)
-            while True:
-                handler.wfile.write(block)
-                handler.hub.sent += len(block)
         return True
 
     return answer

@@ -8,7 +8,7 @@ from ..gguf.parts import NAME as PART
 from ..huggingface.names import check_whole
 from ..huggingface.reader import PICKLES
 from ..huggingface.safetensors import INDEX, SINGLE
-from ..problems import shorten
+from ..problems import shorten, shown
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -23,14 +23,14 @@ SMALL = (
     "chat_template.jinja",
     "chat_template.json",
 )
+SHARD = re.compile(r"[\w .+-]+\.safetensors")
 
 
 class Entry(NamedTuple):
     """A file of a repository, as far as it is known before it is fetched."""
 
     size: int | None  # bytes
-    sha256: str | None  # of large files
-    blob: str | None  # of small files: git's own hash, sha1 of a header and the content
+    hash: str | None  # the sha256 of a large file; of a small one git's own, the sha1 of a header and the content
 
 
 class Listing(NamedTuple):
@@ -60,25 +60,23 @@ def check_convertible(repository: str, listing: Listing, page: str) -> None:
     files = listing.files
     check_whole(repository, files)
     weights = SINGLE in files or INDEX in files
+    lacking = CONFIG if CONFIG not in files else f"{SINGLE} or {INDEX}"
     if CONFIG in files and weights:
         return
-    if listing.offline:
-        lacking = CONFIG if CONFIG not in files else f"{SINGLE} or {INDEX}"
-        raise ValueError(f"{repository}: the cache holds no {lacking} of {listing.commit}, and the hub is not asked")
-    ggufs = sorted(name for name in files if name.lower().endswith(".gguf"))
+    ggufs = sorted(f"{repository}/{name}" for name in files if name.lower().endswith(".gguf"))
     if ggufs and not weights:
-        names = ", ".join(shorten((f"{repository}/{name}" for name in ggufs), "GGUF files"))
-        raise ValueError(f"{repository} holds GGUF files; name the one to convert: {names}")
-    if CONFIG not in files:
-        raise ValueError(f"{repository} holds no {CONFIG}, so it is no model that can be converted")
+        raise ValueError(
+            f"{repository} holds GGUF files; name the one to convert: {', '.join(shorten(ggufs, 'GGUF files'))}"
+        )
     pickles = sorted(name for name in files if name.endswith(PICKLES))
-    if pickles:
+    if pickles and not weights:
         raise ValueError(
             f"{repository} holds its weights as {pickles[0]}; pickle files can run code and are never read: take a "
             f"revision with safetensors (often the hub's own conversion, refs/pr/N, listed on {page}/discussions) "
             "or ask its authors for one"
         )
-    raise ValueError(f"{repository} holds neither {SINGLE} nor {INDEX}")
+    where = f"the cache of {repository}" if listing.offline else repository
+    raise ValueError(f"{where} holds no {lacking}, so there is no model that can be converted")
 
 
 def gguf_files(file: str, listing: Listing, repository: str) -> list[str]:
@@ -87,38 +85,35 @@ def gguf_files(file: str, listing: Listing, repository: str) -> list[str]:
     Raises:
       ValueError: the repository lacks one of them.
     """
-    ggufs = sorted(name for name in listing.files if name.lower().endswith(".gguf"))
     if file not in listing.files:
+        ggufs = sorted(name for name in listing.files if name.lower().endswith(".gguf"))
         raise ValueError(f"{repository} holds no {file}; its GGUF files are: {', '.join(ggufs) or 'none'}")
     part = PART.fullmatch(file)
     count = int(part["count"]) if part else 0
-    if part is None or not 1 <= int(part["number"]) <= count:
+    if part is None or count == 0:
         return [file]
     names = [f"{part['stem']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
-    missing = [name for name in names if name not in listing.files]
-    if missing:
-        where = "in the cache" if listing.offline else f"at {listing.commit}"
-        parts = ", ".join(shorten(missing, "files"))
-        raise ValueError(f"{repository}: {parts} (of the {count} parts of a model) is not {where}")
-    return names
+    return _listed(names, f"of the {count} parts of a model", listing, repository)
 
 
 def shards(index: Mapping[str, Any], listing: Listing, repository: str) -> list[str]:
     """The files that an index names.
 
     Raises:
-      ValueError: the index is no index, or names files that are not plain safetensors files of the repository.
+      ValueError: the index names no plain safetensors files, or others than the repository has.
     """
     weight_map = index.get("weight_map")
-    if not isinstance(weight_map, Mapping) or not weight_map:
-        raise ValueError(f"{repository}/{INDEX}: weight_map must map tensor names to file names")
-    names = set(weight_map.values()) if all(isinstance(name, str) for name in weight_map.values()) else set()
-    plain = re.compile(r"[^/\\\0]+\.safetensors")
-    wrong = sorted(repr(name) for name in names if not (plain.fullmatch(name) and name.isprintable()))
+    names = list(weight_map.values()) if isinstance(weight_map, Mapping) else []
+    wrong = [shown(name) for name in names if not (isinstance(name, str) and SHARD.fullmatch(name))]
     if wrong or not names:
-        raise ValueError(f"{repository}/{INDEX} names {', '.join(wrong) or 'no text'}; it must name .safetensors files")
-    missing = sorted(name for name in names if name not in listing.files)
+        raise ValueError(f"{repository}/{INDEX} names {(wrong or ['no file'])[0]}; it must name .safetensors files")
+    return _listed(sorted(set(names)), f"named by {INDEX}", listing, repository)
+
+
+def _listed(names: list[str], what: str, listing: Listing, repository: str) -> list[str]:
+    """The names, if the repository has files of all of them."""
+    missing = [name for name in names if name not in listing.files]
     if missing:
         where = "in the cache" if listing.offline else f"at {listing.commit}"
-        raise ValueError(f"{repository}: {', '.join(shorten(missing, 'files'))} (named by {INDEX}) is not {where}")
-    return sorted(names)
+        raise ValueError(f"{repository}: {', '.join(shorten(missing, 'files'))} ({what}) is not {where}")
+    return names
