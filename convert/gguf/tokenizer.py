@@ -1,28 +1,19 @@
 """The tokenizer in a GGUF file's metadata, as one of the `tokenizers` library."""
 
 import textwrap
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from ..pre_tokenizers import WORDS
+from ..pre_tokenizers import WORDS, Words
 from ..problems import shown
 from ..source import TokenizerFacts
-from ..vocabulary import CONTROL, NORMAL, Vocabulary, build_tokenizer
+from ..vocabulary import CONTROL, ENDS, NORMAL, Vocabulary, build_tokenizer
 from .metadata import flag, items, text
 
 PREFIX = "tokenizer.ggml."
 NONE = (None, "none", "no_vocab")  # tokenizer.ggml.model
 DEFAULT_IDS = {"gpt2": {}, "llama": {"bos": 1, "eos": 2, "unknown": 0}}  # by the same; as in llama.cpp
 NO_IDS = (-1, 2**32 - 1)  # of a token that there is not; the second is the first as it is mostly stored
-# Tokens that end a text by their spelling, whatever type the file gives them: those of llama.cpp that tokenizers of our
-# architectures have. It stops also at marks between the files of a repository, where transformers does not.
-ENDS = frozenset(
-    """
-    <|eot_id|> <|eom_id|> <|end_of_text|> <|im_end|> <|endoftext|> <|end|> <end_of_turn> <end_of_utterance> </s>
-    <EOT> _<EOT> ▁<EOT> <｜end▁of▁sentence｜>
-    """.split()
-)
 
 
 def read_tokenizer(metadata: Mapping[str, Any], problems: list[str], pre: str | None = None) -> TokenizerFacts:
@@ -45,43 +36,43 @@ def read_tokenizer(metadata: Mapping[str, Any], problems: list[str], pre: str | 
         problems.append(f"{PREFIX}model {shown(model)} (must be one of {', '.join(DEFAULT_IDS)})")
         return nothing
     before = len(problems)
-    vocabulary = _read_vocabulary(metadata, model, pre, problems)
+    tokens = items(metadata, f"{PREFIX}tokens", str, problems)
+    tokens = [token or f"[EMPTY_{number}]" for number, token in enumerate(tokens)]  # as in llama.cpp
+    ids = {
+        name: _read_id(metadata, name, DEFAULT_IDS[model].get(name), len(tokens), problems)
+        for name in ("bos", "eos", "eot", "eom", "unknown")
+    }
+    vocabulary = _read_vocabulary(metadata, model, tokens, ids, pre, problems)
     if len(problems) > before:
         return nothing
     try:
-        built = build_tokenizer(vocabulary)
+        built = build_tokenizer(vocabulary, "tokenizer.ggml")
     except ValueError as error:
         problems.append(str(error))
         return nothing
-    ids = vocabulary.ids
-    spelled = [number for number, token in enumerate(vocabulary.tokens) if token in ENDS]
+    spelled = [number for number, token in enumerate(tokens) if token in ENDS]
     stops = [ids["eos"], ids["eot"], ids["eom"], *spelled]
+    padding = metadata.get(f"{PREFIX}padding_token_id")  # good for nothing here, so a wrong one is no reason to refuse
+    named = {"bos": ids["bos"], "eos": ids["eos"], "unk": ids["unknown"], "pad": padding}
     return TokenizerFacts(
         tokenizer=built,
         bos_token_id=ids["bos"],
         eos_token_ids=list(dict.fromkeys(stop for stop in stops if stop is not None)),
-        names=_names(vocabulary, metadata),
+        names={f"{name}_token": tokens[i] for name, i in named.items() if type(i) is int and 0 <= i < len(tokens)},
         chat_template=template,
     )
 
 
-def _names(vocabulary: Vocabulary, metadata: Mapping[str, Any]) -> dict[str, str]:
-    """What chat templates write. Padding is good for nothing else here, so a wrong id of it is no reason to refuse."""
-    ids = {f"{name}_token": vocabulary.ids[name] for name in ("bos", "eos")}
-    padding = metadata.get(f"{PREFIX}padding_token_id")
-    ids |= {"unk_token": vocabulary.ids["unknown"], "pad_token": padding if type(padding) is int else None}
-    count = len(vocabulary.tokens)
-    return {name: vocabulary.tokens[i] for name, i in ids.items() if i is not None and 0 <= i < count}
-
-
-def _read_vocabulary(metadata: Mapping[str, Any], model: str, stated: str | None, problems: list[str]) -> Vocabulary:
-    tokens = items(metadata, f"{PREFIX}tokens", str, problems)
-    tokens = [token or f"[EMPTY_{number}]" for number, token in enumerate(tokens)]  # as in llama.cpp
+def _read_vocabulary(
+    metadata: Mapping[str, Any],
+    model: str,
+    tokens: list[str],
+    ids: Mapping[str, int | None],
+    stated: str | None,
+    problems: list[str],
+) -> Vocabulary:
     types = items(metadata, f"{PREFIX}token_type", int, problems) or [NORMAL] * len(tokens)
     scores = items(metadata, f"{PREFIX}scores", float, problems)
-    token, times = Counter(tokens).most_common(1)[0] if tokens else ("", 0)
-    if times > 1:
-        problems.append(f"{PREFIX}tokens holds {shown(token)} more than once")
     if not tokens or len(types) != len(tokens):
         problems.append(f"tokenizer.ggml: {len(tokens)} tokens and {len(types)} types of tokens")
     if model == "llama" and len(scores) != len(tokens):
@@ -89,15 +80,13 @@ def _read_vocabulary(metadata: Mapping[str, Any], model: str, stated: str | None
     if any(score != score for score in scores):
         problems.append(f"{PREFIX}scores holds a score that is not a number")
     pre = text(metadata, f"{PREFIX}pre", problems) if stated is None else stated
-    if model == "gpt2" and pre not in WORDS:
-        problems += _explain(pre)
-    ids = {
-        name: _read_id(metadata, name, DEFAULT_IDS[model].get(name), len(tokens), problems)
-        for name in ("bos", "eos", "eot", "eom", "unknown")
-    }
-    starts_by_default = model == "llama" or (pre in WORDS and WORDS[pre].starts)
+    words = None
+    if model == "gpt2":
+        words = WORDS.get(pre or "", Words())
+        if pre not in WORDS:
+            problems += _explain(pre)
     ends = {
-        "bos": flag(metadata, f"{PREFIX}add_bos_token", starts_by_default, problems),
+        "bos": flag(metadata, f"{PREFIX}add_bos_token", words is None or words.starts, problems),
         "eos": flag(metadata, f"{PREFIX}add_eos_token", False, problems),
     }
     problems += [
@@ -106,15 +95,14 @@ def _read_vocabulary(metadata: Mapping[str, Any], model: str, stated: str | None
         if added and ids[name] is None
     ]
     return Vocabulary(
-        model=model,
-        pre=pre,
         tokens=tokens,
         types=[CONTROL if token in ENDS else kind for token, kind in zip(tokens, types, strict=False)],
-        scores=scores,
+        before=ids["bos"] if ends["bos"] else None,
+        after=ids["eos"] if ends["eos"] else None,
+        words=words,
         merges=items(metadata, f"{PREFIX}merges", str, problems),
-        ids=ids,
-        starts=ends["bos"],
-        ends=ends["eos"],
+        scores=scores,
+        unknown=ids["unknown"] or 0,
         space=flag(metadata, f"{PREFIX}add_space_prefix", True, problems),
     )
 

@@ -5,11 +5,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Regex, normalizers
 
-from ..gguf.tokenizer import read_tokenizer as build_tokenizer
-from ..problems import tokenizer_errors
-from ..vocabulary import CONTROL, NORMAL, USER_DEFINED
+from ..vocabulary import CONTROL, ENDS, NORMAL, USER_DEFINED, Vocabulary, build_tokenizer
 
 NAME = "tokenizer.model"
 # Those whose texts become tokens by the SentencePiece model alone.
@@ -81,10 +79,24 @@ def read_tokenizer_model(
         key: _id(pieces, settings.get(f"{key}_token"), number)
         for key, number in (("bos", spec.bos_id), ("eos", spec.eos_id))
     }
+    space = settings.get("add_prefix_space")
+    special = {token for token, kind in zip(pieces.tokens, pieces.types, strict=True) if kind == CONTROL}
+    vocabulary = Vocabulary(
+        tokens=pieces.tokens,
+        types=[CONTROL if token in ENDS else kind for token, kind in zip(pieces.tokens, pieces.types, strict=True)],
+        before=ids["bos"] if settings.get("add_bos_token", True) else None,
+        after=ids["eos"] if settings.get("add_eos_token", False) else None,
+        scores=pieces.scores,
+        unknown=spec.unk_id,
+        space=model.normalizer_spec.add_dummy_prefix if space is None else bool(space),
+        clean=_cleaning(model.normalizer_spec),
+        legacy=settings.get("legacy") is not False,
+        flags={token: {"special": token in special, **own} for token, own in flags.items()},
+    )
     try:
-        text = _build(model, pieces, settings, ids, flags)
+        text = build_tokenizer(vocabulary, NAME)
     except ValueError as error:
-        problems.append(f"{NAME}: {str(error).splitlines()[0]}")
+        problems.append(str(error).splitlines()[0])
         return None
     ids["unk"] = spec.unk_id
     return TokenizerModel(text, {f"{key}_token": pieces.tokens[i] for key, i in ids.items() if i is not None})
@@ -211,51 +223,11 @@ def _id(pieces: _Pieces, token: Any, default: int) -> int | None:
     return default if 0 <= default < len(pieces.tokens) else None
 
 
-def _build(
-    model: Any,
-    pieces: _Pieces,
-    settings: Mapping[str, Any],
-    ids: Mapping[str, int | None],
-    flags: Mapping[str, Mapping[str, bool]],
-) -> str:
-    stated = settings.get("add_prefix_space")
-    prefix = model.normalizer_spec.add_dummy_prefix if stated is None else bool(stated)
-    adds = {"bos": settings.get("add_bos_token", True), "eos": settings.get("add_eos_token", False)}
-    metadata: dict[str, Any] = {  # as llama.cpp's converter writes it
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": pieces.tokens,
-        "tokenizer.ggml.token_type": pieces.types,
-        "tokenizer.ggml.scores": pieces.scores,
-        "tokenizer.ggml.unknown_token_id": model.trainer_spec.unk_id,
-        "tokenizer.ggml.add_space_prefix": prefix,
-        **{f"tokenizer.ggml.{key}_token_id": number for key, number in ids.items() if number is not None},
-        **{f"tokenizer.ggml.add_{key}_token": bool(adds[key]) and number is not None for key, number in ids.items()},
-    }
-    wrong: list[str] = []
-    text = build_tokenizer(metadata, wrong).tokenizer
-    if text is None:
-        raise ValueError("; ".join(line.replace("tokenizer.ggml.", "") for line in wrong))
-    special = {token for token, kind in zip(pieces.tokens, pieces.types, strict=True) if kind == CONTROL}
-    with tokenizer_errors("it"):
-        tokenizer = Tokenizer.from_str(text)
-        _add_normalization(tokenizer, model.normalizer_spec, legacy=settings.get("legacy") is not False, prefix=prefix)
-        for content, own in flags.items():  # once more, which changes how they are matched
-            stated = {"special": content in special, "normalized": False, **own}
-            tokenizer.add_tokens([AddedToken(content, **stated)])
-        return tokenizer.to_str()
-
-
-def _add_normalization(tokenizer: Tokenizer, spec: Any, *, legacy: bool, prefix: bool) -> None:
-    """Cleans texts as the model says, LLaMA's own saying nothing, and puts spaces where `legacy` has them."""
+def _cleaning(spec: Any) -> list[normalizers.Normalizer]:
+    """How a model says that texts are cleaned, LLaMA's own saying nothing."""
     steps = []
     if spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:  # spaces alone: what else is white is not touched
         steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
-    if legacy:
-        assert tokenizer.normalizer is not None  # it makes the spaces
-        steps.append(tokenizer.normalizer)
-    else:
-        scheme = "first" if prefix else "never"
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
-    tokenizer.normalizer = normalizers.Sequence(steps)
+    return steps

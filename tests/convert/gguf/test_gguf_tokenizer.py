@@ -10,18 +10,22 @@ from converted import refusal
 from tokenizers import Tokenizer
 
 from convert import convert as run
-from convert.gguf.reader import read_gguf
 from convert.gguf.tokenizer import read_tokenizer
 from convert.pre_tokenizers import WORDS
 
 
-def read_facts(tmp_path, settings):
-    return read_gguf(write_gguf(tmp_path / "model.gguf", tokenizer=settings), None, lambda line: None).facts
-
-
-def converted_tokenizer(tmp_path, settings):
-    facts = read_facts(tmp_path, settings)
+def read(settings, pre=None):
+    problems = []
+    facts = read_tokenizer(settings, problems, pre)
+    assert problems == []
     return Tokenizer.from_str(facts.tokenizer), (facts.bos_token_id, facts.eos_token_ids)
+
+
+def refused(settings, pre=None):
+    """The lines on a tokenizer that is refused."""
+    problems = []
+    read_tokenizer(settings, problems, pre)
+    return problems
 
 
 @pytest.mark.parametrize(
@@ -33,9 +37,9 @@ def converted_tokenizer(tmp_path, settings):
         ("llama-bpe", ["<start>", "how", "Ġhi", "Ġ", "123", "!", "hi"]),  # "how" is whole though no merge makes it
     ],
 )
-def test_byte_level_tokenizers(tmp_path, pre, tokens):
+def test_byte_level_tokenizers(pre, tokens):
     settings = {**BYTE_LEVEL, "tokenizer.ggml.pre": pre, "tokenizer.ggml.add_bos_token": False}
-    tokenizer, ids = converted_tokenizer(tmp_path, settings)
+    tokenizer, ids = read(settings)
     text = "<start>how hi 123!hi"
     found = tokenizer.encode(text)
     assert found.tokens == tokens
@@ -45,8 +49,8 @@ def test_byte_level_tokenizers(tmp_path, pre, tokens):
     assert ids == (1, [0])
 
 
-def test_user_defined_tokens_are_whole_and_not_special(tmp_path):
-    tokenizer, _ = converted_tokenizer(tmp_path, BYTE_LEVEL)
+def test_user_defined_tokens_are_whole_and_not_special():
+    tokenizer, _ = read(BYTE_LEVEL)
     ids = tokenizer.encode("hi<note>hi").ids
     assert [tokenizer.id_to_token(token) for token in ids] == ["hi", "<note>", "hi"]
     assert tokenizer.decode(ids) == "hi<note>hi"
@@ -63,27 +67,27 @@ def test_user_defined_tokens_are_whole_and_not_special(tmp_path):
     ],
     ids=repr,
 )
-def test_ends_of_a_text_are_added_as_the_file_says(tmp_path, settings, tokens):
-    tokenizer, _ = converted_tokenizer(tmp_path, {**BYTE_LEVEL, **settings})
+def test_ends_of_a_text_are_added_as_the_file_says(settings, tokens):
+    tokenizer, _ = read({**BYTE_LEVEL, **settings})
     assert tokenizer.encode("hi").tokens == tokens
     assert tokenizer.encode("hi", add_special_tokens=False).tokens == ["hi"]
 
 
 @pytest.mark.parametrize(("eot", "eom", "stops"), [(2, 3, [0, 2, 3]), (2, 0, [0, 2])])
-def test_all_that_end_a_turn_are_joined(tmp_path, eot, eom, stops):
+def test_all_that_end_a_turn_are_joined(eot, eom, stops):
     settings = {**BYTE_LEVEL, "tokenizer.ggml.eot_token_id": eot, "tokenizer.ggml.eom_token_id": eom}
-    assert converted_tokenizer(tmp_path, settings)[1] == (1, stops)
+    assert read(settings)[1] == (1, stops)
 
 
 @pytest.mark.parametrize("kind", [1, 3, 4])  # normal, control, user-defined
 @pytest.mark.parametrize("end", ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>"])
-def test_ends_of_a_turn_are_known_by_their_spelling(tmp_path, end, kind):
+def test_ends_of_a_turn_are_known_by_their_spelling(end, kind):
     settings = {
         **BYTE_LEVEL,
         "tokenizer.ggml.tokens": [*BYTE_LEVEL["tokenizer.ggml.tokens"], end, "<|im_start|>"],
         "tokenizer.ggml.token_type": [*BYTE_LEVEL["tokenizer.ggml.token_type"], kind, 3],
     }
-    tokenizer, ids = converted_tokenizer(tmp_path, settings)
+    tokenizer, ids = read(settings)
     assert ids == (1, [0, 19])
     found = tokenizer.encode(f"hi{end}hi")
     assert found.tokens == ["hi", end, "hi"]
@@ -93,46 +97,40 @@ def test_ends_of_a_turn_are_known_by_their_spelling(tmp_path, end, kind):
 @pytest.mark.parametrize(
     ("base", "ids"), [(BYTE_LEVEL, (None, [])), (SENTENCEPIECE, (1, [2]))], ids=["byte-level", "sentencepiece"]
 )
-def test_an_id_of_minus_one_is_no_id(tmp_path, base, ids):
+def test_an_id_of_minus_one_is_no_id(base, ids):
     none = dict.fromkeys((f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "eot", "padding")), 2**32 - 1)
-    assert converted_tokenizer(tmp_path, {**base, **none})[1] == ids
+    assert read({**base, **none})[1] == ids
     assert read_tokenizer({**base, **dict.fromkeys(none, -1)}, []).bos_token_id == ids[0]
 
 
-def test_empty_tokens_are_no_token_twice(tmp_path):
+def test_empty_tokens_are_no_token_twice():
     settings = {
         **BYTE_LEVEL,
         "tokenizer.ggml.tokens": [*BYTE_LEVEL["tokenizer.ggml.tokens"], "", ""],
         "tokenizer.ggml.token_type": [*BYTE_LEVEL["tokenizer.ggml.token_type"], 1, 1],
     }
-    tokenizer, _ = converted_tokenizer(tmp_path, settings)
+    tokenizer, _ = read(settings)
     assert tokenizer.get_vocab_size() == 21
     assert tokenizer.encode("hi").tokens == ["hi"]
 
 
 @pytest.mark.parametrize("stated", [None, "gemma4", "smollm"])
-def test_the_caller_may_say_how_words_are_cut(tmp_path, stated):
-    settings = {key: value for key, value in BYTE_LEVEL.items() if key != "tokenizer.ggml.pre"}
-    if stated is not None:
-        settings["tokenizer.ggml.pre"] = stated
-    ours = run(write_gguf(tmp_path / "model.gguf", tokenizer=settings), tmp_path / "ours", pre="gpt-2")
-    assert Tokenizer.from_file(str(ours / "tokenizer.json")).encode("hi 123").tokens == ["hi", "Ġ", "123"]
+def test_the_caller_may_say_how_words_are_cut(stated):
+    settings = {**BYTE_LEVEL, "tokenizer.ggml.pre": stated}
+    assert read(settings, "gpt-2")[0].encode("hi 123").tokens == ["hi", "Ġ", "123"]
 
 
 def test_a_file_that_does_not_say_how_words_are_cut_is_refused_with_the_option_that_does(tmp_path):
-    settings = {key: value for key, value in BYTE_LEVEL.items() if key != "tokenizer.ggml.pre"}
-    source = write_gguf(tmp_path / "model.gguf", tokenizer=settings)
-    text = refusal(source, tmp_path / "ours")
-    assert "tokenizer.ggml.pre is missing" in text and "--pre NAME" in text
-    names = {name for line in text.splitlines()[2:] for name in line.strip(" ,").split(", ")}
-    assert names == set(WORDS)
+    first, *rest = refused({key: value for key, value in BYTE_LEVEL.items() if key != "tokenizer.ggml.pre"})
+    assert "tokenizer.ggml.pre is missing" in first and "--pre NAME" in first
+    assert {name for line in rest for name in line.strip(" ,").split(", ")} == set(WORDS)
+    source = write_gguf(tmp_path / "model.gguf", tokenizer=BYTE_LEVEL)
     assert "pre is 'gpt3'; it must be one of default, gpt-2," in refusal(source, tmp_path / "ours", pre="gpt3")
 
 
 def test_a_pre_is_refused_where_nothing_is_cut_by_one(tmp_path):
-    source = write_gguf(tmp_path / "pieces.gguf", tokenizer=SENTENCEPIECE)
     text = "pre is 'qwen2', but tokenizer.ggml.model is 'llama'; only gpt2 has a pre"
-    assert text in refusal(source, tmp_path / "ours", pre="qwen2")
+    assert refused(SENTENCEPIECE, "qwen2") == [text]
     folder = write_huggingface(tmp_path / "folder")
     assert f"pre is 'qwen2', but {folder} is no .gguf file" in refusal(folder, tmp_path / "ours", pre="qwen2")
 
@@ -148,8 +146,8 @@ def test_a_pre_is_refused_where_nothing_is_cut_by_one(tmp_path):
         ("  b", ["<s>", "▁", "▁", "▁", "b"]),
     ],
 )
-def test_sentencepiece_tokenizers(tmp_path, text, tokens):
-    tokenizer, ids = converted_tokenizer(tmp_path, SENTENCEPIECE)
+def test_sentencepiece_tokenizers(text, tokens):
+    tokenizer, ids = read(SENTENCEPIECE)
     found = tokenizer.encode(text)
     assert found.tokens == tokens
     assert found.ids == [list(PIECES).index(token) for token in tokens]
@@ -158,31 +156,26 @@ def test_sentencepiece_tokenizers(tmp_path, text, tokens):
     assert ids == (1, [2])
 
 
-def test_sentencepiece_without_a_leading_space(tmp_path):
+def test_sentencepiece_without_a_leading_space():
     settings = {**SENTENCEPIECE, "tokenizer.ggml.add_space_prefix": False, "tokenizer.ggml.add_bos_token": False}
-    tokenizer, _ = converted_tokenizer(tmp_path, settings)
+    tokenizer, _ = read(settings)
     assert tokenizer.encode("abc a").tokens == ["abc", "▁a"]
     assert tokenizer.decode(tokenizer.encode(" abc a").ids) == " abc a"
 
 
-def test_control_tokens_are_not_merged_from_text(tmp_path):
-    ours = run(write_gguf(tmp_path / "model.gguf", tokenizer=SENTENCEPIECE), tmp_path / "ours")
-    merges = json.loads((ours / "tokenizer.json").read_text())["model"]["merges"]
+def test_control_tokens_are_not_merged_from_text():
+    merges = json.loads(read(SENTENCEPIECE)[0].to_str())["model"]["merges"]
     order = ["b c", "a b", "ab c", "a bc", "▁ a", "▁a bc", "▁ abc"]
     assert [" ".join(merge) for merge in merges] == order
 
 
-def test_the_chat_template_is_taken_over(tmp_path):
-    settings = {**BYTE_LEVEL, "tokenizer.chat_template": "{{ messages }}"}
-    ours = run(write_gguf(tmp_path / "model.gguf", tokenizer=settings), tmp_path / "ours")
-    assert (ours / "chat_template.jinja").read_text() == "{{ messages }}"
-
-
 def test_a_gguf_without_a_tokenizer_is_converted_and_that_is_said(tmp_path):
     said = []
-    ours = run(write_gguf(tmp_path / "model.gguf"), tmp_path / "ours", report=said.append)
+    settings = {"tokenizer.chat_template": "{{ messages }}"}
+    ours = run(write_gguf(tmp_path / "model.gguf", tokenizer=settings), tmp_path / "ours", report=said.append)
     assert sum("holds no tokenizer" in line for line in said) == 1
     assert not (ours / "tokenizer.json").exists()
+    assert (ours / "chat_template.jinja").read_text() == "{{ messages }}"
 
 
 @pytest.mark.parametrize(
@@ -192,7 +185,7 @@ def test_a_gguf_without_a_tokenizer_is_converted_and_that_is_said(tmp_path):
         (BYTE_LEVEL, {"tokenizer.ggml.merges": ["h o"]}, "merge 'h o' does not join two tokens into a third"),
         (BYTE_LEVEL, {"tokenizer.ggml.merges": ["h"]}, "merge 'h' does not join two tokens into a third"),
         (BYTE_LEVEL, {"tokenizer.ggml.eos_token_id": 99}, "tokenizer.ggml.eos_token_id is 99; it must be below 19"),
-        (BYTE_LEVEL, {"tokenizer.ggml.tokens": ["a", "a"]}, "tokenizer.ggml.tokens holds 'a' more than once"),
+        (BYTE_LEVEL, {"tokenizer.ggml.tokens": ["a"] * 19}, "the token 'a' is there more than once"),
         (BYTE_LEVEL, {"tokenizer.ggml.token_type": [1, 2]}, "tokenizer.ggml: 19 tokens and 2 types of tokens"),
         (SENTENCEPIECE, {"tokenizer.ggml.scores": [1.0]}, "18 tokens and 1 scores"),
         (
@@ -203,29 +196,20 @@ def test_a_gguf_without_a_tokenizer_is_converted_and_that_is_said(tmp_path):
         (SENTENCEPIECE, {"tokenizer.ggml.scores": [math.nan] * 18}, "scores holds a score that is not a number"),
         (SENTENCEPIECE, {"tokenizer.ggml.unknown_token_id": 18}, "unknown_token_id is 18; it must be below 18"),
         (BYTE_LEVEL, {"tokenizer.ggml.model": 7}, "tokenizer.ggml.model 7 (must be one of gpt2, llama)"),
-        (BYTE_LEVEL, {"tokenizer.ggml.model": ["gpt2"]}, "tokenizer.ggml.model ['gpt2'] (must be one of gpt2, llama)"),
         (BYTE_LEVEL, {"tokenizer.ggml.pre": 3}, "tokenizer.ggml.pre is 3; it must be text"),
         (BYTE_LEVEL, {"tokenizer.ggml.tokens": "abc"}, "tokenizer.ggml.tokens is 'abc'; it must be a list"),
         (BYTE_LEVEL, {"tokenizer.ggml.tokens": [1, 2]}, "tokens holds 1 at 0; it must hold values of type str only"),
-        (BYTE_LEVEL, {"tokenizer.ggml.tokens": [["a"], ["b"]]}, "tokens holds ['a'] at 0; it must hold values of type"),
-        (BYTE_LEVEL, {"tokenizer.ggml.token_type": 3}, "tokenizer.ggml.token_type is 3; it must be a list"),
         (BYTE_LEVEL, {"tokenizer.ggml.token_type": [True] * 19}, "token_type holds True at 0; it must hold values of"),
-        (BYTE_LEVEL, {"tokenizer.ggml.merges": [0.5]}, "merges holds 0.5 at 0; it must hold values of type str only"),
-        (BYTE_LEVEL, {"tokenizer.ggml.merges": True}, "tokenizer.ggml.merges is True; it must be a list"),
         (BYTE_LEVEL, {"tokenizer.ggml.bos_token_id": True}, "bos_token_id is True; it must be below 19"),
-        (BYTE_LEVEL, {"tokenizer.ggml.eos_token_id": "0"}, "eos_token_id is '0'; it must be below 19"),
         (BYTE_LEVEL, {"tokenizer.ggml.eot_token_id": 1.0}, "eot_token_id is 1.0; it must be below 19"),
         (BYTE_LEVEL, {"tokenizer.ggml.add_bos_token": 1}, "add_bos_token is 1; it must be true or false"),
-        (BYTE_LEVEL, {"tokenizer.ggml.add_eos_token": "no"}, "add_eos_token is 'no'; it must be true or false"),
         (SENTENCEPIECE, {"tokenizer.ggml.add_space_prefix": 2}, "add_space_prefix is 2; it must be true or false"),
         (BYTE_LEVEL, {"tokenizer.chat_template": 7}, "tokenizer.chat_template is 7; it must be text"),
-        ({}, {"tokenizer.chat_template": ["x"]}, "tokenizer.chat_template is ['x']; it must be text"),
     ],
     ids=repr,
 )
-def test_what_a_gguf_tokenizer_is_refused_for(tmp_path, base, settings, text):
-    source = write_gguf(tmp_path / "model.gguf", tokenizer={**base, **settings})
-    assert text in refusal(source, tmp_path / "ours")
+def test_what_a_gguf_tokenizer_is_refused_for(base, settings, text):
+    assert any(text in line for line in refused({**base, **settings}))
 
 
 def test_all_that_is_wrong_with_a_tokenizer_is_told_at_once():
@@ -270,8 +254,7 @@ def test_more_tokens_than_the_embedding_has_are_refused(tmp_path):
     assert "tokenizer.ggml.tokens holds 54 tokens, more than vocab_size (53)" in text
 
 
-def test_a_bos_that_must_be_added_must_be_there(tmp_path):
+def test_a_bos_that_must_be_added_must_be_there():
     settings = {**BYTE_LEVEL, "tokenizer.ggml.add_bos_token": True}
     del settings["tokenizer.ggml.bos_token_id"]
-    source = write_gguf(tmp_path / "model.gguf", tokenizer=settings)
-    assert "bos_token_id is missing, yet that token is added" in refusal(source, tmp_path / "ours")
+    assert refused(settings) == ["tokenizer.ggml.bos_token_id is missing, yet that token is added"]
