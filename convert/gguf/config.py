@@ -1,4 +1,7 @@
-"""The metadata of a GGUF file as a config, every key under the name of its architecture accounted for."""
+"""The metadata of a GGUF file as a config, every key under the name of its architecture accounted for.
+
+What the metadata do not say, the presence of tensors does: biases, tied embeddings, the scaling of Llama 3.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,9 +9,11 @@ from typing import Any
 from msrnn_jax.config import Config
 
 from ..problems import is_count, shown
+from ..tensors import Stored
 from .architectures import ARCHITECTURES
 from .metadata import number
-from .rope import KEYS, read_rope
+from .rope import FACTORS, KEYS, match_factors, read_rope
+from .tensors import NAMES
 
 COUNTS = {  # after the name of the architecture and a dot
     "block_count": "num_layers",
@@ -45,13 +50,10 @@ FIXED: dict[str, tuple[Any, ...]] = {
 KNOWN = {*COUNTS, EPSILON, WINDOW, *OTHERS, *KEYS, *FIXED}
 
 
-def read_config(metadata: Mapping[str, Any], vocab_size: int | None, problems: list[str]) -> Config | None:
-    """Our config, in float32 for now, biases and tied embeddings left out; None if it is too broken to make one.
+def read_config(metadata: Mapping[str, Any], stored: Mapping[str, Stored], problems: list[str]) -> Config | None:
+    """Our config, in float32 for now; None if it is too broken to make one.
 
     Everything that cannot be honoured is added to `problems`.
-
-    Args:
-      vocab_size: rows of the embedding, for files that do not state it.
     """
     if metadata.get("general.type", "model") != "model":
         problems.append(f"general.type {shown(metadata['general.type'])} (must be 'model')")
@@ -69,23 +71,41 @@ def read_config(metadata: Mapping[str, Any], vocab_size: int | None, problems: l
         f"unknown key {shown(key)} = {shown(metadata[key])}" for field, key in fields.items() if field not in KNOWN
     ]
     problems += [f"missing key '{name}.{field}'" for field in (*COUNTS, EPSILON) if field not in fields]
-    counts = _read_counts(metadata, name, vocab_size, problems)
+    architecture = ARCHITECTURES[name]
+    embedding = stored.get(NAMES["embedding"])
+    counts = _read_counts(metadata, name, embedding.shape[0] if embedding else None, problems)
     before = len(problems)
-    rope = read_rope(metadata, name, ARCHITECTURES[name], problems)
+    rope = read_rope(metadata, name, architecture, problems)
     epsilon = number(metadata, f"{name}.{EPSILON}", 1e-5, problems)
     window = _read_window(metadata, name, problems)
     if len(problems) > before or counts is None:
         return None
+    if counts["num_layers"] > len(stored):  # a damaged number must not be listed layer by layer
+        problems.append(f"block_count is {counts['num_layers']}, but there are {len(stored)} tensors in all")
+        return None
+    if architecture.factors and FACTORS in stored:
+        rope = match_factors(rope, counts["head_dim"], stored[FACTORS], problems)
+
+    def any_of(*fields: str) -> bool:
+        return any(NAMES[field].format(layer=0) in stored for field in fields)
+
+    every = architecture.unrotated_every
     try:
-        config = Config(
-            **counts, norm_eps=epsilon, rope=rope, qk_norm=ARCHITECTURES[name].qk_norm, sliding_window=window
+        return Config(
+            **counts,
+            norm_eps=epsilon,
+            rope=rope,
+            qk_norm=architecture.qk_norm,
+            sliding_window=window,
+            unrotated_layers=tuple(range(every - 1, counts["num_layers"], every)) if every else (),
+            tied_embeddings=NAMES["unembedding"] not in stored,
+            attention_bias=any_of("query_bias", "key_bias", "value_bias"),
+            output_bias=any_of("output_bias"),
+            mlp_bias=any_of("gate_bias", "up_bias", "down_bias"),
         )
     except ValueError as error:
         problems.append(str(error))
         return None
-    every = ARCHITECTURES[name].unrotated_every
-    unrotated = range(every - 1, config.num_layers, every) if every else ()
-    return config.replace(unrotated_layers=tuple(unrotated))
 
 
 def _read_counts(

@@ -10,8 +10,10 @@ from msrnn_jax.config import Rope
 from msrnn_jax.recurrence.rotary import inverse_frequencies
 
 from ..problems import shown
+from ..tensors import Stored
 from .architectures import Architecture
 from .metadata import number, shortest
+from .tensors import PLAIN
 
 FACTORS = "rope_freqs.weight"
 KEYS = (
@@ -27,7 +29,6 @@ KEYS = (
     "rope.scaling.yarn_log_multiplier",
 )
 SCALINGS = ("none", "linear", "yarn")
-YARN_ONLY = KEYS[-4:]
 
 
 def read_rope(metadata: Mapping[str, Any], name: str, architecture: Architecture, problems: list[str]) -> Rope:
@@ -91,12 +92,17 @@ def _read_yarn(
     return values
 
 
-def match_factors(rope: Rope, head_dim: int, factors: np.ndarray, problems: list[str]) -> Rope:
+def match_factors(rope: Rope, head_dim: int, tensor: Stored, problems: list[str]) -> Rope:
     """The rope whose frequencies are `rope`'s divided by these factors: Llama 3's scaling, stored as its effect.
 
     Args:
-      factors: [H/2], the values of `rope_freqs.weight`.
+      tensor: [H/2], `rope_freqs.weight`.
     """
+    if tensor.shape != (head_dim // 2,) or tensor.kind not in PLAIN:
+        found = f"{tensor.kind} {list(tensor.shape)}"
+        problems.append(f"tensor {FACTORS!r} is {found}; it must be [{head_dim // 2}], not quantised")
+        return rope
+    factors = tensor.read(0, head_dim // 2).astype(np.float64)
     if rope.kind != "default":
         problems.append(f"tensor {FACTORS!r} comes with scaling of type {rope.kind!r}; only one of them can be")
         return rope

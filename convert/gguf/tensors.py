@@ -1,4 +1,4 @@
-"""Rows of a GGUF tensor as numbers: read at their place in the file, and dequantised a little at a time."""
+"""The tensors of a GGUF file: what they are called, and their rows as numbers, dequantised a little at a time."""
 
 import functools
 import math
@@ -9,17 +9,39 @@ import numpy as np
 
 from ..problems import shown
 from ..tensors import Stored
-from .cursor import unreadable
-from .header import Tensor
+from .header import Tensor, unreadable
 
+NAMES = {
+    "embedding": "token_embd.weight",
+    "final_norm": "output_norm.weight",
+    "unembedding": "output.weight",
+    "attention_norm": "blk.{layer}.attn_norm.weight",
+    "query": "blk.{layer}.attn_q.weight",
+    "key": "blk.{layer}.attn_k.weight",
+    "value": "blk.{layer}.attn_v.weight",
+    "output": "blk.{layer}.attn_output.weight",
+    "query_norm": "blk.{layer}.attn_q_norm.weight",
+    "key_norm": "blk.{layer}.attn_k_norm.weight",
+    "query_bias": "blk.{layer}.attn_q.bias",
+    "key_bias": "blk.{layer}.attn_k.bias",
+    "value_bias": "blk.{layer}.attn_v.bias",
+    "output_bias": "blk.{layer}.attn_output.bias",
+    "mlp_norm": "blk.{layer}.ffn_norm.weight",
+    "gate": "blk.{layer}.ffn_gate.weight",
+    "up": "blk.{layer}.ffn_up.weight",
+    "down": "blk.{layer}.ffn_down.weight",
+    "gate_bias": "blk.{layer}.ffn_gate.bias",
+    "up_bias": "blk.{layer}.ffn_up.bias",
+    "down_bias": "blk.{layer}.ffn_down.bias",
+}
 PLAIN = {"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32, "F64": np.float64}
 PIECE = 2**19  # numbers dequantised at once: 2 MB, and some ten times that while it is done
 
 
 @functools.cache
-def quantised_kinds() -> tuple[str, ...]:
-    """The quantised types that the installed gguf package can dequantise."""
-    return tuple(kind.name for kind in gguf.GGMLQuantizationType if kind.name not in PLAIN and _is_known(kind))
+def readable_kinds() -> tuple[str, ...]:
+    """All types whose tensors can be read: plain ones, and those that the installed gguf package can dequantise."""
+    return (*PLAIN, *(kind.name for kind in gguf.GGMLQuantizationType if kind.name not in PLAIN and _is_known(kind)))
 
 
 def _is_known(kind: gguf.GGMLQuantizationType) -> bool:
@@ -73,8 +95,3 @@ def in_half_split_order(tensor: Stored, head_dim: int) -> Stored:
         return pairs.swapaxes(1, 2).reshape(rows.shape)
 
     return tensor._replace(read=read, unit=math.lcm(tensor.unit, head_dim))
-
-
-def readable_kinds() -> tuple[str, ...]:
-    """All types whose tensors can be read."""
-    return (*PLAIN, *quantised_kinds())

@@ -202,8 +202,8 @@ def test_all_gguf_problems_are_told_at_once(tmp_path):
     assert refusal(source, tmp_path / "ours").splitlines() == [
         f"{source} cannot be converted:",
         "  unknown key 'llama.foo' = 3",
-        "  tokenizer.ggml.model 'bert' (must be one of gpt2, llama)",
         "  tensor 'rope_freqs.weight' is not the scaling of Llama 3 (low 1, high 4, original length 8192)",
+        "  tokenizer.ggml.model 'bert' (must be one of gpt2, llama)",
         "  missing tensor 'output_norm.weight'",
         "  unexpected tensor 'blk.0.foo.weight' [2, 32]",
         f"  tensor 'blk.1.ffn_up.weight' has type I8; it must be one of {', '.join(readable_kinds())}",
