@@ -1,11 +1,7 @@
 """How refusals are worded: every problem of a checkpoint at once, one line each."""
 
 import contextlib
-import os
-import shutil
 import sys
-import tempfile
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -14,7 +10,6 @@ SHOWN = 20  # of one sort; a wrong layer count alone makes hundreds
 VALUE = 80  # characters of a value
 WIDTH = 300  # characters of a line; a damaged file may hold names and values of any length
 LARGEST = sys.float_info.max  # JSON has integers beyond it, which are no floats
-_TURN = threading.RLock()  # standard error is the whole process's
 
 
 def refuse(source: Path | str, problems: Sequence[str]) -> None:
@@ -51,41 +46,14 @@ def shorten(problems: Iterable[str], noun: str) -> list[str]:
 def tokenizer_errors(name: str) -> Iterator[None]:
     """Turns what the `tokenizers` library raises into a `ValueError` about a file or key of this name.
 
-    It raises plain `Exception`s, and panics that are not even that and that Rust recounts on standard error.
+    It raises plain `Exception`s, and panics of Rust that are not even that.
     """
     try:
-        with _without_panics():
-            yield
+        yield
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
         raise ValueError(f"{name} is not a tokenizer: {cut(str(error))}") from error
-
-
-@contextlib.contextmanager
-def _without_panics() -> Iterator[None]:
-    """Keeps what is written to standard error, and passes it on unless there was a panic."""
-    with _TURN, contextlib.ExitStack() as stack:
-        try:
-            kept = stack.enter_context(tempfile.TemporaryFile())
-            own = os.dup(2)
-        except OSError:  # it is closed, or there is no room
-            yield
-            return
-        panicked = False
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield
-        except BaseException as error:
-            panicked = type(error).__name__ == "PanicException"  # which cannot be imported
-            raise
-        finally:
-            os.dup2(own, 2)
-            os.close(own)
-            if not panicked:
-                kept.seek(0)
-                with open(2, "wb", closefd=False) as stderr:
-                    shutil.copyfileobj(kept, stderr)
 
 
 def is_count(value: Any) -> TypeGuard[int]:
