@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -29,7 +29,7 @@ from checkpoints import (
     write_gguf,
     write_huggingface,
 )
-from converted import check_equal, refusal
+from converted import check_equal, facts_of, loaded, refusal
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
@@ -51,30 +51,26 @@ def test_every_huggingface_tensor_lands_in_its_place(tmp_path, tied, bias):
     weights = make_weights(tied=tied, bias=bias)
     fields = huggingface_config(tie_word_embeddings=tied, attention_bias=bias, mlp_bias=bias)
     source = write_huggingface(tmp_path / "source", config=fields, tensors=to_huggingface(weights))
-    config, params = ms.load(run(source, tmp_path / "ours"))
+    config, params = loaded(source)
     assert config == CONFIG.replace(tied_embeddings=tied, attention_bias=bias, output_bias=bias, mlp_bias=bias)
     check_equal(params, weights)
 
 
 def test_shards_give_what_one_file_gives(tmp_path):
-    source = write_huggingface(tmp_path / "source", shards=3)
-    _, params = ms.load(run(source, tmp_path / "ours"))
-    check_equal(params, make_weights())
+    check_equal(loaded(write_huggingface(tmp_path / "source", shards=3))[1], make_weights())
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_the_dtype_is_that_of_the_source(tmp_path, dtype):
-    fields = huggingface_config(torch_dtype=None)
-    source = write_huggingface(tmp_path / "source", config=fields, dtype=dtype)
-    config, params = ms.load(run(source, tmp_path / "ours"))
-    assert config.dtype == dtype
-    check_equal(params, make_weights(), dtype)
+def test_the_dtype_is_that_of_the_source_unless_another_is_asked_for(tmp_path, dtype):
+    source = write_huggingface(tmp_path / "source", config=huggingface_config(torch_dtype=None), dtype=dtype)
+    for config, params in (loaded(source), loaded(write_huggingface(tmp_path / "other", dtype="bfloat16"), dtype)):
+        assert config.dtype == dtype
+        check_equal(params, make_weights(), dtype)
 
 
 def test_a_float64_source_keeps_its_dtype(tmp_path):
     source = write_huggingface(tmp_path / "source", config=huggingface_config(torch_dtype=None), dtype="float64")
-    run(source, tmp_path / "ours")
-    assert json.loads((tmp_path / "ours/config.json").read_text())["dtype"] == "float64"
+    assert loaded(source)[0].dtype == "float64"
 
 
 @pytest.mark.parametrize("key", ["torch_dtype", "dtype"])
@@ -83,7 +79,7 @@ def test_the_tensors_count_more_than_the_stated_dtype(tmp_path, key, stated, sto
     """Nothing is lost unless asked for."""
     fields = huggingface_config(**{"torch_dtype": None, key: stated})
     source, lines = write_huggingface(tmp_path / "source", config=fields, dtype=stored), []
-    config, params = ms.load(run(source, tmp_path / "ours", report=lines.append))
+    config, params = loaded(source, report=lines.append)
     assert config.dtype == stored
     check_equal(params, make_weights(), stored)
     note = f"note: config.json says {stated}, the tensors are {stored}, which is kept; --dtype {stated} converts"
@@ -109,38 +105,17 @@ def test_a_copy_of_tied_embeddings_may_have_another_type(tmp_path, kind, value):
     tensors["lm_head.weight"] = copy.astype(np.float32) if kind == "F32" else copy
     source = write_huggingface(tmp_path / "source", config=huggingface_config(tie_word_embeddings=True))
     safetensors.numpy.save_file(tensors, source / "model.safetensors")
-    assert ms.load(run(source, tmp_path / "ours"))[0].tied_embeddings
+    assert loaded(source)[0].tied_embeddings
     tensors["lm_head.weight"][1, 2] += 1
     safetensors.numpy.save_file(tensors, source / "model.safetensors")
     assert "'lm_head.weight' differs from the embedding" in refusal(source, tmp_path / "other")
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_the_dtype_asked_for_counts_most(tmp_path, dtype):
-    source = write_huggingface(tmp_path / "source", dtype="bfloat16")
-    config, params = ms.load(run(source, tmp_path / "ours", dtype=dtype))
-    assert config.dtype == dtype
-    check_equal(params, make_weights(), dtype)
-
-
-def test_a_copy_of_the_tied_embedding_is_accepted_only_if_equal(tmp_path):
-    weights = make_weights(tied=True)
-    tensors = to_huggingface(weights)
-    fields = huggingface_config(tie_word_embeddings=True)
-    equal = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].copy()}
-    source = write_huggingface(tmp_path / "equal", config=fields, tensors=equal)
-    check_equal(ms.load(run(source, tmp_path / "ours"))[1], weights)
-    other = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"] + 1}
-    source = write_huggingface(tmp_path / "other", config=fields, tensors=other)
-    text = refusal(source, tmp_path / "refused")
-    assert "'lm_head.weight' differs from the embedding, yet tie_word_embeddings is true" in text
 
 
 def test_saved_rotary_buffers_are_ignored(tmp_path):
     buffer = np.ones(H // 2, np.float32)
     tensors = to_huggingface(make_weights()) | {"model.layers.0.self_attn.rotary_emb.inv_freq": buffer}
     source = write_huggingface(tmp_path / "source", tensors=tensors)
-    check_equal(ms.load(run(source, tmp_path / "ours"))[1], make_weights())
+    check_equal(loaded(source)[1], make_weights())
 
 
 # Hugging Face folders: config.
@@ -168,9 +143,7 @@ NEW_LLAMA3 = {"rope_theta": None, "rope_parameters": {"rope_theta": 500000, "rop
 )
 def test_both_spellings_of_rope(tmp_path, fields, rope):
     source = write_huggingface(tmp_path / "source", config=huggingface_config(**fields))
-    run(source, tmp_path / "ours")
-    config = json.loads((tmp_path / "ours/config.json").read_text())
-    assert Rope(**config["rope"]) == rope
+    assert loaded(source)[0].rope == rope
 
 
 def test_absent_keys_get_the_defaults_of_transformers(tmp_path):
@@ -180,7 +153,7 @@ def test_absent_keys_get_the_defaults_of_transformers(tmp_path):
     for layer in range(L):
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):  # 4 heads of D // 4, no grouping
             tensors[f"model.layers.{layer}.self_attn.{name}.weight"] = np.ones((D, D), np.float32)
-    config, _ = ms.load(run(write_huggingface(tmp_path / "source", config=fields, tensors=tensors), tmp_path / "ours"))
+    config, _ = loaded(write_huggingface(tmp_path / "source", config=fields, tensors=tensors))
     assert (config.num_heads, config.num_kv_heads, config.head_dim) == (4, 4, D // 4)
     assert (config.max_length, config.norm_eps, config.rope) == (2048, 1e-6, Rope())
     assert not (config.tied_embeddings or config.attention_bias or config.mlp_bias)
@@ -201,7 +174,7 @@ def test_keys_that_transformers_writes_are_known(tmp_path):
         "output_attentions": False,
         "rope_scaling": None,
     }
-    run(write_huggingface(tmp_path / "source", config=fields), tmp_path / "ours")
+    loaded(write_huggingface(tmp_path / "source", config=fields))
 
 
 @pytest.mark.parametrize(
@@ -311,19 +284,17 @@ def test_long_names_and_values_are_shortened(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "model.safetensors.index.json"])
-@pytest.mark.parametrize("half", ["\\ud83d", "\\uDE00 a", "\\ude00\\ud83d"])
-def test_half_a_surrogate_pair_is_refused_by_the_name_of_its_file(tmp_path, name, half):
+def test_half_a_surrogate_pair_is_refused_by_the_name_of_its_file(tmp_path, name):
     source = write_huggingface(tmp_path / "source", files={"tokenizer.json": tiny_tokenizer()}, shards=2)
     content = json.loads((source / name).read_text()) if (source / name).exists() else {}
-    (source / name).write_text(json.dumps(content)[:-1] + (", " if content else "") + f'"{half}": 1}}')
+    (source / name).write_text(json.dumps(content)[:-1] + (", " if content else "") + '"\\ude00\\ud83d": 1}')
     message = refusal(source, tmp_path / "ours")
     assert f"{name} is not valid JSON: it holds '\\ud" in message and "half of a surrogate pair" in message
 
 
 def test_a_whole_surrogate_pair_is_a_character(tmp_path):
     fields = {"tokenizer.json": tiny_tokenizer(), "tokenizer_config.json": '{"chat_template": "\\ud83d\\ude00"}'}
-    ours = run(write_huggingface(tmp_path / "source", files=fields), tmp_path / "ours")
-    assert (ours / "chat_template.jinja").read_text(encoding="utf-8") == "\U0001f600"
+    assert facts_of(write_huggingface(tmp_path / "source", files=fields)).chat_template == "\U0001f600"
 
 
 def test_integer_tensors_are_refused(tmp_path):
@@ -335,24 +306,15 @@ def test_integer_tensors_are_refused(tmp_path):
     assert "tensor 'model.norm.weight' has type I8; it must be one of F64, F32, F16, BF16" in text
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_values_that_are_not_finite_are_kept_with_a_warning(tmp_path, value):
+def test_values_that_are_not_finite_are_kept_with_a_warning(tmp_path):
     tensors = to_huggingface(make_weights())
-    tensors["model.layers.2.self_attn.k_proj.weight"][3, 5] = value
+    tensors["model.layers.2.self_attn.k_proj.weight"][3, 5:7] = np.nan, np.inf
     source, lines = write_huggingface(tmp_path / "source", tensors=tensors), []
     run(source, tmp_path / "ours", report=lines.append)
     assert "warning: tensor 'model.layers.2.self_attn.k_proj.weight' holds values that are not finite" in lines
     assert sum("not finite" in line for line in lines) == 1
     _, params = ms.load(tmp_path / "ours")
-    np.testing.assert_array_equal(params.layers[2].key[5, 0, 3], value)
-
-
-def test_values_that_do_not_fit_the_dtype_are_refused(tmp_path):
-    tensors = to_huggingface(make_weights())
-    tensors["model.norm.weight"][0] = 1e5
-    source = write_huggingface(tmp_path / "source", tensors=tensors)
-    text = refusal(source, tmp_path / "ours", dtype="float16")
-    assert "tensor 'model.norm.weight' holds values too large for float16" in text
+    np.testing.assert_array_equal(params.layers[2].key[5:7, 0, 3], [np.nan, np.inf])
 
 
 @pytest.mark.parametrize("place", [0, -1])
@@ -411,8 +373,8 @@ def test_where_texts_begin_and_end(tmp_path, generation, tokenizer, config, bos,
         "tokenizer_config.json": tokenizer,
     }
     source = write_huggingface(tmp_path / "source", config=huggingface_config(**config), files=files)
-    ids = json.loads((run(source, tmp_path / "ours") / "tokenizer_config.json").read_text())
-    assert (ids["bos_token_id"], ids["eos_token_ids"]) == (bos, eos)
+    facts = facts_of(source)
+    assert (facts.bos_token_id, facts.eos_token_ids) == (bos, eos)
 
 
 NAMED = [{"name": "rag", "template": "no"}, {"name": "default", "template": "yes"}]
@@ -430,9 +392,7 @@ NAMED = [{"name": "rag", "template": "no"}, {"name": "default", "template": "yes
     ids=repr,
 )
 def test_where_the_chat_template_is_found(tmp_path, files, template):
-    ours = run(write_huggingface(tmp_path / "source", files=files), tmp_path / "ours")
-    found = ours / "chat_template.jinja"
-    assert (found.read_text() if found.exists() else None) == template
+    assert facts_of(write_huggingface(tmp_path / "source", files=files)).chat_template == template
 
 
 def test_without_a_tokenizer_the_weights_are_converted_and_that_is_said(tmp_path):
@@ -467,7 +427,7 @@ def test_broken_tokenizer_files_are_refused(tmp_path, name, content, text):
 # Hugging Face folders: files.
 
 
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "sub/model.safetensors", "..", "a\\b", ""])
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "..", "a\\b", ""])
 def test_an_index_names_plain_files_only(tmp_path, name):
     source = write_huggingface(tmp_path / "source", shards=2)
     shutil.copy(source / "model-00001-of-00002.safetensors", tmp_path / "secret.safetensors")
@@ -476,7 +436,7 @@ def test_an_index_names_plain_files_only(tmp_path, name):
     assert refusal(source, tmp_path / "ours") == f"{name!r} is not a plain file name inside {source}"
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"])
+@pytest.mark.parametrize("name", ["model.safetensors", "chat_template.jinja"])
 def test_links_out_of_the_folder_are_refused(tmp_path, name):
     source = write_huggingface(
         tmp_path / "source", files={"tokenizer.json": tiny_tokenizer(), "chat_template.jinja": ""}
@@ -491,7 +451,7 @@ def test_links_inside_the_folder_are_followed(tmp_path):
     source = write_huggingface(tmp_path / "source")
     (source / "model.safetensors").rename(source / "weights")
     (source / "model.safetensors").symlink_to("weights")
-    check_equal(ms.load(run(source, tmp_path / "ours"))[1], make_weights())
+    check_equal(loaded(source)[1], make_weights())
 
 
 def write_hub_cache(model, folder):
@@ -507,7 +467,7 @@ def write_hub_cache(model, folder):
 
 def test_the_cache_layout_of_the_hub_is_followed_and_no_other(tmp_path):
     source = write_hub_cache(tmp_path / "models--a--b", "snapshots")
-    check_equal(ms.load(run(source, tmp_path / "ours"))[1], make_weights())
+    check_equal(loaded(source)[1], make_weights())
     source = write_hub_cache(tmp_path / "models--c--d", "elsewhere")
     assert "is a link that leads out of the folder" in refusal(source, tmp_path / "refused")
 
@@ -566,13 +526,6 @@ def test_broken_and_missing_files_are_named(tmp_path, name, content, text):
     if content is not None:
         (source / name).write_bytes(content)
     assert text in refusal(source, tmp_path / "ours")
-
-
-def test_truncated_safetensors_are_named(tmp_path):
-    source = write_huggingface(tmp_path / "source")
-    weights = source / "model.safetensors"
-    os.truncate(weights, weights.stat().st_size - 5)
-    assert refusal(source, tmp_path / "ours").startswith(f"{weights} is not a readable safetensors file: ")
 
 
 # The named download.
@@ -678,13 +631,11 @@ def test_an_interrupted_download_leaves_nothing(tmp_path, wheel, monkeypatch):
 # Paths, packages and interruptions.
 
 
-def test_a_missing_package_is_named(tmp_path, monkeypatch):
-    source = write_gguf(tmp_path / "model.gguf")
+def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)  # as if it were not installed
-    for name in [name for name in sys.modules if name.startswith("convert.gguf")]:
-        monkeypatch.delitem(sys.modules, name)
-    text = refusal(source, tmp_path / "ours")
-    assert text == "the package 'gguf' is missing; the extra 'convert' brings it (pip install '.[convert]')"
+    wanted = r"^the package 'gguf' is missing; the extra 'convert' brings it \(pip install '.\[convert\]'\)$"
+    with pytest.raises(ValueError, match=wanted), convert.resolve.extra():
+        import gguf  # noqa: F401
 
 
 def test_a_source_that_does_not_exist(tmp_path):
@@ -764,11 +715,6 @@ def test_an_interrupted_conversion_leaves_no_trace(tmp_path, monkeypatch, error)
     assert ms.load(kept)[0].dtype == "float32"
 
 
-def test_missing_parents_are_made(tmp_path):
-    run(write_huggingface(tmp_path / "source"), tmp_path / "a/b/ours")
-    assert (tmp_path / "a/b/ours/config.json").is_file()
-
-
 # The command line.
 
 
@@ -805,17 +751,14 @@ def test_the_command_can_be_interrupted(monkeypatch):
     assert CliRunner().invoke(convert.cli.app, ["a", "b"]).exit_code == 130
 
 
-def test_the_module_runs(tmp_path):
+def test_the_module_runs_and_draws_no_bars_in_a_pipe(tmp_path):
     root = pathlib.Path(convert.__file__).parents[1]
     source = write_gguf(tmp_path / "model.gguf", tokenizer=BYTE_LEVEL)
     command = [sys.executable, "-m", "convert", str(source), str(tmp_path / "ours")]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'ours'}\n"), done.stderr
+    assert re.fullmatch(r"writing .*: 30 tensors, .* in float32\n", done.stderr), done.stderr
     check_equal(ms.load(tmp_path / "ours")[1], make_weights())
-    again = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert again.returncode == 2
-    assert again.stderr.startswith(f"error: '{tmp_path / 'ours'}' exists")
-    assert "Traceback" not in again.stderr
 
 
 # The real model.

@@ -10,7 +10,7 @@ import pytest
 from checkpoints import write_huggingface
 
 ROOT = pathlib.Path(__file__).parents[2]
-POINTS = 9
+POINTS = 7
 
 # Runs work in forks of a process that has imported everything and computed nothing. One that is to die does so at the
 # n-th time that Python touches the file system; an audit hook sees that.
@@ -19,8 +19,9 @@ import json, os, pathlib, signal, sys
 import jax, orbax.checkpoint, numpy
 from convert import convert
 from convert.huggingface.export import export
-from msrnn_jax import making
-from msrnn_jax.checkpoint import fingerprint, load
+from msrnn_jax.checkpoint.identity import fingerprint
+from msrnn_jax.checkpoint.load import load
+from msrnn_jax.io import folders
 
 make = {"convert": convert, "export": export}[sys.argv[1]]
 source, folder, force, points = sys.argv[2], pathlib.Path(sys.argv[3]), sys.argv[4] == "over", int(sys.argv[5])
@@ -81,7 +82,7 @@ results = []
 for point in range(points):
     kill_at = 1 + point * (events - 1) // (points - 1)
     if not force:
-        assert in_fork(lambda: making.remove(path)) == 0
+        assert in_fork(lambda: folders.remove(path)) == 0
     def die():
         count_events(kill_at)
         make(source, path, force=force)
@@ -90,7 +91,7 @@ for point in range(points):
     found = state()
     left = sorted(file.name for file in folder.iterdir() if file.name not in others)
     if force:
-        making.recover(path)
+        folders.recover(path)
         assert state() == complete, (kill_at, state())  # never lost
     status = in_fork(lambda: make(source, path, force=path.exists()) and 0)
     after = state()

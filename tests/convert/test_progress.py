@@ -52,14 +52,10 @@ def test_every_byte_is_counted_once(tmp_path):
         watch(1)
 
 
-def test_bars_are_drawn_on_a_terminal_and_nowhere_else(tmp_path):
+def test_bars_are_drawn_on_a_terminal(tmp_path):
     source = write_huggingface(tmp_path / "source")
     command = [sys.executable, "-m", "convert", str(source)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}
-    piped = subprocess.run([*command, str(tmp_path / "one")], capture_output=True, text=True, env=environment)
-    assert piped.stdout == f"{tmp_path / 'one'}\n"
-    assert re.fullmatch(r"note: .*\nwriting .*: 30 tensors, .* in float32\n", piped.stderr), piped.stderr
-
     ours, theirs = pty.openpty()
     with subprocess.Popen([*command, str(tmp_path / "two")], stdout=theirs, stderr=theirs, env=environment) as process:
         os.close(theirs)

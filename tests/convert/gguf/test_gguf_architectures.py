@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoints import BYTE_LEVEL, F, H, K, N, V, from_huggingface_to_gguf, gguf_metadata, write_gguf
+from converted import loaded
 
 import msrnn_jax as ms
 from convert.gguf.config import read_config
-from convert.gguf.reader import read_gguf
-from convert.tensors import Findings, deferred
 from msrnn_jax.config import Rope
 
 L = 1
@@ -116,11 +115,9 @@ def write_model(path, model, architecture, metadata, more):
 
 
 def our_logits(path, tokens):
-    source = read_gguf(path, None, lambda line: None)
-    deferred_params = deferred(source.config, source.names, source.stored, Findings(), lambda count: None)
-    params = jax.tree.map(lambda weight: jnp.asarray(weight.read()), deferred_params)
-    state = ms.init_state(source.config, ms.Full(), budget=LENGTH)
-    _, logits = jax.jit(ms.extend)(source.config, ms.Full(), params, state, jnp.asarray(tokens, jnp.int32))
+    config, params = loaded(path)
+    state = ms.init_state(config, ms.Full(), budget=LENGTH)
+    _, logits = jax.jit(ms.extend)(config, ms.Full(), params, state, jnp.asarray(tokens, jnp.int32))
     return np.asarray(logits)
 
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 from checkpoints import BYTE_LEVEL, gguf_metadata, make_weights, write_gguf
-from converted import check_equal, refusal
+from converted import check_equal, loaded, refusal
 
 import msrnn_jax as ms
 from convert import convert as run
@@ -46,7 +46,7 @@ def test_parts_are_one_model(tmp_path):
 
 def test_one_part_of_one_is_a_model(tmp_path):
     source = write_gguf(tmp_path / "model.gguf", metadata={**gguf_metadata(), "split.count": 1, "split.no": 0})
-    check_equal(ms.load(run(source, tmp_path / "ours"))[1], make_weights())
+    check_equal(loaded(source)[1], make_weights())
 
 
 def test_only_the_first_part_can_be_named(tmp_path):

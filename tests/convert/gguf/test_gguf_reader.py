@@ -4,13 +4,11 @@ import hashlib
 import json
 import os
 
-import gguf
 import numpy as np
 import pytest
-from checkpoints import CONFIG, F, H, K, L, N, flatten, gguf_metadata, make_weights, to_gguf, write_gguf
-from converted import check_equal, refusal
+from checkpoints import CONFIG, F, H, K, L, N, gguf_metadata, make_weights, to_gguf, write_gguf
+from converted import check_equal, loaded, refusal
 
-import msrnn_jax as ms
 from convert import convert as run
 from convert.gguf.tensors import readable_kinds
 from msrnn_jax.config import Rope
@@ -23,7 +21,7 @@ YARN = {"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0}
 def test_every_gguf_tensor_lands_in_its_place(tmp_path, tied, bias):
     weights = make_weights(tied=tied, bias=bias)
     source = write_gguf(tmp_path / "model.gguf", tensors=to_gguf(weights))
-    config, params = ms.load(run(source, tmp_path / "ours"))
+    config, params = loaded(source)
     assert config == CONFIG.replace(tied_embeddings=tied, attention_bias=bias, output_bias=bias, mlp_bias=bias)
     check_equal(params, weights)
 
@@ -31,7 +29,7 @@ def test_every_gguf_tensor_lands_in_its_place(tmp_path, tied, bias):
 @pytest.mark.parametrize(("kind", "dtype"), [("F32", "float32"), ("F16", "float16"), ("BF16", "bfloat16")])
 def test_gguf_types_that_are_not_quantised(tmp_path, kind, dtype):
     source = write_gguf(tmp_path / "model.gguf", kind=kind)
-    config, params = ms.load(run(source, tmp_path / "ours"))
+    config, params = loaded(source)
     assert config.dtype == dtype
     check_equal(params, make_weights(), dtype)
 
@@ -39,27 +37,9 @@ def test_gguf_types_that_are_not_quantised(tmp_path, kind, dtype):
 @pytest.mark.parametrize("kinds", [("F16", "F32"), ("BF16", "F32"), ("BF16", "F16")])
 def test_the_widest_type_of_the_matrices_is_taken(tmp_path, kinds):
     source = write_gguf(tmp_path / "model.gguf", kind=kinds[0], kinds={"output.weight": kinds[1]})
-    config, params = ms.load(run(source, tmp_path / "ours"))
+    config, params = loaded(source)
     assert config.dtype == "float32"
     check_equal(params, make_weights())
-
-
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])
-def test_quantised_types(tmp_path, kind):
-    tensors = to_gguf(make_weights())
-    ggml = gguf.GGMLQuantizationType[kind]
-    rounded = {
-        name: gguf.dequantize(gguf.quantize(tensor, ggml), ggml) if tensor.ndim == 2 else tensor
-        for name, tensor in tensors.items()
-    }
-    exact = run(write_gguf(tmp_path / "exact.gguf", tensors=rounded), tmp_path / "exact")
-    source = write_gguf(tmp_path / "quantised.gguf", kind=kind)
-    config, params = ms.load(run(source, tmp_path / "ours"))
-    assert config.dtype == "float32"
-    check_equal(params, flatten(ms.load(exact)[1]))
-    assert any((flatten(params)[name] != value).any() for name, value in make_weights().items())
-    narrow, _ = ms.load(run(source, tmp_path / "narrow", dtype="bfloat16"))
-    assert narrow.dtype == "bfloat16"
 
 
 def test_one_quantised_tensor_makes_float32(tmp_path):
@@ -80,14 +60,14 @@ def test_what_gguf_metadata_may_leave_out(tmp_path):
         attention__value_length=None,
         attention__layer_norm_rms_epsilon=1e-6,
     )
-    config, _ = ms.load(run(write_gguf(tmp_path / "model.gguf", metadata=fields), tmp_path / "ours"))
+    config, _ = loaded(write_gguf(tmp_path / "model.gguf", metadata=fields))
     assert config == CONFIG.replace(norm_eps=1e-6)
 
 
 def test_numbers_that_are_the_same_for_every_layer(tmp_path):
     alike = {"attention__head_count": [N] * L, "attention__head_count_kv": [K] * L, "feed_forward_length": [F] * L}
     source = write_gguf(tmp_path / "model.gguf", metadata=gguf_metadata(**alike, logit_scale=1.0, attention__scale=0.0))
-    config, _ = ms.load(run(source, tmp_path / "ours"))
+    config, _ = loaded(source)
     assert config == CONFIG
 
 
@@ -112,23 +92,7 @@ def test_llama3_scaling_is_recognised_by_its_factors(tmp_path, factor):
     assert len(set(factors)) > 2  # the blend is among them
     tensors = to_gguf(make_weights()) | {"rope_freqs.weight": factors}
     source = write_gguf(tmp_path / "model.gguf", metadata=gguf_metadata(rope__freq_base=5e5), tensors=tensors)
-    run(source, tmp_path / "ours")
-    rope = json.loads((tmp_path / "ours/config.json").read_text())["rope"]
-    assert Rope(**rope) == Rope(5e5, "llama3", factor, 1.0, 4.0, 8192)
-
-
-@pytest.mark.parametrize(
-    ("fields", "rope"),
-    [
-        ({"rope__scaling__type": "linear", "rope__scaling__factor": 2.5}, Rope(kind="linear", factor=2.5)),
-        ({"rope__scaling__factor": 2.0}, Rope(kind="linear", factor=2.0)),
-        ({"rope__scaling__type": "none"}, Rope()),
-    ],
-    ids=repr,
-)
-def test_rope_in_gguf_metadata(tmp_path, fields, rope):
-    run(write_gguf(tmp_path / "model.gguf", metadata=gguf_metadata(**fields)), tmp_path / "ours")
-    assert Rope(**json.loads((tmp_path / "ours/config.json").read_text())["rope"]) == rope
+    assert loaded(source)[0].rope == Rope(5e5, "llama3", factor, 1.0, 4.0, 8192)
 
 
 @pytest.mark.parametrize(
@@ -210,14 +174,7 @@ def test_all_gguf_problems_are_told_at_once(tmp_path):
     ]
 
 
-def test_gguf_values_that_are_not_finite_are_kept_with_a_warning(tmp_path):
-    tensors, lines = to_gguf(make_weights()), []
-    tensors["blk.0.ffn_down.weight"][0, 0] = np.nan
-    run(write_gguf(tmp_path / "model.gguf", tensors=tensors), tmp_path / "ours", report=lines.append)
-    assert "warning: tensor 'blk.0.ffn_down.weight' holds values that are not finite" in lines
-
-
-@pytest.mark.parametrize("size", [0, 3, 20, 300, 900, -1, -5000])
+@pytest.mark.parametrize("size", [0, 20, 900, -1])
 def test_truncated_ggufs_are_named(tmp_path, size):
     source = write_gguf(tmp_path / "model.gguf")
     os.truncate(source, size if size >= 0 else source.stat().st_size + size)

@@ -4,15 +4,13 @@ import json
 import random
 import time
 import tracemalloc
-from collections.abc import Iterator
-from itertools import islice
 
 import pytest
 from checkpoints import huggingface_config, make_weights, to_huggingface, write_huggingface
 
 from convert.huggingface.reader import read_folder
 
-CASES = 2200
+CASES = 250
 SECONDS = 5.0  # for one case; it takes milliseconds
 BYTES = 2**25  # of Python's memory; a file has 400 kB
 EXTREMES = [0, 1, 7, 2**31 - 1, 2**31, 2**32, 2**53, 2**63 - 1, 2**63, 2**64 - 1]
@@ -94,20 +92,14 @@ def _change(entries: dict, dice: random.Random) -> None:
             entries[name], entries[other] = entries[other], entry
 
 
-def damaged(data: bytes) -> Iterator[tuple[int, bytes]]:
-    for case in range(CASES):
-        yield case, mutate(data, random.Random(case))
-
-
-@pytest.mark.parametrize("shards", [1, 2], ids=["one file", "shards"])
-def test_damaged_headers_are_refused_or_read(tmp_path, shards):
-    folder = write_huggingface(tmp_path / "source", tensors=to_huggingface(make_weights()), shards=shards)
-    file = sorted(folder.glob("*.safetensors"))[0]
-    count, refused, slowest = 0, 0, 0.0
+def test_damaged_headers_are_refused_or_read(tmp_path):
+    folder = write_huggingface(tmp_path / "source", tensors=to_huggingface(make_weights()))
+    file = folder / "model.safetensors"
+    data = file.read_bytes()
+    refused, slowest = 0, 0.0
     tracemalloc.start()
-    for case, data in islice(damaged(file.read_bytes()), 0, None, 1 if shards == 1 else 10):
-        file.write_bytes(data)
-        del data
+    for case in range(CASES):
+        file.write_bytes(mutate(data, random.Random(case)))
         tracemalloc.reset_peak()
         start = time.monotonic()
         try:
@@ -121,10 +113,8 @@ def test_damaged_headers_are_refused_or_read(tmp_path, shards):
             assert len(str(error)) < 20_000 and str(error).isprintable() or "\n  " in str(error), (case, str(error))
         slowest = max(slowest, time.monotonic() - start)
         assert tracemalloc.get_traced_memory()[1] < BYTES, case
-        count += 1
     tracemalloc.stop()
-    assert count >= (2000 if shards == 1 else 200)
-    assert 0.6 * count < refused  # most are damaged where it matters
+    assert 0.6 * CASES < refused  # most are damaged where it matters
     assert slowest < SECONDS
 
 
