@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 import msrnn_jax as ms
 from msrnn_jax.checkpoint.info import BUDGETS
 from msrnn_jax.cli.app import app
-from msrnn_jax.devices import memory as sizes
+from msrnn_jax.devices import memory
+from msrnn_jax.io.units import parse_bytes, spell_bytes
 from msrnn_jax.params import abstract_params
 
 
@@ -79,7 +80,7 @@ def test_info_in_words_says_whose_memory_it_fills(hollow):
 
 def test_parts_of_a_model_with_everything():
     config = tiny.CONFIG.replace(attention_bias=True, output_bias=True, mlp_bias=True)
-    found = sizes.part_sizes(abstract_params(config))
+    found = memory.part_sizes(abstract_params(config))
     c = SimpleNamespace(**dataclasses.asdict(config))
     heads, key_value = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     assert found == {
@@ -89,7 +90,7 @@ def test_parts_of_a_model_with_everything():
         "norms": 5 * c.model_dim,
         "unembedding": c.vocab_size * c.model_dim,
     }
-    tied = sizes.part_sizes(abstract_params(config.replace(tied_embeddings=True)))
+    tied = memory.part_sizes(abstract_params(config.replace(tied_embeddings=True)))
     assert tied == {**found, "unembedding": 0}
 
 
@@ -107,7 +108,7 @@ def test_parts_of_a_model_with_everything():
     ],
 )
 def test_a_size_in_words(text, expected):
-    assert sizes.parse_bytes("size", text) == expected
+    assert parse_bytes("size", text) == expected
 
 
 @pytest.mark.parametrize(
@@ -115,12 +116,12 @@ def test_a_size_in_words(text, expected):
 )
 def test_no_size(text):
     with pytest.raises(ValueError, match="size is '.*'; it must be"):
-        sizes.parse_bytes("size", text)
+        parse_bytes("size", text)
 
 
 def test_sizes_are_spelled_with_three_digits():
     given = (0, 999, 1024, 999.6 * 1024, 3 * 2**29, 5 * 2**40, 5000 * 2**40)
-    assert [*map(sizes.spell_bytes, given)] == ["0 B", "999 B", "1 KiB", "0.976 MiB", "1.5 GiB", "5 TiB", "5,000 TiB"]
+    assert [*map(spell_bytes, given)] == ["0 B", "999 B", "1 KiB", "0.976 MiB", "1.5 GiB", "5 TiB", "5,000 TiB"]
 
 
 def test_the_memory_of_an_accelerator_is_what_it_says(monkeypatch):
@@ -128,9 +129,9 @@ def test_the_memory_of_an_accelerator_is_what_it_says(monkeypatch):
         platform="gpu", device_kind="H", memory_stats=lambda: {"bytes_limit": 7, "bytes_in_use": 3}
     )
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
-    assert sizes.total_memory() == (7, "gpu H, what JAX may take of it")
+    assert memory.total_memory() == (7, "gpu H, what JAX may take of it")
     device.memory_stats = lambda: None
-    assert sizes.total_memory() == (os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "this machine's RAM")
+    assert memory.total_memory() == (os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "this machine's RAM")
     monkeypatch.delattr(os, "sysconf")
     with pytest.raises(ValueError, match="unknown; give --memory"):
-        sizes.total_memory()
+        memory.total_memory()

@@ -25,7 +25,7 @@ def test_every_device_holds_its_part_and_no_device_held_all(saved):
         from msrnn_jax.params import abstract_params, param_axes
         spec = {"V": "model", "N": "model", "K": "model", "F": "model"}
         config, host = ms.load(path)
-        shardings = jax.tree.map(lambda letters: NamedSharding(mesh, P(*map(spec.get, letters))), axes(config))
+        shardings = jax.tree.map(lambda letters: NamedSharding(mesh, P(*map(spec.get, letters))), param_axes(config))
 
         given = set()  # shapes of all that any device was given on the way
         put = jax.device_put
@@ -92,7 +92,7 @@ def test_shardings_that_do_not_fit_are_named(saved):
         from msrnn_jax.params import param_axes
         spread = {"K": ("data", "model")}
         shardings = jax.tree.map(
-            lambda letters: NamedSharding(mesh, P(*map(spread.get, letters))), axes(ms.load(path)[0])
+            lambda letters: NamedSharding(mesh, P(*map(spread.get, letters))), param_axes(ms.load(path)[0])
         )
         try:
             ms.load(path, sharding=shardings)

@@ -385,8 +385,8 @@ def after(function):
 if kind == "line":
     Journal.append = after(Journal.append)
 else:
-    import experiments.finetune.keeping as keeping
-    keeping.write_weights = after(keeping.write_weights)
+    import experiments.finetune.saving as saving
+    saving.write_weights = after(saving.write_weights)
 runpy.run_module("experiments.finetune", run_name="__main__", alter_sys=True)
 """
 
