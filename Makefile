@@ -12,7 +12,7 @@ NEWEST_TESTS := project/test_readme cli/test_commands checkpoint/test_checkpoint
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
-.PHONY: demo reproduce test test-newest exhaustive check torch clean
+.PHONY: demo reproduce test test-newest exhaustive mutants check torch clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.experiments $(CHECKPOINT)/config.json
@@ -42,6 +42,11 @@ test-newest:
 exhaustive: $(VENV)/.test
 	MSRNN_EXHAUSTIVE=1 $(BIN)/python -m pytest tests/model/test_extend.py
 
+# How many seeded faults the tests catch, and which they do not. It takes hours, and goes on where it was stopped:
+# make mutants MUTANTS="--minutes 10"; python tests/mutants.py --help names the options.
+mutants: $(VENV)/.mutants
+	$(BIN)/python tests/mutants.py $(MUTANTS)
+
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -64,4 +69,4 @@ $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(NEWEST_VENV) checkpoints results build dist *.egg-info
+	rm -rf $(VENV) $(NEWEST_VENV) .mutants checkpoints results build dist *.egg-info
