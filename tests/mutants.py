@@ -33,15 +33,15 @@ def report(judged: list[tuple[Mutant, dict]], core: list[str]) -> str:
     rows: dict[str, Counter] = defaultdict(Counter)
     for mutant, result in judged:
         path = mutant.site.path
-        group = "= policies and recurrence" if is_core(path, core) else "= others"
-        for row in (os.path.dirname(path), group, "= all"):
+        for row in (os.path.dirname(path), "core" if is_core(path, core) else "others", "all"):
             rows[row][result["verdict"]] += 1
+    last = [name for name in ("core", "others", "all") if name in rows]
     kinds = ["killed", "timeout", "survived", "undecided", "not covered", "equivalent"]
-    lines = [f"{'':<28}{''.join(f'{kind:>13}' for kind in kinds)}{'caught':>13}"]
-    for name, counts in sorted(rows.items(), key=lambda row: (row[0].startswith("="), row[0] == "= all", row[0])):
-        caught, counted = counts["killed"] + counts["timeout"], counts.total() - counts["equivalent"]
+    lines = [f"{'':<24}" + "".join(f"{cell:>13}" for cell in [*kinds, "caught"])]
+    for name in [*sorted(rows.keys() - last), *last]:
+        caught, counted = rows[name]["killed"] + rows[name]["timeout"], rows[name].total() - rows[name]["equivalent"]
         score = f"{100 * caught / counted:.1f} %" if counted else "-"
-        lines.append(f"{name:<28}{''.join(f'{counts[kind]:>13}' for kind in kinds)}{score:>13}")
+        lines.append(f"{name:<24}" + "".join(f"{cell:>13}" for cell in [*(rows[name][kind] for kind in kinds), score]))
     for kind in kinds[2:]:
         lines += [f"{kind}: {mutant}\n  {result['by']}" for mutant, result in judged if result["verdict"] == kind]
     return "\n".join(lines)
@@ -61,7 +61,9 @@ def measure(
     core: Annotated[list[str], typer.Option(help="Pattern of paths of the core.")] = CORE,
     package: Annotated[list[str], typer.Option(help="Folder that faults are seeded into.")] = PACKAGES,
     only: Annotated[str, typer.Option(help="Part of what --list says of the faults that are to run.")] = "",
-    minutes: Annotated[float, typer.Option(help="Of tests for a fault; after them it is undecided.")] = float("inf"),
+    minutes: Annotated[
+        float, typer.Option(help="Of tests for a fault; then it is undecided. 0: only tell what is known.")
+    ] = float("inf"),
     workers: Annotated[int, typer.Option(help="Copies of the tree that tests run in at once.")] = os.cpu_count() or 1,
     results: Annotated[Path, typer.Option(help="Where what was found is kept.")] = Path(".mutants"),
     show: Annotated[bool, typer.Option("--list", help="Name the faults, and run nothing.")] = False,
@@ -95,7 +97,8 @@ def measure(
 
         try:
             each(measurement.cover, measurement.tests)
-            others = [mutant for mutant in mutants if not reason[mutant.name]]
+            # In an order by chance, so that what is done early is a sample, too.
+            others = sorted((m for m in mutants if not reason[m.name]), key=lambda mutant: mutant.name)
             judged = list(zip(others, each(partial(measurement.judge, most=60 * minutes), others), strict=True))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -103,6 +106,7 @@ def measure(
                 copy.stop()
     judged += [(mutant, {"verdict": "equivalent", "by": why}) for mutant in mutants if (why := reason[mutant.name])]
     rows = ({"name": mutant.name, **mutant.site._asdict(), "becomes": mutant.becomes, **row} for mutant, row in judged)
+    judged.sort(key=lambda found: found[0])
     (results / "mutants.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     print(report(judged, core))
     failing = [run.failing if run.passed else [test] for test, run in measurement.covered.items()]
