@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("cosmic_ray", reason="needs cosmic-ray: pip install 'msrnn_jax[mutants]'")
 pytest.importorskip("coverage", reason="needs coverage: pip install 'msrnn_jax[mutants]'")
 
+import mutants  # noqa: E402
 from mutant_runs import Copy  # noqa: E402
 from mutant_sites import Mutant, draw, statement  # noqa: E402
 
@@ -72,7 +73,7 @@ def root(tmp_path: pathlib.Path) -> pathlib.Path:
 def measured(root: pathlib.Path) -> tuple[dict[int, str], str]:
     """What the command finds, by line, and what it prints."""
     options = "--package toy --count 50 --workers 1 --results results".split()
-    command = [sys.executable, str(pathlib.Path(__file__).parent / "mutants.py"), *options]
+    command = [sys.executable, mutants.__file__, *options]
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "XDG_CACHE_HOME": str(root)}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
