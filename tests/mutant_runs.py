@@ -20,7 +20,7 @@ import coverage
 from mutant_sites import Mutant, statement
 
 MEMORY = 8 * 2**30  # bytes that a process may allocate, since a fault may ask for any number
-PATIENCE = 60.0, 5.0  # a test file takes too long at so many seconds, and so many times what it takes otherwise
+PATIENCE = 60, 5  # a test file takes too long at so many seconds, and so many times what it takes otherwise
 COVERAGE = """[run]
 parallel = true
 patch = subprocess, _exit
@@ -42,7 +42,8 @@ class Covered(NamedTuple):
 
     passed: bool  # but for the tests in `failing`
     failing: list[str]
-    seconds: float
+    seconds: float  # by the clock
+    cpu: float  # seconds of one processor, by which tests are ordered: a clock counts what else the machine does
     lines: dict[str, set[int]]  # by path
 
 
@@ -51,6 +52,7 @@ class Run(NamedTuple):
 
     status: int | None  # None: it took too long
     seconds: float
+    cpu: float
     failed: list[str]  # pytest's lines
     note: str  # the first of them, else the last line
 
@@ -76,7 +78,7 @@ class Copy:
 
     def __init__(self, root: Path, folder: Path, names: list[str], results: Path):
         self.tree, self.folder = folder / "tree", folder
-        self.running: subprocess.Popen | None = None
+        self.running: int | None = None
         self.stopped, self.writes = False, 0
         for name in names:
             (self.tree / name).parent.mkdir(parents=True, exist_ok=True)
@@ -98,6 +100,7 @@ class Copy:
             "TMPDIR": str(folder),
             "XDG_CACHE_HOME": str(folder / "cache"),
             "JAX_COMPILATION_CACHE_DIR": str(results / "compiled"),
+            "PYTHONDONTWRITEBYTECODE": "",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
 
@@ -107,11 +110,18 @@ class Copy:
         (self.tree / name).write_text(source, encoding="utf-8")
         os.utime(self.tree / name, (self.writes, self.writes))
 
-    def test(self, name: str, limit: float, *options: str, tracer: tuple[str, ...] = ()) -> Run:
-        """Runs a test file, for `limit` seconds at most."""
-        pytest = "-m pytest -q -p no:cacheprovider -p keep_compilations".split()
+    def test(
+        self, name: str, *options: str, tracer: tuple[str, ...] = (), most: tuple[float, float] | None = None
+    ) -> Run:
+        """Runs a test file.
+
+        Args:
+          tracer: of Python, what runs pytest.
+          most: seconds that it may take by the clock, and of a processor.
+        """
         if self.stopped:
             sys.exit()
+        pytest = "-m pytest -q -p no:cacheprovider -p keep_compilations".split()
         begun = time.monotonic()
         with (self.folder / "output").open("w+b") as output:
             process = subprocess.Popen(
@@ -123,26 +133,32 @@ class Copy:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+            self.running = process.pid
             resource.prlimit(process.pid, resource.RLIMIT_DATA, (MEMORY, MEMORY))
-            self.running = process
-            try:
-                status = process.wait(limit)
-            except subprocess.TimeoutExpired:
-                status = None
-            self.kill()
+            if most is not None:
+                resource.prlimit(process.pid, resource.RLIMIT_CPU, (int(most[1]), int(most[1]) + 60))
+            late = threading.Event()
+            timer = threading.Timer(most[0] if most else threading.TIMEOUT_MAX, lambda: (late.set(), self.kill()))
+            timer.start()
+            _, ended, usage = os.wait4(process.pid, 0)
+            process.returncode = status = os.waitstatus_to_exitcode(ended)
+            timer.cancel()
+            self.kill()  # what it has started and left
             if self.stopped:  # it did not end by itself
                 sys.exit()
             output.seek(0)
             lines = output.read().decode(errors="replace").splitlines()
+        seconds, cpu = round(time.monotonic() - begun, 1), round(usage.ru_utime + usage.ru_stime, 1)
         failed = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
-        return Run(status, round(time.monotonic() - begun, 1), failed, (failed or lines[-1:] or [""])[0][:300])
+        note = (failed or lines[-1:] or [""])[0][:300]
+        in_time = not late.is_set() and status != -signal.SIGXCPU
+        return Run(status if in_time else None, seconds, cpu, failed, note)
 
     def kill(self) -> None:
-        """Ends what runs here, and what that has started and left."""
+        """Ends what runs here, and what that has started."""
         if self.running is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.running.pid, signal.SIGKILL)
-            self.running.wait()
+                os.killpg(self.running, signal.SIGKILL)
 
     def stop(self) -> None:
         """Ends what runs here, and lets nothing count that it said."""
@@ -176,9 +192,9 @@ class Measurement:
             sources = ", ".join(str(copy.tree / package) for package in self.packages)
             (folder / "settings").write_text(COVERAGE.format(folder=folder, sources=sources))
             tracer = "-m", "coverage", "run", f"--rcfile={folder / 'settings'}"
-            run = copy.test(test, 3600.0, tracer=tracer)
+            run = copy.test(test, tracer=tracer)
             if run.status:  # it may fail because it is watched
-                run = copy.test(test, 3600.0)
+                run = copy.test(test)
             failing = [line.split(" - ")[0].split(" ", 1)[1] for line in run.failed]
             lines = defaultdict(set)
             for part in folder.glob("lines.*"):
@@ -188,23 +204,23 @@ class Measurement:
                     lines[Path(file).relative_to(copy.tree).as_posix()].update(data.lines(file) or ())
             found = {path: sorted(numbers) for path, numbers in sorted(lines.items())}
             row = {"key": self.keys[test], "test": test, "passed": run.status in (0, 1), "failing": failing}
-            row |= {"seconds": run.seconds, "note": run.note, "lines": found}
+            row |= {"seconds": run.seconds, "cpu": run.cpu, "note": run.note, "lines": found}
             self.coverage.add(row)
             known = [row]
             print(f"{test}: {run.note}", flush=True)
         row = known[-1]
         lines = {path: set(numbers) for path, numbers in row["lines"].items()}
-        self.covered[test] = Covered(row["passed"], row["failing"], row["seconds"], lines)
+        self.covered[test] = Covered(row["passed"], row["failing"], row["seconds"], row["cpu"], lines)
 
     def order(self, mutant: Mutant) -> list[str]:
         """Test files that execute the line, first those that are quick, or are called like its file."""
         path = mutant.site.path
         lines = set(statement((self.root / path).read_text(encoding="utf-8"), mutant.site.line))
         found = [test for test, run in self.covered.items() if run.passed and run.lines.get(path, set()) & lines]
-        return sorted(found, key=lambda test: self.covered[test].seconds / (1 + 2 * len(_words(test) & _words(path))))
+        return sorted(found, key=lambda test: self.covered[test].cpu / (1 + 2 * len(_words(test) & _words(path))))
 
     def judge(self, mutant: Mutant, copy: Copy, most: float) -> dict:
-        """Runs test files until one fails or they took `most` seconds; what ran in the past counts as well."""
+        """Runs test files until one fails, or `most` seconds of a processor are gone; what ran in the past counts."""
         before = {(row["test"], row["key"]): row for row in self.runs.rows if row["mutant"] == mutant.name}
         tests = self.order(mutant)
         verdict, by, spent = ("survived" if tests else "not covered"), "", 0.0
@@ -215,19 +231,20 @@ class Measurement:
                 if spent >= most:
                     verdict = "undecided"
                     break
-                without = [f"--deselect={name}" for name in self.covered[test].failing]
-                run = copy.test(test, PATIENCE[0] + PATIENCE[1] * self.covered[test].seconds, "-x", *without)
+                usual = self.covered[test]
+                most = PATIENCE[0] + PATIENCE[1] * usual.seconds, PATIENCE[0] + PATIENCE[1] * usual.cpu
+                run = copy.test(test, "-x", *(f"--deselect={name}" for name in usual.failing), most=most)
                 result = {None: "timeout", 0: "passed", 5: "passed"}.get(run.status, "failed")  # 5: no test is left
                 row = {"mutant": mutant.name, "test": test, "key": self.keys[test], "result": result}
-                row |= {"status": run.status, "seconds": run.seconds, "note": run.note}
+                row |= {"status": run.status, "cpu": run.cpu, "note": run.note}
                 self.runs.add(row)
-            spent += row["seconds"]
+            spent += row["cpu"]
             if row["result"] != "passed":
                 verdict, by = {"failed": "killed"}.get(row["result"], "timeout"), row["note"] or test
                 break
         copy.write(mutant.site.path, (self.root / mutant.site.path).read_text(encoding="utf-8"))
         print(f"{verdict:<11} {spent:5.0f} s  {mutant}\n  {by}", flush=True)
-        return {"verdict": verdict, "by": by, "seconds": round(spent, 1), "tests": len(tests)}
+        return {"verdict": verdict, "by": by, "cpu": round(spent, 1), "tests": len(tests)}
 
 
 def _words(path: str) -> set[str]:

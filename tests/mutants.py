@@ -62,7 +62,10 @@ def measure(
     package: Annotated[list[str], typer.Option(help="Folder that faults are seeded into.")] = PACKAGES,
     only: Annotated[str, typer.Option(help="Part of what --list says of the faults that are to run.")] = "",
     minutes: Annotated[
-        float, typer.Option(help="Of tests for a fault; then it is undecided. 0: only tell what is known.")
+        float,
+        typer.Option(
+            help="Of a processor, for the tests of a fault; then it is undecided. 0: only tell what is known."
+        ),
     ] = float("inf"),
     workers: Annotated[int, typer.Option(help="Copies of the tree that tests run in at once.")] = os.cpu_count() or 1,
     results: Annotated[Path, typer.Option(help="Where what was found is kept.")] = Path(".mutants"),

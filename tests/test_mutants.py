@@ -105,7 +105,8 @@ def test_a_fault_that_never_ends_is_told_apart(root: pathlib.Path, tmp_path: pat
     (root / "tests" / "test_toy.py").write_text("def test_endless():\n    while True:\n        pass\n")
     names = ["tests/test_toy.py", "pyproject.toml"]
     copy = Copy(root, tmp_path / "copy", names, tmp_path / "results")
-    assert copy.test("tests/test_toy.py", 3.0).status is None
+    for most in ((4.0, 60.0), (60.0, 2.0)):
+        assert copy.test("tests/test_toy.py", most=most).status is None
 
 
 def test_the_sample_is_drawn_by_seed(root: pathlib.Path) -> None:
