@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +19,8 @@ import coverage
 from mutant_sites import Mutant, statement
 
 MEMORY = 8 * 2**30  # bytes that a process may allocate, since a fault may ask for any number
-PATIENCE = 60, 5  # a test file takes too long at so many seconds, and so many times what it takes otherwise
+PATIENCE = 60, 5  # a test file takes too long at so many seconds of a processor, and so many times what is usual
+IDLE = 10  # and at so many times that by the clock, which on a busy machine says little
 COVERAGE = """[run]
 parallel = true
 patch = subprocess, _exit
@@ -42,8 +42,7 @@ class Covered(NamedTuple):
 
     passed: bool  # but for the tests in `failing`
     failing: list[str]
-    seconds: float  # by the clock
-    cpu: float  # seconds of one processor, by which tests are ordered: a clock counts what else the machine does
+    cpu: float  # seconds of a processor: a clock would count what else the machine does
     lines: dict[str, set[int]]  # by path
 
 
@@ -51,7 +50,6 @@ class Run(NamedTuple):
     """Of a test file."""
 
     status: int | None  # None: it took too long
-    seconds: float
     cpu: float
     failed: list[str]  # pytest's lines
     note: str  # the first of them, else the last line
@@ -110,19 +108,16 @@ class Copy:
         (self.tree / name).write_text(source, encoding="utf-8")
         os.utime(self.tree / name, (self.writes, self.writes))
 
-    def test(
-        self, name: str, *options: str, tracer: tuple[str, ...] = (), most: tuple[float, float] | None = None
-    ) -> Run:
+    def test(self, name: str, *options: str, tracer: tuple[str, ...] = (), most: float | None = None) -> Run:
         """Runs a test file.
 
         Args:
           tracer: of Python, what runs pytest.
-          most: seconds that it may take by the clock, and of a processor.
+          most: seconds of a processor that it may take; `IDLE` times as many by the clock.
         """
         if self.stopped:
             sys.exit()
         pytest = "-m pytest -q -p no:cacheprovider -p keep_compilations".split()
-        begun = time.monotonic()
         with (self.folder / "output").open("w+b") as output:
             process = subprocess.Popen(
                 [sys.executable, *tracer, *pytest, f"--basetemp={self.folder / 'tmp'}", *options, name],
@@ -136,9 +131,9 @@ class Copy:
             self.running = process.pid
             resource.prlimit(process.pid, resource.RLIMIT_DATA, (MEMORY, MEMORY))
             if most is not None:
-                resource.prlimit(process.pid, resource.RLIMIT_CPU, (int(most[1]), int(most[1]) + 60))
+                resource.prlimit(process.pid, resource.RLIMIT_CPU, (int(most), int(most) + 60))
             late = threading.Event()
-            timer = threading.Timer(most[0] if most else threading.TIMEOUT_MAX, lambda: (late.set(), self.kill()))
+            timer = threading.Timer(IDLE * most if most else threading.TIMEOUT_MAX, lambda: (late.set(), self.kill()))
             timer.start()
             _, ended, usage = os.wait4(process.pid, 0)
             process.returncode = status = os.waitstatus_to_exitcode(ended)
@@ -148,11 +143,11 @@ class Copy:
                 sys.exit()
             output.seek(0)
             lines = output.read().decode(errors="replace").splitlines()
-        seconds, cpu = round(time.monotonic() - begun, 1), round(usage.ru_utime + usage.ru_stime, 1)
+        cpu = round(usage.ru_utime + usage.ru_stime, 1)
         failed = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
         note = (failed or lines[-1:] or [""])[0][:300]
         in_time = not late.is_set() and status != -signal.SIGXCPU
-        return Run(status if in_time else None, seconds, cpu, failed, note)
+        return Run(status if in_time else None, cpu, failed, note)
 
     def kill(self) -> None:
         """Ends what runs here, and what that has started."""
@@ -204,13 +199,13 @@ class Measurement:
                     lines[Path(file).relative_to(copy.tree).as_posix()].update(data.lines(file) or ())
             found = {path: sorted(numbers) for path, numbers in sorted(lines.items())}
             row = {"key": self.keys[test], "test": test, "passed": run.status in (0, 1), "failing": failing}
-            row |= {"seconds": run.seconds, "cpu": run.cpu, "note": run.note, "lines": found}
+            row |= {"cpu": run.cpu, "note": run.note, "lines": found}
             self.coverage.add(row)
             known = [row]
             print(f"{test}: {run.note}", flush=True)
         row = known[-1]
         lines = {path: set(numbers) for path, numbers in row["lines"].items()}
-        self.covered[test] = Covered(row["passed"], row["failing"], row["seconds"], row["cpu"], lines)
+        self.covered[test] = Covered(row["passed"], row["failing"], row["cpu"], lines)
 
     def order(self, mutant: Mutant) -> list[str]:
         """Test files that execute the line, first those that are quick, or are called like its file."""
@@ -232,8 +227,8 @@ class Measurement:
                     verdict = "undecided"
                     break
                 usual = self.covered[test]
-                most = PATIENCE[0] + PATIENCE[1] * usual.seconds, PATIENCE[0] + PATIENCE[1] * usual.cpu
-                run = copy.test(test, "-x", *(f"--deselect={name}" for name in usual.failing), most=most)
+                without = (f"--deselect={name}" for name in usual.failing)
+                run = copy.test(test, "-x", *without, most=PATIENCE[0] + PATIENCE[1] * usual.cpu)
                 result = {None: "timeout", 0: "passed", 5: "passed"}.get(run.status, "failed")  # 5: no test is left
                 row = {"mutant": mutant.name, "test": test, "key": self.keys[test], "result": result}
                 row |= {"status": run.status, "cpu": run.cpu, "note": run.note}
