@@ -708,7 +708,7 @@ def test_an_interrupted_conversion_leaves_no_trace(tmp_path, monkeypatch, error)
 
     monkeypatch.setattr(pathlib.Path, "write_text", fail)
     with pytest.raises((KeyboardInterrupt, OSError)):
-        run(source, tmp_path / "new/folder/ours")
+        run(source, tmp_path / "new")
     with pytest.raises((KeyboardInterrupt, OSError)):
         run(source, kept, force=True, dtype="bfloat16")
     assert sorted(tmp_path.iterdir()) == before
