@@ -48,7 +48,7 @@ FLOAT32 = 1e-4
 FLOAT64 = 1e-5
 
 
-def write_model(folder, dtype="float32", **changes):
+def write_model(folder, dtype="float32", max_shard_size="1GB", **changes):
     """A random model, saved by transformers.
 
     Nothing keeps its initial value: norms of one and biases of zero would hide a mistake, and so would
@@ -66,7 +66,7 @@ def write_model(folder, dtype="float32", **changes):
             else:
                 gain = 2.0 if "q_proj" in name or "k_proj" in name or "lm_head" in name else 1.0
                 weight.copy_(gain * noise / math.sqrt(weight.shape[1]))
-    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
 
 
