@@ -200,7 +200,7 @@ def test_the_wheel_has_one_top_level_name(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"msrnn_jax"}
-    for name in ("py.typed", "policies/tova.py", "convert/cli.py", "survival_page.html"):
+    for name in ("py.typed", "policies/tova.py", "convert/cli.py", "tracing/page.html"):
         assert f"msrnn_jax/{name}" in names
     library = {str(path.relative_to(ROOT)) for path in (ROOT / "msrnn_jax").rglob("*.py")}
     assert library <= set(names)
