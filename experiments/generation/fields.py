@@ -1,7 +1,8 @@
 """What every result of the experiment and of its judge holds."""
 
+from functools import partial
+
 from experiments.common.schema import COUNT, MAYBE, SHARE, SIZE, STATE, TEXT, Kind, check_fields
-from msrnn_jax.io.journal import Line
 
 POLICY, FULL, EQUAL, UNREADABLE, DROPPED = "policy", "full", "equal", "unreadable", "dropped"
 CHOICES = (POLICY, FULL, EQUAL, UNREADABLE, DROPPED)
@@ -11,13 +12,5 @@ STORY = {
     **{"same_until": MAYBE, **dict.fromkeys((f"distinct_{size}" for size in range(1, 5)), MAYBE)},
 }
 JUDGEMENT = {**STATE, "setting.first": TEXT, "choice": Kind("a choice", lambda value: value in CHOICES)}
-
-
-def check(where: str, line: Line) -> None:
-    """Refuses what is no story with its numbers."""
-    check_fields(where, line, STORY)
-
-
-def check_judgement(where: str, line: Line) -> None:
-    """Refuses what is no choice of the judge's."""
-    check_fields(where, line, JUDGEMENT)
+check = partial(check_fields, fields=STORY)  # refuses what is no story with its numbers
+check_judgement = partial(check_fields, fields=JUDGEMENT)  # refuses what is no choice of the judge's

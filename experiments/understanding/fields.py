@@ -1,7 +1,8 @@
 """What every result of the experiment holds."""
 
+from functools import partial
+
 from experiments.common.schema import COUNT, MAYBE, MODE, SIZE, STATE, Kind, check_fields
-from msrnn_jax.io.journal import Line
 
 TASK = Kind("squality or qasper", lambda value: value in ("squality", "qasper"))
 FIELDS = {
@@ -10,8 +11,4 @@ FIELDS = {
     **{"reference_nats": MAYBE, "reference_tokens": SIZE, "generated_tokens": COUNT},
     **dict.fromkeys(("rouge1?", "rouge2?", "rougeL?"), MAYBE),
 }
-
-
-def check(where: str, line: Line) -> None:
-    """Refuses what is no result."""
-    check_fields(where, line, FIELDS)
+check = partial(check_fields, fields=FIELDS)  # refuses what is no result
