@@ -65,6 +65,6 @@ class StepContext(struct.PyTreeNode):
     token: Array  # [*T] int32
     position: Array  # [*T] int32, EMPTY for padding, which writes nothing
     seen: Array  # [*T] int32, tokens seen, this one included unless it is padding
-    angles: tuple[Array, Array] | None  # see `rotary.angles_for`
+    angles: tuple[Array, Array] | None  # see `positions.angles_for`
     mode: str = struct.field(pytree_node=False, default="absolute")  # the state's
     forgetting: bool = struct.field(pytree_node=False, default=True)  # False: slots are held beyond the budget

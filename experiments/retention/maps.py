@@ -17,7 +17,7 @@ def pack(freed: Int[np.ndarray, "L #K T"]) -> dict[str, Any]:
 
 
 def unpack(line: Line) -> Int[np.ndarray, "L #K T"]:
-    """The step after which every token was freed, as `survival.follow` says: token p is held after step t
+    """The step after which every token was freed, as `lifetimes.follow` says: token p is held after step t
     exactly if p <= t < freed[p]."""
     content = zlib.decompress(base64.b64decode(line["map"]))
     return np.frombuffer(content, "<i4").reshape(line["shape"])

@@ -42,7 +42,7 @@ def row_bytes(config: Config, policy: Policy, slots: int, width: int, positions:
     """
     held = state_bytes(config, policy, slots - 1, positions=positions)
     count = width - 1
-    chunk = -(-count // -(-count // CHUNK))  # as `read` cuts them
+    chunk = -(-count // -(-count // CHUNK))  # as `scan_chunks` cuts them
     candidates = slots + chunk
     size, number = at_least_float32(config.dtype).itemsize, jnp.dtype(config.dtype).itemsize
     # One layer at a time: products, masked logits, probabilities and what a policy makes of them; slots joined with

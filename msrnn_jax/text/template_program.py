@@ -1,6 +1,6 @@
 """The program that renders chat templates: jinja2 in its sandbox, request by request, within limits.
 
-It is run by templates.py, in a process of its own, and imports nothing of this package.
+It is run by chat_template.py, in a process of its own, and imports nothing of this package.
 """
 
 import datetime
@@ -19,7 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 try:
     import resource
-except ModuleNotFoundError:  # Windows, where templates.py alone ends what does not end
+except ModuleNotFoundError:  # Windows, where chat_template.py alone ends what does not end
     resource = None
 
 MEMORY = 2**30  # bytes a template may take, beside eight times the size of its request

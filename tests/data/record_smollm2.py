@@ -3,7 +3,7 @@
     python tests/data/record_smollm2.py SmolLM2-135M-Instruct.Q4_1.gguf tests/data/smollm2_logits.json
 
 Needs torch, transformers, accelerate, gguf and jinja2, and nothing of ours, so that no mistake of our converter or
-tokenizer can get into the numbers. Only `gguf.dequantize` is called on both sides. `tests/test_recorded.py` needs
+tokenizer can get into the numbers. Only `gguf.dequantize` is called on both sides. `tests/model/test_recorded.py` needs
 neither torch nor transformers.
 """
 
