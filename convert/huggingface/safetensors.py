@@ -14,6 +14,8 @@ from ..tensors import DTYPES, Stored
 
 WRITER = "msrnn_jax"
 KINDS = {dtype: kind for kind, dtype in DTYPES.items()}  # by our names
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 
 
 def open_file(path: Path) -> dict[str, Stored]:
@@ -109,7 +111,3 @@ def _shards(tensors: Mapping[str, Tensor], most: int) -> dict[str, list[str]]:
     if len(groups) == 1:
         return {SINGLE: groups[0]}
     return {f"model-{number:05}-of-{len(groups):05}.safetensors": names for number, names in enumerate(groups, 1)}
-
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"

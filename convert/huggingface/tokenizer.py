@@ -14,6 +14,18 @@ from ..source import TokenizerFacts
 from .sentencepiece import NAME as MODEL_NAME
 from .sentencepiece import read_tokenizer_model
 
+ENDOFTEXT = "<|endoftext|>"
+LLAMA: dict[str, str | None] = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+# What classes of transformers 5 write where no file says; any other class writes nothing.
+OF_CLASSES: dict[str, dict[str, str | None]] = {
+    "LlamaTokenizer": LLAMA,
+    "CodeLlamaTokenizer": LLAMA
+    | {f"{name}_token": f"▁<{text}>" for name, text in (("prefix", "PRE"), ("middle", "MID"), ("suffix", "SUF"))}
+    | {"eot_token": "▁<EOT>", "fill_token": "<FILL_ME>"},
+    "Qwen2Tokenizer": dict.fromkeys(("eos_token", "unk_token", "pad_token"), ENDOFTEXT),
+    "GPT2Tokenizer": {**dict.fromkeys(("bos_token", "eos_token", "unk_token"), ENDOFTEXT), "pad_token": None},
+}
+
 
 def read_tokenizer(folder: Folder, config: Mapping[str, Any], problems: list[str]) -> TokenizerFacts:
     """Collects the tokenizer's facts from the files that may hold them.
@@ -128,19 +140,6 @@ def _read_chat_template(folder: Folder, settings: Mapping[str, Any], problems: l
         problems.append(f"chat_template is a JSON {type(template).__name__}; it must be text")
         return None
     return template
-
-
-ENDOFTEXT = "<|endoftext|>"
-LLAMA: dict[str, str | None] = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-# What classes of transformers 5 write where no file says; any other class writes nothing.
-OF_CLASSES: dict[str, dict[str, str | None]] = {
-    "LlamaTokenizer": LLAMA,
-    "CodeLlamaTokenizer": LLAMA
-    | {f"{name}_token": f"▁<{text}>" for name, text in (("prefix", "PRE"), ("middle", "MID"), ("suffix", "SUF"))}
-    | {"eot_token": "▁<EOT>", "fill_token": "<FILL_ME>"},
-    "Qwen2Tokenizer": dict.fromkeys(("eos_token", "unk_token", "pad_token"), ENDOFTEXT),
-    "GPT2Tokenizer": {**dict.fromkeys(("bos_token", "eos_token", "unk_token"), ENDOFTEXT), "pad_token": None},
-}
 
 
 def read_settings(folder: Folder) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float
 
+Line = Mapping[str, Any]
+L = TypeVar("L", bound=Line)
+
 
 class Estimate(NamedTuple):
     """A number found on D documents, the independent draws.
@@ -95,10 +98,6 @@ def geometric(*estimates: Estimate) -> Estimate:
 
 def _floats(values: Sequence[float | None]) -> Float[np.ndarray, " D"]:
     return np.asarray([np.nan if value is None else value for value in values], np.float64)
-
-
-Line = Mapping[str, Any]
-L = TypeVar("L", bound=Line)
 
 
 def by(lines: Iterable[L], *names: str) -> dict[tuple[Any, ...], list[L]]:

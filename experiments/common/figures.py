@@ -32,6 +32,8 @@ COLORS = dict(zip(LABELS, ("k", *(f"C{number}" for number in range(10))), strict
 GREY = "0.55"
 POINTS = 100  # an inch
 SHADES = 64  # colours of a file, so that a page with all figures in it stays small
+Row = Mapping[str, Any]  # numbers and words by the name of their column
+Lines = Sequence[Line]
 
 
 def canvas(columns: int = 1, rows: int = 1, *, width: float = 4.6, height: float = 3.6) -> tuple[Figure, list[Axes]]:
@@ -121,9 +123,6 @@ def png(figure: Figure) -> bytes:
     return small.getvalue()
 
 
-Row = Mapping[str, Any]  # numbers and words by the name of their column
-
-
 class Column(NamedTuple):
     """How a value of a row is shown; its standard error, where there is one, goes by `NAME_stderr`."""
 
@@ -177,6 +176,3 @@ class Section(NamedTuple):
     about: str
     grids: Sequence[Grid]
     pictures: Sequence[Picture]
-
-
-Lines = Sequence[Line]

@@ -34,6 +34,16 @@ NAME, BUDGET = "extrapolation", 512
 LENGTH = 70_000  # tokens of the paper's streams
 PLACES = tuple(range(10_000, LENGTH + 1, 10_000))  # where a running average is looked at
 MODES = ("absolute", "cache", "gap")
+_ONE = "only ln(ln(g)) is implemented, the one the paper found best"
+SHOWN = (4_096, 10_000, 20_000, 40_000, 70_000)
+STYLES = {"gap": "-", "cache": ":", "absolute": "-."}
+COLUMNS = (
+    Column("policy", "policy"),
+    Column("budget", "k"),
+    Column("positions", "positions"),
+    Column("books", "books"),
+    *(Column(f"at_{place}", f"{place:,} tokens", 3) for place in SHOWN),
+)
 
 
 class Stream(NamedTuple):
@@ -114,7 +124,6 @@ def _why(records: Records, positions: str) -> str:
     return f"{NAME}.jsonl has no book with {positions} positions" if records.lines(NAME) else records.why(NAME)
 
 
-_ONE = "only ln(ln(g)) is implemented, the one the paper found best"
 CLAIMS = (
     Claim(
         "3.5",
@@ -153,15 +162,6 @@ CLAIMS = (
         partial(compared, "gap", "absolute"),
         False,
     ),
-)
-SHOWN = (4_096, 10_000, 20_000, 40_000, 70_000)
-STYLES = {"gap": "-", "cache": ":", "absolute": "-."}
-COLUMNS = (
-    Column("policy", "policy"),
-    Column("budget", "k"),
-    Column("positions", "positions"),
-    Column("books", "books"),
-    *(Column(f"at_{place}", f"{place:,} tokens", 3) for place in SHOWN),
 )
 
 

@@ -24,6 +24,8 @@ from msrnn_jax.io.provenance import environment, tokens_hash
 from msrnn_jax.params import is_low_rank
 from msrnn_jax.policies import parse_policy
 
+FREE = ("checkpoint", "data", "keep_every", "merge")  # may differ in a run that goes on; hashes stand for the first two
+
 
 class Reading(NamedTuple):
     """What one step reads."""
@@ -73,9 +75,6 @@ def _starts(count: int, length: int) -> list[int]:
     """Of the stretches of a book with so many tokens that have a next one."""
     starts = list(range(0, count - length + 1, length))
     return starts if not starts or starts[-1] + length == count else [*starts, count - length]
-
-
-FREE = ("checkpoint", "data", "keep_every", "merge")  # may differ in a run that goes on; hashes stand for the first two
 
 
 class Plan(NamedTuple):

@@ -34,6 +34,8 @@ LOSSES, PICTURE, KEPT, MODEL = "losses.jsonl", "losses.png", "training", "model"
 KINDS = ("finetune run", "finetune step")
 ABOUT = "finetune.json"  # in the checkpoint: how it was made
 BESIDE = (TOKENIZER_FILE, SETTINGS_FILE, TEMPLATE_FILE, SOURCE_FILE)
+EVERY = 30.0  # seconds between two lines
+Meter = Callable[[int, float], None]  # called with a step that is done, from 1, and its loss
 
 
 def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
@@ -211,10 +213,6 @@ def _title(settings: Settings) -> str:
     what = f"LoRA {settings.lora}" if settings.lora else "all weights"
     policy = parse_policy(settings.policy)
     return f"{policy}, budget {settings.budget}: {what}" if policy.forgets else f"{policy}: {what}"
-
-
-EVERY = 30.0  # seconds between two lines
-Meter = Callable[[int, float], None]  # called with a step that is done, from 1, and its loss
 
 
 @contextlib.contextmanager

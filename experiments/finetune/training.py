@@ -15,6 +15,8 @@ import msrnn_jax as ms
 from experiments.finetune.losses import Losses, Teacher, read_segment
 from msrnn_jax.model.state_ops import fork
 
+Trained = Any  # ms.Params or Adapters, float32, whatever is computed in
+
 
 @dataclasses.dataclass(frozen=True)
 class Descent:
@@ -93,9 +95,6 @@ class Places:
     def rows(self, tree: Any) -> Any:
         """Every device has some rows of it; leaves [B, ...]."""
         return tree if self._mesh is None else jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec("data")))
-
-
-Trained = Any  # ms.Params or Adapters, float32, whatever is computed in
 
 
 @dataclasses.dataclass(frozen=True)

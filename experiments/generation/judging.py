@@ -17,6 +17,28 @@ from msrnn_jax.io.provenance import json_hash, text_hash
 
 NAME = "generation_judge"
 ANSWER = 200  # characters of an answer that are kept
+QUESTION = """\
+Two texts were written at this request:
+
+{prompt}
+
+===== Text (A) =====
+{first}
+===== End of text (A) =====
+
+===== Text (B) =====
+{second}
+===== End of text (B) =====
+
+Which of the two serves the request better?
+(A) text A
+(B) text B
+(C) both are equally good or equally bad
+Answer with (A), (B) or (C) alone, and give no reasons."""
+# Of answers without parentheses those that are a letter, or say no more than that it is the answer.
+PLAIN = re.compile(
+    r"\W*(?:(?:my |the )?(?:answer|choice|option|verdict|response|text)\b(?: is)?\W*)?([abc])(?: is better)?\W*", re.I
+)
 
 
 def check_judge(judge: Judge, out: pathlib.Path, stories: pathlib.Path) -> None:
@@ -79,30 +101,6 @@ def forgot_nothing(line: Line) -> bool:
     A query sees what is kept and itself, so budget + 1 tokens, and the last token of a story is no query.
     """
     return line["prompt_tokens"] + line["tokens"] <= line["setting"]["budget"] + 2
-
-
-QUESTION = """\
-Two texts were written at this request:
-
-{prompt}
-
-===== Text (A) =====
-{first}
-===== End of text (A) =====
-
-===== Text (B) =====
-{second}
-===== End of text (B) =====
-
-Which of the two serves the request better?
-(A) text A
-(B) text B
-(C) both are equally good or equally bad
-Answer with (A), (B) or (C) alone, and give no reasons."""
-# Of answers without parentheses those that are a letter, or say no more than that it is the answer.
-PLAIN = re.compile(
-    r"\W*(?:(?:my |the )?(?:answer|choice|option|verdict|response|text)\b(?: is)?\W*)?([abc])(?: is better)?\W*", re.I
-)
 
 
 def question_of(prompt: str, first: str, second: str) -> str:

@@ -15,6 +15,11 @@ from msrnn_jax.io.json_fields import check_filled, check_kind, field, field_name
 
 KIND = "prompts"
 FIELDS = ("prompt", "turns")  # that are recognised, in this order
+STORY = (
+    "Write a very long story, of 4,000 words or more. Give names to twenty characters or more. The story should lead "
+    "through three countries and nine cities, and be told in ten chapters or more. Let its plot take turns that nobody "
+    "expects."
+)
 
 
 class Row(NamedTuple):
@@ -126,13 +131,6 @@ def _encode(
                 raise ValueError(f"{row.where} has {len(tokens):,} tokens; a prompt must have from 1 to {most:,}")
             found += 1
             yield row, tokens
-
-
-STORY = (
-    "Write a very long story, of 4,000 words or more. Give names to twenty characters or more. The story should lead "
-    "through three countries and nine cities, and be told in ten chapters or more. Let its plot take turns that nobody "
-    "expects."
-)
 
 
 def without_template(text: str) -> str:

@@ -17,6 +17,30 @@ from experiments.generation.tables import summarise
 
 NAME = "generation"
 Judged = dict[str, str]  # by document, a win, tie or loss of TOVA
+Test = Callable[[str, Estimate, Estimate], Part]  # of TOVA's lengths and the full model's
+COLUMNS = (
+    Column("policy", "policy"),
+    Column("budget", "k"),
+    Column("stories", "stories"),
+    Column("tokens", "tokens", 0),
+    Column("tokens_above_full", "more than full's", 0),
+    Column("paper", "paper, LLaMA-2-13B", 0),
+    Column("ended", "ended by itself, %", 0, 100.0),
+    Column("distinct_1", "distinct-1", 3),
+    Column("distinct_2", "distinct-2", 3),
+    Column("distinct_4", "distinct-4", 3),
+    Column("nll", "nats per token under full", 3),
+    Column("agreement", "full's choice, %", 1, 100.0),
+    Column("same_until", "tokens as full's", 0),
+)
+JUDGED = (
+    Column("budget", "k"),
+    Column("pairs", "pairs"),
+    Column("win", "TOVA wins, %", 0),
+    Column("tie", "tie, %", 0),
+    Column("loss", "full wins, %", 0),
+    Column("paper", "paper: wins, tie, full wins, %"),
+)
 
 
 def judged(records: Records, budget: int) -> Judged:
@@ -71,9 +95,6 @@ def _why(records: Records, budget: int) -> str:
     return f"the judge saw no pair at k = {budget}" if records.lines(JUDGE) else records.why(JUDGE)
 
 
-Test = Callable[[str, Estimate, Estimate], Part]  # of TOVA's lengths and the full model's
-
-
 def lengths(budget: int, test: Test, unit: str, records: Records) -> Verdict:
     """Compares the lengths of TOVA's stories with those of the full model's."""
     lines = records.lines(NAME)
@@ -115,29 +136,6 @@ CLAIMS = (
         "Stories with 1,024 tokens are as long as the full model's (within 1 %)",
         partial(lengths, 1024, _as_long, "length over the full model's"),
     ),
-)
-COLUMNS = (
-    Column("policy", "policy"),
-    Column("budget", "k"),
-    Column("stories", "stories"),
-    Column("tokens", "tokens", 0),
-    Column("tokens_above_full", "more than full's", 0),
-    Column("paper", "paper, LLaMA-2-13B", 0),
-    Column("ended", "ended by itself, %", 0, 100.0),
-    Column("distinct_1", "distinct-1", 3),
-    Column("distinct_2", "distinct-2", 3),
-    Column("distinct_4", "distinct-4", 3),
-    Column("nll", "nats per token under full", 3),
-    Column("agreement", "full's choice, %", 1, 100.0),
-    Column("same_until", "tokens as full's", 0),
-)
-JUDGED = (
-    Column("budget", "k"),
-    Column("pairs", "pairs"),
-    Column("win", "TOVA wins, %", 0),
-    Column("tie", "tie, %", 0),
-    Column("loss", "full wins, %", 0),
-    Column("paper", "paper: wins, tie, full wins, %"),
 )
 
 

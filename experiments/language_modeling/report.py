@@ -37,6 +37,20 @@ LOG_RATIO, PERPLEXITY = "difference in nats per token", "difference in perplexit
 BUDGETS = published.BUDGETS[:-1]  # those of the paper that forget anything
 HALF = published.CONTEXT // 2
 Of = tuple[str, int]  # a policy and the paper's budget
+NAME = "language_modeling"
+FIGURE_3 = ("baseline", "window", "window:sinks=4", "h2o", "tova")
+TOP = 6.0  # times the full model's perplexity, where the axis of a ratio ends
+COLUMNS = (
+    Column("policy", "policy"),
+    Column("budget", "k"),
+    Column("segments", "segments"),
+    Column("perplexity", "perplexity", 2),
+    Column("paper", "paper, LLaMA-2-7B", 2),
+    Column("above_full", "nats above full", 4),
+    Column("paper_above_full", "paper", 4),
+    Column("kl", "KL from full, nats", 4),
+    Column("agreement", "top-1 agreement, %", 1, 100.0),
+)
 
 
 class Losses(NamedTuple):
@@ -73,7 +87,7 @@ def above_full(lines: Sequence[Line]) -> Estimate:
 
 def losses(records: Records) -> Losses | None:
     """The results, None where there are none."""
-    lines = records.lines("language_modeling")
+    lines = records.lines(NAME)
     return Losses(lines, values_of(lines, "segment")[-1]) if lines else None
 
 
@@ -84,7 +98,7 @@ def at_all(compare: Compare, sizes: Sequence[int], unit: str, records: Records) 
     """Decides a claim at each of the paper's budgets."""
     found = losses(records)
     if found is None:
-        return not_measured(records.why("language_modeling"))
+        return not_measured(records.why(NAME))
     parts = [compare(found, size) for size in sizes]
     missing = [found.name(size) for size, part in zip(sizes, parts, strict=True) if part is None]
     return every([part for part in parts if part is not None], unit, missing=missing)
@@ -212,20 +226,6 @@ def _explodes(found: Losses, size: int, bound: float) -> Part | None:
 
 
 CLAIMS = tuple(_claims())
-NAME = "language_modeling"
-FIGURE_3 = ("baseline", "window", "window:sinks=4", "h2o", "tova")
-TOP = 6.0  # times the full model's perplexity, where the axis of a ratio ends
-COLUMNS = (
-    Column("policy", "policy"),
-    Column("budget", "k"),
-    Column("segments", "segments"),
-    Column("perplexity", "perplexity", 2),
-    Column("paper", "paper, LLaMA-2-7B", 2),
-    Column("above_full", "nats above full", 4),
-    Column("paper_above_full", "paper", 4),
-    Column("kl", "KL from full, nats", 4),
-    Column("agreement", "top-1 agreement, %", 1, 100.0),
-)
 
 
 def make(records: Records) -> Section | None:

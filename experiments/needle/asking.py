@@ -25,6 +25,9 @@ from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.slots import init_state
 from msrnn_jax.state import MultiState
 
+WRITTEN = WIDTH + 2  # tokens that the model writes: another digit would show
+WORD = re.compile(r"\W*(\w+)")
+
 
 class Held(struct.PyTreeNode):
     """Means over the sets of slots that forget by themselves: one of every layer, or of every KV head in it."""
@@ -53,10 +56,6 @@ def _share(states: MultiState, span: Int[Array, "B 2"]) -> Float[Array, "L B #K"
         for layer in states.layers
     ]
     return jnp.stack(counts).astype(jnp.float32) / number
-
-
-WRITTEN = WIDTH + 2  # tokens that the model writes: another digit would show
-WORD = re.compile(r"\W*(\w+)")
 
 
 class Asked(NamedTuple):

@@ -16,6 +16,8 @@ ORDERS = ("after", "before")  # of the question, which is asked after the text i
 MULTIPLE = 32  # texts and questions are padded to it, so that few shapes are compiled for
 SLACK = 2  # tokens that a text may take more beside others than alone
 Span = tuple[int, int]  # the first token, and the one after the last
+WIDTH = DIGITS + 1  # most tokens of a value with the space before it
+NOWHERE = (0, 0)
 
 
 class Prompt(NamedTuple):
@@ -101,10 +103,6 @@ def _opened(tokenizer: Tokenizer, message: str) -> str:
 def _span(ends: Sequence[int], start: int, text: str) -> Span:
     """The tokens that end within a text: one that only brings the space before it does not."""
     return sum(end <= start for end in ends), sum(end <= start + len(text) for end in ends)
-
-
-WIDTH = DIGITS + 1  # most tokens of a value with the space before it
-NOWHERE = (0, 0)
 
 
 class Batch(struct.PyTreeNode):

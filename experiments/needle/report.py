@@ -14,6 +14,18 @@ from experiments.needle.tables import summarise, summarise_depths
 from msrnn_jax.io.journal import Line
 
 NAME = "needle"
+COLUMNS = (
+    Column("policy", "policy"),
+    Column("mode", "prompt"),
+    Column("order", "question"),
+    Column("length", "text, tokens"),
+    Column("budget", "k"),
+    Column("cases", "cases"),
+    Column("correct", "found, %", 0, 100.0),
+    Column("choice", "likelier than nine others, %", 0, 100.0),
+    Column("nats", "nats of the answer", 2),
+    Column("held_all", "held whole, % of layers", 0, 100.0),
+)
 
 
 def longer_than(lines: list[Line], budget: int) -> list[Line]:
@@ -72,18 +84,6 @@ CLAIMS = (
         asked_before,
         False,
     ),
-)
-COLUMNS = (
-    Column("policy", "policy"),
-    Column("mode", "prompt"),
-    Column("order", "question"),
-    Column("length", "text, tokens"),
-    Column("budget", "k"),
-    Column("cases", "cases"),
-    Column("correct", "found, %", 0, 100.0),
-    Column("choice", "likelier than nine others, %", 0, 100.0),
-    Column("nats", "nats of the answer", 2),
-    Column("held_all", "held whole, % of layers", 0, 100.0),
 )
 
 

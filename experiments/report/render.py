@@ -11,6 +11,8 @@ import jinja2
 from experiments.report.origin import together
 from experiments.report.report import HOW, PAPER, Decided, Report, in_brief, spell_number, spell_paper
 
+MOST = 60  # rows of a table; longer ones are in the page
+
 
 def page_of(report: Report) -> str:
     """The page; all text in it is escaped."""
@@ -60,9 +62,6 @@ def _claim(one: Decided) -> dict[str, Any]:
     about = {"section": claim.source, "text": claim.text, "is_papers": claim.is_papers}
     decided = {"verdict": verdict.outcome, "note": verdict.note, "unit": verdict.unit}
     return {**about, **decided, "parts": [part._asdict() for part in verdict.parts]}
-
-
-MOST = 60  # rows of a table; longer ones are in the page
 
 
 def markdown_of(report: Report) -> str:

@@ -20,6 +20,9 @@ from msrnn_jax.recurrence.slots import init_state
 from msrnn_jax.state import EMPTY, LayerState, MultiState, View
 from msrnn_jax.tracing.lifetimes import follow_with, start_record
 
+BATCH = 8  # passages; always so many, the last one repeated: a passage is read alike whatever others there are
+BLOCK = 64  # tokens between two chances for ctrl-C
+
 
 class Watched(Policy):
     """Forgets what another policy forgets; made by `watch`.
@@ -63,14 +66,10 @@ def forgotten_mass(state: MultiState) -> Float[Array, " L"]:
     return jnp.stack([one(layer) for layer in state.layers])
 
 
-BATCH = 8  # passages; always so many, the last one repeated: a passage is read alike whatever others there are
-BLOCK = 64  # tokens between two chances for ctrl-C
-
-
 class Recorded(NamedTuple):
     """What became of one passage's tokens."""
 
-    freed: np.ndarray  # [L, #K, T] int32, as `survival.follow` says
+    freed: np.ndarray  # [L, #K, T] int32, as `lifetimes.follow` says
     lost: np.ndarray  # [T, L] float32, of every step, see `watched.forgotten_mass`
 
 
@@ -136,5 +135,5 @@ def follow_watched(
     tokens: Int[Array, " C"],
     length: Int[Array, ""],
 ) -> tuple[tuple[MultiState, Int[Array, "L #K T"]], Float[Array, "C L"]]:
-    """`survival.follow`, and the attention that every step lost; at padding it says that of the last real one."""
+    """`lifetimes.follow`, and the attention that every step lost; at padding it says that of the last real one."""
     return follow_with(config, policy, params, state, freed, tokens, length, also=forgotten_mass)

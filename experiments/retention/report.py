@@ -35,6 +35,22 @@ NAMES |= {")": "closing brackets", ".": "full stops", ",": "commas", "NNPS": "pl
 NAMES |= {"WP$": "possessive wh-pronouns", "NN": "singular nouns", "PRP$": "possessive pronouns", "DT": "determiners"}
 NAMES |= {"MD": "modals", "TO": "uses of the word to", "IN": "prepositions"}
 Compare = Callable[[Sequence[Line], str, int], Part | None]  # lines, their name, the paper's budget
+_COUNTED = "the budget alone fixes it: what is kept, summed over time, is what is lived; this checks the recording"
+FIRST = 25  # tokens of a text that Figure 9 follows
+PIXELS = 220  # of a map, a side
+COLUMNS = (
+    Column("policy", "policy"),
+    Column("budget", "k"),
+    Column("books", "texts"),
+    Column("recent", "recent, %", 1, 100.0),
+    Column("paper_recent", "paper, %"),
+    Column("first_held", "first token held at the end, % of layers", 1, 100.0),
+    Column("first", "steps of the first token", 0),
+    Column("others_life", "of tokens 1 to 24", 0),
+    Column("life", "of all tokens", 0),
+    Column("paper_life", "paper", 0),
+    Column("lost", "attention on what was just freed, %", 4, 100.0),
+)
 
 
 def at_all(
@@ -115,9 +131,6 @@ def average(lines: Sequence[Line], what: str, size: int) -> Part | None:
     return inside(what, times(1 / scale, mine), paper - 0.5, paper + 0.5, paper)
 
 
-_COUNTED = "the budget alone fixes it: what is kept, summed over time, is what is lived; this checks the recording"
-
-
 def _claims() -> Iterator[Claim]:
     yield Claim(
         "3.6", "Recent tokens are 73 to 76 % of what TOVA keeps", partial(at_all, recent, "share of what is kept")
@@ -150,21 +163,6 @@ def _claims() -> Iterator[Claim]:
 
 
 CLAIMS = tuple(_claims())
-FIRST = 25  # tokens of a text that Figure 9 follows
-PIXELS = 220  # of a map, a side
-COLUMNS = (
-    Column("policy", "policy"),
-    Column("budget", "k"),
-    Column("books", "texts"),
-    Column("recent", "recent, %", 1, 100.0),
-    Column("paper_recent", "paper, %"),
-    Column("first_held", "first token held at the end, % of layers", 1, 100.0),
-    Column("first", "steps of the first token", 0),
-    Column("others_life", "of tokens 1 to 24", 0),
-    Column("life", "of all tokens", 0),
-    Column("paper_life", "paper", 0),
-    Column("lost", "attention on what was just freed, %", 4, 100.0),
-)
 
 
 def make(records: Records) -> Section | None:

@@ -28,6 +28,23 @@ from experiments.throughput.memory import batch_of
 
 GB = 1e9
 LIMIT = 0.12  # as a share; the paper's numbers are 1.5 to 11 % above the bytes of keys and values alone
+Compare = Callable[[Row, Row, int], Part | None]  # a row, full attention's, the paper's budget
+ALL = (256, 512, 1024, 2048)
+_NOT_RUN = f"{THROUGHPUT}.json has no run at the largest batch: --largest asks for it"
+_RELATIVE = "throughput over full attention's, each at its largest batch"
+COLUMNS = (
+    Column("dtype", "dtype"),
+    Column("policy", "policy"),
+    Column("budget", "k"),
+    Column("state_gb", "memory of a row, GB", 4),
+    Column("memory", "over full's", 3),
+    Column("paper_memory", "paper", 3),
+    Column("batch", "largest batch"),
+    Column("batches", "over full's", 2),
+    Column("paper_batches", "paper", 2),
+    Column("relative", "relative throughput", 2),
+    Column("paper_relative", "paper", 1),
+)
 
 
 def memory_rows(records: Records) -> dict[int, Row]:
@@ -39,9 +56,6 @@ def memory_rows(records: Records) -> dict[int, Row]:
 def full_row(rows: Mapping[int, Row]) -> Row | None:
     """Full attention's."""
     return next((row for row in rows.values() if row["policy"] == "full"), None)
-
-
-Compare = Callable[[Row, Row, int], Part | None]  # a row, full attention's, the paper's budget
 
 
 def at(sizes: tuple[int, ...], compare: Compare, unit: str, records: Records, note: str = "") -> Verdict:
@@ -112,11 +126,6 @@ def paper_memory(records: Records) -> Verdict:
     return every(parts, "GB, from the shape of LLaMA-2-7B in bfloat16")
 
 
-ALL = (256, 512, 1024, 2048)
-_NOT_RUN = f"{THROUGHPUT}.json has no run at the largest batch: --largest asks for it"
-_RELATIVE = "throughput over full attention's, each at its largest batch"
-
-
 def _claims() -> Iterator[Claim]:
     text = "Keys and values of LLaMA-2-7B take the memory of Table 1 (within 12 %; arithmetic, no run)"
     yield Claim("3.4", text, paper_memory)
@@ -139,20 +148,6 @@ def _claims() -> Iterator[Claim]:
 
 
 CLAIMS = tuple(_claims())
-NAME = "throughput"
-COLUMNS = (
-    Column("dtype", "dtype"),
-    Column("policy", "policy"),
-    Column("budget", "k"),
-    Column("state_gb", "memory of a row, GB", 4),
-    Column("memory", "over full's", 3),
-    Column("paper_memory", "paper", 3),
-    Column("batch", "largest batch"),
-    Column("batches", "over full's", 2),
-    Column("paper_batches", "paper", 2),
-    Column("relative", "relative throughput", 2),
-    Column("paper_relative", "paper", 1),
-)
 
 
 def make(records: Records) -> Section | None:
@@ -165,7 +160,7 @@ def make(records: Records) -> Section | None:
         "throughput are over turns; sizes are arithmetic. The paper's are of LLaMA-2-7B on one V100."
     )
     grid = Grid("Memory, largest batch and relative throughput (Table 1)", COLUMNS, rows)
-    return Section(NAME, "Memory and throughput (Table 1)", about, [grid], [_picture(rows)])
+    return Section(THROUGHPUT, "Memory and throughput (Table 1)", about, [grid], [_picture(rows)])
 
 
 def rows_of(result: Mapping[str, Any]) -> list[Row]:

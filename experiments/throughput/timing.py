@@ -25,6 +25,8 @@ from msrnn_jax.text.documents import read_documents
 PAUSE = 0.02  # seconds before every call, in which the threads of the other library go to sleep
 Report = Callable[[str], None]
 Row = dict[str, Any]  # one series as JSON
+PEERS = ("torch", "transformers")
+SEED = 0  # of random weights and tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,10 +116,6 @@ def program_bytes(program: Any) -> dict[str, int]:
         "temporary": analysis.temp_size_in_bytes,
     }
     return {**parts, "peak": parts["arguments"] + parts["outputs"] - parts["aliased"] + parts["temporary"]}
-
-
-PEERS = ("torch", "transformers")
-SEED = 0  # of random weights and tokens
 
 
 class Model(NamedTuple):

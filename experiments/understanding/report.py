@@ -19,6 +19,19 @@ NAME = "understanding"
 RIVALS = {"window:sinks=4": "Window+4", "baseline": "short context"}
 SHARES = (16, 8, 4, 2)  # of the context, one by the paper's budgets
 MODES = {"stepwise": "the prompt read step by step", "oneshot": "the prompt read at once, then compressed"}
+TASKS = {
+    "squality": ("SQuALITY", "ROUGE, geometric mean", "figure_4"),
+    "qasper": ("QASPER", "F1", "figure_5"),
+}
+COLUMNS = (
+    Column("policy", "policy"),
+    Column("mode", "prompt"),
+    Column("budget", "k"),
+    Column("questions", "questions"),
+    Column("score", "score, of 100", 2),
+    Column("nats", "nats per token of the reference", 4),
+    Column("generated_tokens", "tokens of the answer", 1),
+)
 
 
 class Answers(NamedTuple):
@@ -150,19 +163,6 @@ def _claims() -> Iterator[Claim]:
 
 
 CLAIMS = tuple(_claims())
-TASKS = {
-    "squality": ("SQuALITY", "ROUGE, geometric mean", "figure_4"),
-    "qasper": ("QASPER", "F1", "figure_5"),
-}
-COLUMNS = (
-    Column("policy", "policy"),
-    Column("mode", "prompt"),
-    Column("budget", "k"),
-    Column("questions", "questions"),
-    Column("score", "score, of 100", 2),
-    Column("nats", "nats per token of the reference", 4),
-    Column("generated_tokens", "tokens of the answer", 1),
-)
 
 
 def make(records: Records) -> Section | None:

@@ -8,6 +8,10 @@ from msrnn_jax.recurrence.checks import check_dtype
 
 CONFIG_FILE = "config.json"
 PARAMS_FOLDER = "params"
+TOKENIZER_FILE = "tokenizer.json"
+SETTINGS_FILE = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
+SOURCE_FILE = "source.json"
 
 
 def is_checkpoint(folder: pathlib.Path) -> bool:
@@ -63,9 +67,3 @@ def _stay_inside(folder: pathlib.Path) -> None:
                 raise ValueError(f"{str(path)!r} leads out of the checkpoint's folder")
             if not target.is_dir() and not target.is_file():  # to read from a pipe or a device may never end
                 raise ValueError(f"{str(path)!r} is neither a file nor a folder")
-
-
-TOKENIZER_FILE = "tokenizer.json"
-SETTINGS_FILE = "tokenizer_config.json"
-TEMPLATE_FILE = "chat_template.jinja"
-SOURCE_FILE = "source.json"

@@ -5,6 +5,8 @@ import warnings
 from pathlib import Path
 
 MAX_BYTES = 2**31  # of compiled programs; the ones used longest ago are dropped
+COORDINATOR, PROCESSES, PROCESS = "MSRNN_COORDINATOR", "MSRNN_PROCESSES", "MSRNN_PROCESS"
+CLUSTER = "cluster"  # in place of the coordinator: JAX asks the cluster's own environment
 
 
 def default_cache() -> Path:
@@ -37,7 +39,3 @@ def keep_compilations() -> None:
     jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
     # A command compiles dozens of small programs before the large ones, each in a few hundredths of a second.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-COORDINATOR, PROCESSES, PROCESS = "MSRNN_COORDINATOR", "MSRNN_PROCESSES", "MSRNN_PROCESS"
-CLUSTER = "cluster"  # in place of the coordinator: JAX asks the cluster's own environment

@@ -12,6 +12,7 @@ from msrnn_jax.io.json_fields import parse_json
 
 OnProblem = Callable[[str], None]  # what is told of a problem, for instance `refuse`
 T = TypeVar("T")
+STDIN = "-"
 
 
 def refuse(problem: str) -> NoReturn:
@@ -52,9 +53,6 @@ def read_remaining(read: Callable[[OnProblem], Iterable[T]], unreadable: OnProbl
     if not found:
         raise ValueError(": ".join(["there is nothing to read", *problems[:1]]))
     return found
-
-
-STDIN = "-"
 
 
 def file_label(path: str | pathlib.Path, kind: str = "text file") -> str:

@@ -23,6 +23,8 @@ from msrnn_jax.recurrence.eviction import evict_to_budget
 from msrnn_jax.recurrence.slots import grow_slots, init_stats, shrink_slots
 from msrnn_jax.state import EMPTY, LayerState, MultiState
 
+Tree = TypeVar("Tree")
+
 
 def adopt(policy: Policy, state: MultiState, budget: Budget | None = None) -> MultiState:
     """The state of another policy as one of `policy`, which holds the same tokens.
@@ -69,9 +71,6 @@ def with_budget(policy: Policy, layer: LayerState, budget: int) -> LayerState:
 
 def _with_rows(positions: Array, rows: int) -> Array:
     return positions[:rows] if positions.shape[0] >= rows else jnp.broadcast_to(positions, (rows, positions.shape[1]))
-
-
-Tree = TypeVar("Tree")
 
 
 def fork(state: Tree, count: Count) -> Tree:

@@ -12,6 +12,8 @@ from msrnn_jax.recurrence.attention import at_least_float32
 from msrnn_jax.recurrence.rotary import Angles, rotate, rotation
 from msrnn_jax.state import EMPTY, LayerState
 
+WHOLE_GAP = 10  # "gap": the longest distance between neighbours that counts in full
+
 
 class Frame(struct.PyTreeNode):
     """Where every candidate of a chunk stands, for the position modes in which that changes.
@@ -78,9 +80,6 @@ def close_gap(config: Config, mode: str, frame: Frame, before: Int[Array, "#K M"
         place=frame.place + jnp.where(was_newest, -apart, shift),
         newest=jnp.where(was_newest, older, frame.newest),
     )
-
-
-WHOLE_GAP = 10  # "gap": the longest distance between neighbours that counts in full
 
 
 def angles_for(config: Config, mode: str, positions: Int[Array, "*T"], slots: int) -> Angles | None:
