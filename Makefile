@@ -9,10 +9,12 @@ PRESET ?= small
 NEWEST := 3.13
 NEWEST_VENV := .venv-newest
 NEWEST_TESTS := project/test_readme cli/test_commands checkpoint/test_checkpoint convert/huggingface/test_roundtrip checkpoint/test_state_file model/test_llama
+# The recurrence, the policies and conversion, for every change in between.
+QUICK_TESTS := model/test_extend recurrence/test_policies recurrence/test_eviction recurrence/test_slots model/test_prefill convert/huggingface/test_roundtrip
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
-.PHONY: demo reproduce test test-newest exhaustive mutants check torch clean
+.PHONY: demo reproduce test quick test-newest exhaustive mutants check torch clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.experiments $(CHECKPOINT)/config.json
@@ -36,11 +38,14 @@ test-newest:
 	@PYENV_VERSION=$(NEWEST) python$(NEWEST) -m venv $(NEWEST_VENV) || \
 	  { echo "make: test-newest needs Python $(NEWEST), as python$(NEWEST) on PATH or as a version of pyenv" >&2; exit 1; }
 	$(NEWEST_VENV)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[test]'
-	$(NEWEST_VENV)/bin/python $(PYTEST) $(NEWEST_TESTS:%=tests/%.py)
+	$(NEWEST_VENV)/bin/python $(PYTEST) -m '' $(NEWEST_TESTS:%=tests/%.py)
 
-# `extend` against `step` and the oracle: every policy in every position mode at every chunk, not one in three.
+quick: $(VENV)/.test
+	$(BIN)/python $(PYTEST) $(QUICK_TESTS:%=tests/%.py)
+
+# What is only for thoroughness, beside `make test`: whole grids, every command of the docs, processes that are killed.
 exhaustive: $(VENV)/.test
-	MSRNN_EXHAUSTIVE=1 $(BIN)/python -m pytest tests/model/test_extend.py
+	$(BIN)/python $(PYTEST) -m exhaustive
 
 # How many seeded faults the tests catch, and which they do not. It takes hours, and goes on where it was stopped:
 # make mutants MUTANTS="--minutes 10"; python tests/mutants.py --help names the options.

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import msrnn_jax as ms
 from msrnn_jax.recurrence.eviction import comparable_scores
@@ -41,7 +42,21 @@ POLICIES = [
     ms.TOVA(scope="head", recent=None),
 ]
 
-SPELLED = [str(policy) for policy in POLICIES]
+# What nearly every fault shows with; `make exhaustive` takes the others.
+TYPICAL = {"random:scope=head,sinks=1", "window:sinks=4", "h2o", "h2o:sinks=2,recent=2", "tova", "tova:scope=head"}
+
+
+def more(*values: Any):
+    """Values of a test that only `make exhaustive` takes."""
+    return pytest.param(*values, marks=pytest.mark.exhaustive)
+
+
+def typical(policy: ms.Policy, *values: Any):
+    """Values of a test that `make test` takes where the policy is typical."""
+    return pytest.param(policy, *values) if str(policy) in TYPICAL else more(policy, *values)
+
+
+each_policy = pytest.mark.parametrize("policy", [typical(policy) for policy in POLICIES], ids=str)
 
 
 @cache
@@ -84,6 +99,7 @@ def unroll(config: ms.Config, policy: ms.Policy, params: ms.Params, state: ms.Mu
 
 
 unroll_jit = jax.jit(unroll)
+step = jax.jit(ms.step)
 
 
 def watch(config: ms.Config, policy: ms.Policy, params: ms.Params, state: ms.MultiState, tokens: jax.Array):

@@ -119,6 +119,7 @@ class Broken(Mine):
 """
 
 
+@pytest.mark.exhaustive
 def test_the_installed_script_finds_modules_of_the_current_folder(toy, tmp_path):
     """Python puts the folder of a script on its path, not the one it is started in."""
     (tmp_path / "bin").mkdir()
@@ -315,7 +316,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, message, toy, tmp_pa
     assert result.stderr.startswith("error: ") and not result.stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-C", "terminate"])
+@pytest.mark.parametrize("number", [signal.SIGINT, tiny.more(signal.SIGTERM)], ids=["ctrl-C", "terminate"])
 def test_an_interrupt_ends_a_command_at_once(number, toy, tmp_path):
     """After the first of many results: those printed stay, and no traceback follows."""
     text = tmp_path / "text.txt"
@@ -333,6 +334,7 @@ def test_an_interrupt_ends_a_command_at_once(number, toy, tmp_path):
     assert first["policy"] == "random" and len(rest.splitlines()) < 199
 
 
+@pytest.mark.exhaustive
 def test_an_interrupt_reaches_a_running_program(toy, tmp_path):
     """While XLA generates millions of tokens in one call, which no Python code can stop."""
     endless = tmp_path / "endless"

@@ -105,6 +105,7 @@ def test_what_starts_others_ends_as_they_do(capfd):
         reproduce.execute(nobody_reads)
 
 
+@pytest.mark.exhaustive
 def test_a_process_ends_after_the_first_lines_that_were_read(toy, tmp_path):
     """By `| head -n 1`, in a process of its own, whose end it is."""
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog")

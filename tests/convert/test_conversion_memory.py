@@ -2,11 +2,13 @@
 
 import json
 
+import pytest
 from typer.testing import CliRunner
 
 from experiments import conversion
 
 
+@pytest.mark.exhaustive
 def test_memory_is_bounded_by_the_largest_tensor(tmp_path):
     out = tmp_path / "result.json"
     arguments = ["--gib", "0.9", "--vocab-size", "8000", "--model-dim", "1024", "--folder", str(tmp_path)]

@@ -111,6 +111,7 @@ def run(tmp_path, work: str, source: pathlib.Path, over: bool) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("work", "over"), [("convert", True), ("export", False)], ids=["convert over", "export new"])
 def test_killed_anywhere_the_destination_is_absent_or_complete(tmp_path, work, over):
     source = write_huggingface(tmp_path / "source")

@@ -35,6 +35,7 @@ def test_llama_2_7b_on_one_device_and_on_eight(tmp_path: pathlib.Path) -> None:
         assert row["largest_batch"] * each <= room < (row["largest_batch"] + 1) * each
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("policy", ["tova", "h2o"])
 def test_xla_counts_the_same_arguments_and_no_more_besides(tmp_path: pathlib.Path, policy: str) -> None:
     out = tmp_path / "out.json"
@@ -56,6 +57,7 @@ def test_what_one_device_works_on() -> None:
     assert part_of(SMALL, 16).num_kv_heads == 8 and part_of(SMALL, 1) == SMALL
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("options", "message"),
     [

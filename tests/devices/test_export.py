@@ -6,6 +6,7 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny
 from jax import export
 
 import msrnn_jax as ms
@@ -58,7 +59,14 @@ def check(function, *args):
 
 
 @pytest.mark.parametrize(
-    ("shape", "policy", "mode", "layers"), [(*CASES[0], None), *((*case, LAYERS) for case in CASES[1:])], ids=str
+    ("shape", "policy", "mode", "layers"),
+    [
+        tiny.more(*CASES[0], None),
+        (*CASES[0], LAYERS),
+        (*CASES[-1], LAYERS),
+        *(tiny.more(*case, LAYERS) for case in CASES[1:-1]),
+    ],
+    ids=str,
 )
 def test_step_and_extend_are_exported(shape, policy, mode, layers):
     config, _, _, state = args = arguments(shape, policy, mode, layers)
@@ -73,7 +81,7 @@ def test_step_and_extend_are_exported(shape, policy, mode, layers):
         assert described(after) == described(state)
 
 
-@pytest.mark.parametrize(("shape", "policy", "mode"), CASES[1:3], ids=str)  # both models and both modes
+@pytest.mark.parametrize(("shape", "policy", "mode"), [CASES[1], tiny.more(*CASES[2])], ids=str)
 def test_generate_is_exported(shape, policy, mode):
     """A batch of prompts, each with its length."""
     config, policy, params, state = arguments(shape, policy, mode)

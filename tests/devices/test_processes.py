@@ -69,6 +69,7 @@ def wanted(folder: pathlib.Path) -> list[dict]:
     return results(result.stdout)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("mesh", ["data=2", "model=2"])
 def test_two_processes_find_what_one_does(folder: pathlib.Path, wanted: list[dict], mesh: str) -> None:
     out = folder / f"{mesh}.jsonl"
@@ -79,6 +80,7 @@ def test_two_processes_find_what_one_does(folder: pathlib.Path, wanted: list[dic
     assert len(lines) == 1 + 3 * 10 and len({json.dumps(line, sort_keys=True) for line in lines}) == len(lines)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("number", ["0", "1"])
 def test_a_killed_process_is_named_and_the_same_command_goes_on(
     folder: pathlib.Path, wanted: list[dict], number: str
@@ -117,6 +119,7 @@ def _process(launcher: int, number: str) -> int:
     raise AssertionError("no such process")
 
 
+@pytest.mark.exhaustive
 def test_hosts_started_by_hand_find_each_other_and_see_when_one_is_gone(
     folder: pathlib.Path, wanted: list[dict]
 ) -> None:
@@ -142,6 +145,7 @@ def test_what_is_wrong_is_said_once_and_all_processes_end(folder: pathlib.Path) 
     assert said.strip() == "error: mesh is of 1 devices; it must take all 2 of the 2 processes"
 
 
+@pytest.mark.exhaustive
 def test_ending_the_launcher_ends_its_processes(folder: pathlib.Path) -> None:
     running = _started(folder, "ended.jsonl", *TWO)
     ours = [_process(running.pid, number) for number in "01"]

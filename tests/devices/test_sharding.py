@@ -41,7 +41,8 @@ def states(policy, **options):
 HERE = pathlib.Path(__file__).parents[1]
 
 
-def test_tokens_and_logits_are_those_of_one_device() -> None:
+@pytest.mark.parametrize("cases", [CASES[:1], tiny.more(CASES[1:])], ids=["one", "others"])
+def test_tokens_and_logits_are_those_of_one_device(cases: list) -> None:
     printed = on_devices(
         MODEL
         + """
@@ -72,14 +73,15 @@ for text, positions in json.loads(sys.argv[2]):
     print(text, positions, far < 2e-4, np.array_equal(one[2], eight[2]), np.array_equal(one[3], eight[3]))
 """,
         HERE,
-        json.dumps(CASES),
+        json.dumps(cases),
         quick=True,
     )
     lines = printed.splitlines()
-    assert len(lines) == len(CASES)
+    assert len(lines) == len(cases)
     assert all(line.endswith("True True True") for line in lines), printed
 
 
+@pytest.mark.exhaustive
 def test_a_mesh_may_have_one_axis_alone() -> None:
     """Rows are then all on every device, or heads."""
     printed = on_devices(
@@ -102,6 +104,7 @@ for name in ("model", "data"):
     assert printed.splitlines() == ["model True [4, 4, 1]", "data True [4, 1, 4]"]
 
 
+@pytest.mark.exhaustive
 def test_a_step_takes_two_sums_over_devices_a_layer_and_one_more_number_a_slot_for_tova() -> None:
     """Read out of the compiled program: attention's output, with TOVA's mean over heads, and the MLP's."""
     printed = on_devices(
@@ -145,6 +148,7 @@ def perplexity(toy: str, text: pathlib.Path, *options: str) -> list[dict]:
     return [json.loads(line) for line in ended.stdout.splitlines()]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("mesh", ["data=4,model=2", "model=3"])
 def test_perplexity_on_a_mesh_is_that_of_one_device(tmp_path: pathlib.Path, mesh: str) -> None:
     """model=2 divides the toy's MLP and vocabulary, not its 3 KV heads; model=3 alone these and none of the others."""
@@ -188,6 +192,7 @@ def test_text_that_is_no_mesh_is_refused(text: str) -> None:
         ms.parse_mesh(text)
 
 
+@pytest.mark.exhaustive
 def test_refuses_what_cannot_be_shared_out(tmp_path: pathlib.Path) -> None:
     toy = make_toy(tmp_path / "toy")
     result = CliRunner().invoke(app, ["perplexity", toy, "--mesh", "data=64"])

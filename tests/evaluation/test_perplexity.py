@@ -195,6 +195,7 @@ MANY = ["--policy", "tova", "--policy", "window:sinks=1", "--policy", "full", "-
 MANY += ["--fidelity", "--batch", "2"]
 
 
+@pytest.mark.exhaustive
 def test_a_run_killed_ten_times_ends_with_the_same_numbers(toy, text, tmp_path):
     """To the bit: by a process of its own each time, killed when its file has grown by some random amount."""
     undisturbed, killed = tmp_path / "undisturbed.jsonl", tmp_path / "killed.jsonl"
@@ -244,6 +245,7 @@ def test_a_run_whose_disk_is_full_says_so_and_goes_on_later(toy, text, tmp_path)
     assert rows(full) == rows(undisturbed)
 
 
+@pytest.mark.exhaustive
 def test_a_file_torn_anywhere_continues_to_the_same_numbers(toy, text, tmp_path):
     whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
     expected = results(toy, "--text", text, *MANY, "--out", str(whole))
@@ -259,6 +261,7 @@ def test_a_file_torn_anywhere_continues_to_the_same_numbers(toy, text, tmp_path)
         assert rows(torn) == rows(whole)
 
 
+@pytest.mark.exhaustive
 def test_more_policies_and_budgets_use_what_is_there(toy, text, tmp_path, monkeypatch):
     read, read_rows = [], perplexity.read_rows
 
@@ -285,8 +288,9 @@ def test_more_policies_and_budgets_use_what_is_there(toy, text, tmp_path, monkey
 @pytest.mark.parametrize(
     "change",
     [
-        *(["--positions", "cache"], ["--dtype", "bfloat16"], ["--segment", "25"]),
-        *("text", "versions", "policy", "fidelity", "config"),
+        ["--positions", "cache"],
+        *("text", "policy"),
+        *map(tiny.more, [["--dtype", "bfloat16"], ["--segment", "25"], "versions", "fidelity", "config"]),
     ],
     ids=str,
 )
@@ -550,6 +554,7 @@ def test_a_line_whose_number_was_edited_is_refused(toy, text, tmp_path):
     assert "out holds a line whose nats is 'many'; it must be a number" in run(toy, *arguments, code=2).stderr
 
 
+@pytest.mark.exhaustive
 def test_what_cannot_be_read_and_what_comes_to_no_number_is_told_and_the_rest_counted(toy, tmp_path):
     """A token whose embedding is NaN spoils the one document that has it."""
     broken, books = tmp_path / "broken", tmp_path / "books"

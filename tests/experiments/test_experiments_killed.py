@@ -49,6 +49,7 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_that_was_killed_or_had_no_room_ends_in_the_same_lines(
     name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch

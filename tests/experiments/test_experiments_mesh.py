@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import pytest
 from devices import on_devices
 from test_experiments_killed import EXPERIMENTS
 from typer.testing import CliRunner
@@ -45,6 +46,7 @@ SPOILT = {
 }
 
 
+@pytest.mark.exhaustive
 def test_on_a_mesh_they_find_what_they_find_on_one_device_and_leave_out_what_came_to_no_number(
     tmp_path: pathlib.Path,
 ) -> None:

@@ -74,6 +74,7 @@ def written(toy, tmp_path_factory) -> pathlib.Path:
     return folder / "out.jsonl"
 
 
+@pytest.mark.exhaustive
 def test_stories_are_the_same_until_something_is_forgotten(written):
     lines = results(written)
     full = {line["document"]: line for line in lines if line["setting"]["policy"] == "full"}
@@ -93,6 +94,7 @@ def test_stories_are_the_same_until_something_is_forgotten(written):
     assert 0 < len(ended) < len(lines) and all(line["tokens"] == 48 for line in lines if not line["ended"])
 
 
+@pytest.mark.exhaustive
 def test_numbers_are_those_of_the_full_model_reading_the_story(toy, written):
     config, params = ms.load(toy)
     tokenizer = load_tokenizer(toy)
@@ -111,6 +113,7 @@ def test_numbers_are_those_of_the_full_model_reading_the_story(toy, written):
         assert line[f"distinct_{size}"] == len(set(grams)) / len(grams)
 
 
+@pytest.mark.exhaustive
 def test_a_story_depends_on_its_prompt_and_seed_wherever_it_stands(toy, written, tmp_path):
     data = write_prompts(tmp_path / "prompts.jsonl", PROMPTS[::-1])
     out = tmp_path / "out.jsonl"
@@ -125,6 +128,7 @@ def test_a_story_depends_on_its_prompt_and_seed_wherever_it_stands(toy, written,
     assert len(results(out)) == 2 * len(first) and not other & {line["text"] for line in first.values()}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kept", [2, 5, 11])
 def test_a_run_that_was_cut_off_ends_the_same(toy, written, tmp_path, kept):
     content = written.read_text().splitlines(keepends=True)
@@ -251,6 +255,7 @@ def test_what_cannot_be_run_is_one_line_before_any_work(rows, arguments, message
     assert not pathlib.Path(out).exists()
 
 
+@pytest.mark.exhaustive
 def test_rows_that_cannot_be_prompts_are_told_and_left_out(toy, tmp_path):
     rows = ['{"turns": []}', '{"prompt": "tell me"}', '{"prompt": ', '["b"]', '{"prompt": "x"}', '{"turns": ["a"]}']
     rows += ['{"prompt": 3}', '{"prompt": "%s"}' % ("a" * 209), '{"prompt": "of the sea"}', '{"prompt": ""}']
@@ -533,6 +538,7 @@ def test_answers_are_read_and_not_guessed(answer, choice):
     assert read_choice(answer) == choice
 
 
+@pytest.mark.exhaustive
 def test_the_command_has_its_stories_judged(toy, written, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     out = tmp_path / "out.jsonl"

@@ -85,6 +85,7 @@ def losses(policy: ms.Policy, tokens: np.ndarray, budget: int) -> tuple[np.ndarr
     return -logs[np.arange(len(tokens) - 1), tokens[1:]], logs
 
 
+@pytest.mark.exhaustive
 def test_the_plan_is_all_policies_on_all_segments_and_the_others_on_fewer(found: list[dict]) -> None:
     names = [line["document"] for line in found if line["setting"]["policy"] == "full"]
     assert names == ["0.txt@0", "0.txt@66", "0.txt@99", "1.txt@0", "1.txt@33", "1.txt@66"]
@@ -93,6 +94,7 @@ def test_the_plan_is_all_policies_on_all_segments_and_the_others_on_fewer(found:
     assert [line["document"] for line in of(found, "window", 4)] == ["0.txt@66", "1.txt@33"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("budget", [4, 8])
 def test_the_numbers_are_those_of_the_recurrence(found: list[dict], tmp_path: pathlib.Path, budget: int) -> None:
     for name, tokens in texts(tmp_path).items():
@@ -106,6 +108,7 @@ def test_the_numbers_are_those_of_the_recurrence(found: list[dict], tmp_path: pa
             assert line["agreement"] == (ours.argmax(1) == theirs.argmax(1)).sum()
 
 
+@pytest.mark.exhaustive
 def test_the_baseline_reads_pieces_as_if_each_were_alone(found: list[dict], tmp_path: pathlib.Path) -> None:
     for name, tokens in texts(tmp_path).items():
         full, theirs = losses(ms.Full(), tokens, SIZE)
@@ -131,6 +134,7 @@ def test_a_last_piece_that_is_shorter_is_counted_to_its_end(tmp_path: pathlib.Pa
     np.testing.assert_allclose([found["nats"], found["full_nats"]], [nats, compared], rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_rows_are_weighted_means_with_differences_on_the_same_tokens(found: list[dict]) -> None:
     rows = {(row["policy"], row["budget"]): row for row in summarise(found)}
     mine = of(found, "baseline", 8)

@@ -180,6 +180,7 @@ def agrees(line: dict[str, Any], wanted: dict[str, Any]) -> None:
     assert {name: line[name] for name in wanted} == wanted
 
 
+@pytest.mark.exhaustive
 def test_lines_of_the_question_after_the_text_are_those_of_the_definition(inputs, found):
     case = case_of(inputs, 0.5, 1)
     texts = f"{case.text}\n\n", f"Question: {case.question}\nAnswer: {case.opening}"
@@ -189,6 +190,7 @@ def test_lines_of_the_question_after_the_text_are_those_of_the_definition(inputs
     assert line_of(found, "full", LENGTH, "after", case.name)["held_all"] == 1
 
 
+@pytest.mark.exhaustive
 def test_lines_of_the_question_before_the_text_are_those_of_the_definition(inputs, found):
     case = case_of(inputs, 0.0, 0)
     first = f"Question: {case.question}"
@@ -199,6 +201,7 @@ def test_lines_of_the_question_before_the_text_are_those_of_the_definition(input
         )
 
 
+@pytest.mark.exhaustive
 def test_a_prompt_read_at_once_is_cut_when_it_has_seen_the_question_in_the_words_of_the_chat(inputs, tmp_path):
     policy = "tova:scope=head"
     changes = {"mode": "oneshot", "chat": True, "orders": ("before",), "depths": (0.5,), "policies": (policy,)}
@@ -211,6 +214,7 @@ def test_a_prompt_read_at_once_is_cut_when_it_has_seen_the_question_in_the_words
     assert (line["setting"]["mode"], line["setting"]["chat"]) == ("oneshot", True)
 
 
+@pytest.mark.exhaustive
 def test_every_policy_and_order_is_asked_the_same_cases(found):
     settings = {json.dumps(line["setting"], sort_keys=True) for line in found}
     assert len(settings) == (1 + len(BUDGETS)) * 2 * len(DEPTHS)
@@ -222,6 +226,7 @@ def test_every_policy_and_order_is_asked_the_same_cases(found):
     assert len(found) == len(settings) * DRAWS
 
 
+@pytest.mark.exhaustive
 def test_what_a_run_was_cut_off_from_is_the_same_afterwards(inputs, found, tmp_path):
     path = tmp_path / "needle.jsonl"
     needle.run(settings_for(inputs, depths=(0.5,)), path, quiet())
@@ -287,6 +292,7 @@ def test_an_answer_is_right_where_its_first_word_is_the_value(answer, right):
     assert is_right(answer, "48213") is right
 
 
+@pytest.mark.exhaustive
 def test_rooms_hold_every_prompt(inputs):
     tokenizer = load_tokenizer(inputs[0])
     for chat in (False, True):

@@ -386,6 +386,7 @@ def test_reading_changes_nothing_and_waits_for_nobody(tmp_path):
 # ---------------------------------------------------------------- what is written
 
 
+@pytest.mark.exhaustive
 def test_equal_results_make_equal_bytes(results, written, tmp_path):
     run(results, tmp_path)
     names = sorted(path.name for path in written.iterdir())
@@ -394,6 +395,7 @@ def test_equal_results_make_equal_bytes(results, written, tmp_path):
         assert (tmp_path / name).read_bytes() == (written / name).read_bytes(), name
 
 
+@pytest.mark.exhaustive
 def test_there_is_a_picture_for_every_figure(written):
     pictures = {path.stem for path in written.glob("*.png")}
     assert pictures >= {*(f"figure_{number}" for number in range(3, 10)), "table_1", "table_3", "table_5"}

@@ -153,6 +153,7 @@ def test_times_of_the_same_weights_are_not_taken_again(tmp_path):
     assert not is_timed(asked, path), "it was not run at the largest batch"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_all_at_once(data, stand_in, stop, code):
     """Sent to the command alone: what it runs is stopped with it, and nothing else is started."""
@@ -179,6 +180,7 @@ def test_a_signal_stops_all_at_once(data, stand_in, stop, code):
         os.kill(started[-1][0], 0)
 
 
+@pytest.mark.exhaustive
 def test_the_first_line_of_a_real_failure_reaches_the_user(data, capfd, monkeypatch):
     """Without any stand-in: a checkpoint that is none."""
     assert reproduce.execute([*reproduce.module("report"), str(data / "absent")]) == 2

@@ -95,6 +95,7 @@ def check_ratios(rows, ratios):
         assert one["median"] == statistics.median(one["each"])
 
 
+@pytest.mark.exhaustive
 def test_every_section_runs(toy, tmp_path):
     printed, result = measure(tmp_path / "out" / "result.json", toy, "--largest", dtype=["float32"])
     assert set(SECTIONS) | {"settings", "versions", "device", "commit", "threads", "peers", "config"} <= set(result)
@@ -150,6 +151,7 @@ def test_every_section_runs(toy, tmp_path):
     assert rows[-1]["relative"]["median"] == 1.0
 
 
+@pytest.mark.exhaustive
 def test_bfloat16_and_random_weights_of_a_shape(tmp_path, monkeypatch):
     monkeypatch.setitem(SHAPES, "tiny", tiny.CONFIG.replace(dtype="bfloat16"))
     count = largest.program_bytes

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import tiny
 from rich.console import Console
 from toy import make_toy
 from typer.testing import CliRunner
@@ -185,6 +186,7 @@ def ask(tokenizer: Tokenizer, data: str, name: str, limit: int, chat: bool = Tru
     raise AssertionError(name)
 
 
+@pytest.mark.exhaustive
 def test_every_question_is_asked_in_every_setting(lines):
     keys = {(line["document"], *(line["setting"][name] for name in ("policy", "budget", "mode"))) for line in lines}
     settings = [("full", CONTEXT, None), ("baseline", BUDGET, None)]
@@ -193,8 +195,15 @@ def test_every_question_is_asked_in_every_setting(lines):
     assert len(lines) == len(keys)
 
 
-@pytest.mark.parametrize("mode", ["stepwise", "oneshot", None], ids=str)
-@pytest.mark.parametrize("policy", ["tova", "window:sinks=4"])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("policy", "mode"),
+    [
+        ("tova", "stepwise"),
+        ("window:sinks=4", "oneshot"),
+        *(tiny.more(*case) for case in [("tova", "oneshot"), ("tova", None), ("window:sinks=4", "stepwise")]),
+    ],
+)
 def test_what_is_shared_between_questions_and_settings_changes_nothing(lines, model, data, policy, mode):
     """Every number is that of the library on the whole prompt of one question, read from an empty state."""
     if mode is None and policy == "tova":
@@ -235,6 +244,7 @@ def test_what_is_shared_between_questions_and_settings_changes_nothing(lines, mo
 _step = jax.jit(ms.step)
 
 
+@pytest.mark.exhaustive
 def test_the_lines_show_what_they_should(lines):
     """Else the test before would see nothing: settings differ, and some answers end before their limit."""
     assert {line["generated_tokens"] < MOST for line in lines} == {True, False}
@@ -252,6 +262,7 @@ def test_a_reference_of_many_pieces_is_read_to_its_end(model):
     assert reference_nats(model, ms.TOVA(), reading, tokens) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_was_cut_off_ends_in_the_same_numbers(lines, settings, out, tmp_path):
     whole = out.read_text().splitlines(keepends=True)
     cut = tmp_path / "cut.jsonl"
@@ -276,6 +287,7 @@ def test_the_command_prints_a_table(tmp_path):
     assert [line["kind"] for line in found].count("understanding result") == 6
 
 
+@pytest.mark.exhaustive
 def test_rows_are_means_over_questions_and_paired_differences(lines):
     rows = summarise(lines)
     assert len(rows) == 12

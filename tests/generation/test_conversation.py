@@ -131,6 +131,7 @@ def test_a_message_that_is_stopped_while_it_is_read_was_not_said(model):
     assert pieces == [] and len(asked) == 2
 
 
+@pytest.mark.exhaustive
 def test_a_budget_that_windows_rule_out_changes_nothing(model):
     sliding = model._replace(config=model.config.replace(sliding_window=9))
     conversation = say(sliding, begin_conversation(sliding, ms.TOVA(), 8, positions="cache"), "hello " * 10)
@@ -172,6 +173,7 @@ def chat(toy, lines, *options, code=0):
     return result
 
 
+@pytest.mark.exhaustive
 def test_commands_use_the_state_as_a_value(toy, tmp_path):
     file, text = tmp_path / "talk.safetensors", tmp_path / "long.txt"
     text.write_text("hello there " * 30)
@@ -234,6 +236,7 @@ def test_a_line_that_is_not_utf8_is_refused_and_the_next_one_read(toy):
     assert result.stdout.endswith(b"(tova, budget 12: 0 tokens seen, 0 held in each layer)\n")
 
 
+@pytest.mark.exhaustive
 def test_ctrl_c_stops_the_answer_not_the_program(toy, tmp_path):
     """An answer that would take hours; after it is stopped, the next is given."""
     endless = tmp_path / "endless"

@@ -32,7 +32,7 @@ def by_hand(policy, prompt, budget, count, stop=(), mode="stepwise"):
 
 
 @pytest.mark.parametrize("mode", ["stepwise", "oneshot"])
-@pytest.mark.parametrize("policy", [ms.TOVA(), ms.H2O(), ms.Window(sinks=1)], ids=str)
+@pytest.mark.parametrize("policy", [ms.TOVA(), *map(tiny.more, (ms.H2O(), ms.Window(sinks=1)))], ids=str)
 def test_every_row_of_a_ragged_batch_equals_the_row_alone(policy, mode):
     prompts = [tiny.tokens(n, seed) for seed, n in enumerate([5, 11, 1, 8])]
     padded = np.full((4, 11), 13, np.int32)  # what padding holds must not matter
@@ -67,13 +67,13 @@ def test_the_state_has_seen_everything_and_goes_on():
     first, _, half = generate(CONFIG, policy, tiny.params(), prompt[None], budget=5, max_new_tokens=11)
     assert first[0].tolist() == tokens[0, :11].tolist()
     state = jax.tree.map(lambda leaf: leaf[0], half)
-    state, _ = ms.step(CONFIG, policy, tiny.params(), state, tokens[0, 11])
+    state, _ = tiny.step(CONFIG, policy, tiny.params(), state, tokens[0, 11])
     last = jax.tree.map(lambda leaf: leaf[0], states)
     assert int(state.t) == int(last.t) == 18
     assert [tiny.held(layer) for layer in state.layers] == [tiny.held(layer) for layer in last.layers]
 
 
-@pytest.mark.parametrize("policy", [ms.TOVA(), ms.H2O()], ids=str)
+@pytest.mark.parametrize("policy", [ms.H2O(), tiny.more(ms.TOVA())], ids=str)
 def test_generation_goes_on_from_states(policy):
     """A second prompt after the first continuation, in each row: what one reading of all its tokens would write."""
     model, stop = (CONFIG, policy, tiny.params()), (3, 4, 5, 6, 7, 8)
@@ -166,7 +166,7 @@ def test_any_of_several_stop_tokens_ends_a_row():
         assert lengths.tolist() == [last + 1] and tokens[0].tolist() == [*plain[: last + 1], *[0] * (11 - last)]
 
 
-@pytest.mark.parametrize("mode", ["stepwise", "oneshot"])
+@pytest.mark.parametrize("mode", ["oneshot", tiny.more("stepwise")])
 def test_blocks_put_together_are_what_generate_returns(mode):
     prompts, lengths = np.stack([tiny.tokens(9, seed) for seed in range(3)]), [9, 4, 6]
     greedy, *_ = generate(CONFIG, ms.TOVA(), tiny.params(), prompts, lengths, budget=5, max_new_tokens=40, mode=mode)
@@ -188,6 +188,7 @@ def test_blocks_put_together_are_what_generate_returns(mode):
     assert compiled() == 0
 
 
+@pytest.mark.exhaustive
 def test_sizes_may_be_numpy_integers_and_budgets_traced():
     prompt, options = tiny.tokens(5)[None], {"max_new_tokens": np.int64(4), "slots": np.int64(9)}
     expected, *_ = generate(CONFIG, ms.TOVA(), tiny.params(), prompt, budget=(4, 5), **options)

@@ -33,7 +33,7 @@ def logits_of(config, params, tokens):
     return ms.extend(config, ms.TOVA(), params, state, tokens, chunk=5)[1]
 
 
-@pytest.mark.parametrize("config", [tiny.CONFIG, BIASED], ids=["plain", "biases"])
+@pytest.mark.parametrize("config", [tiny.more(tiny.CONFIG), BIASED], ids=["plain", "biases"])
 def test_equals_the_merged_model(config, x64):
     config = config.replace(dtype="float64")
     params, tokens = tiny.params("float64", config=config), jnp.asarray(tiny.tokens(20))

@@ -15,7 +15,7 @@ FULL = ms.Full()
 prefill = jax.jit(ms.prefill, static_argnames="mode")
 
 
-@pytest.mark.parametrize("policy", tiny.POLICIES, ids=tiny.SPELLED)
+@tiny.each_policy
 def test_oneshot_equals_the_oracle_and_goes_on_stepwise(policy, x64):
     prompt, more, budget = 20, 8, 7
     if not policy.forgets:
@@ -35,7 +35,7 @@ def test_oneshot_equals_the_oracle_and_goes_on_stepwise(policy, x64):
     assert [tiny.held(layer) for layer in state.layers] == [[list(row) for row in layer] for layer in last]
 
 
-@pytest.mark.parametrize("policy", [ms.TOVA(), ms.H2O(), ms.Window(sinks=1)], ids=str)
+@pytest.mark.parametrize("policy", [ms.H2O(), *map(tiny.more, (ms.TOVA(), ms.Window(sinks=1)))], ids=str)
 @pytest.mark.parametrize("mode", ["stepwise", "oneshot"])
 def test_padding_is_not_read(policy, mode):
     """A prompt padded on the right, whatever the padding, equals the prompt alone."""
@@ -71,6 +71,7 @@ def test_stepwise_is_the_recurrence():
         assert tiny.held(layers[0]) == tiny.held(layers[1]) == tiny.held(layers[2])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("mode", ["stepwise", "oneshot"])
 def test_a_second_call_outside_jit_compiles_nothing(mode):
     state = ms.init_state(CONFIG, ms.TOVA(), 6)

@@ -13,7 +13,6 @@ import msrnn_jax as ms
 pytestmark = pytest.mark.optimised
 
 RECORDED = json.loads((pathlib.Path(__file__).parents[1] / "data" / "smollm2_logits.json").read_text())
-RUNS = sorted(RECORDED["runs"])
 LONGEST = max(len(run["tokens"]) for run in RECORDED["runs"].values())
 # float32 sums in another order, through 30 layers; logits reach 31, and 5e-5 was the largest difference.
 TOLERANCE = 1e-3
@@ -39,8 +38,16 @@ def test_the_tokenizer_gives_the_recorded_tokens(smollm2):
     assert tokenizer.chat(RECORDED["messages"]) == RECORDED["runs"]["chat"]["tokens"]
 
 
-@pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize("policy", [ms.Full(), ms.TOVA()], ids=str)
+@pytest.mark.parametrize(
+    ("policy", "name"),
+    [
+        (ms.TOVA(), "chat"),
+        (ms.TOVA(), "text"),
+        tiny.more(ms.Full(), "chat"),
+        tiny.more(ms.Full(), "text"),
+    ],
+    ids=str,
+)
 def test_logits_equal_the_recorded_ones(model, policy, name):
     run = RECORDED["runs"][name]
     logits = logits_of(model, policy, run["tokens"])

@@ -12,7 +12,7 @@ import msrnn_jax as ms
 from msrnn_jax.evaluation.segments import segment
 from msrnn_jax.text.documents import default_text
 
-pytestmark = pytest.mark.optimised
+pytestmark = [pytest.mark.optimised, pytest.mark.exhaustive]
 
 SIZE = 256  # tokens of a segment
 

@@ -68,13 +68,15 @@ def without_specials(params):
     return params.replace(layers=tuple(layer.replace(**dict.fromkeys(fields)) for layer in params.layers))
 
 
-ROTATED = ("unrotated", "yarn")
-
-
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [*((name, "absolute") for name in VARIANTS), *((name, mode) for name in ROTATED for mode in ("cache", "gap"))]
-    + [("unrotated and sliding", "cache")],
+    [
+        *((name, "absolute") for name in ("unrotated and sliding", "everything")),
+        ("yarn", "gap"),
+        *(tiny.more(name, "absolute") for name in VARIANTS if name not in ("unrotated and sliding", "everything")),
+        *(tiny.more(*case) for case in [("yarn", "cache"), ("unrotated", "cache"), ("unrotated", "gap")]),
+        tiny.more("unrotated and sliding", "cache"),
+    ],
 )
 def test_every_variant_is_its_definition(name, mode, x64):
     config, policy = FLOAT64.replace(**VARIANTS[name]), ms.TOVA()

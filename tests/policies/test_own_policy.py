@@ -131,6 +131,7 @@ def test_python_blocks_run_and_print_what_the_page_says():
         assert body in PAGE
 
 
+@pytest.mark.exhaustive
 def test_commands_run(tmp_path, monkeypatch):
     """Each line of the shell block, in a folder where its paths exist, on a small model."""
     make_toy(tmp_path / "checkpoints" / "smollm2-135m")

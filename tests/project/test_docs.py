@@ -18,6 +18,7 @@ def test_every_command_has_a_transcript():
     assert commands | {group.name for group in app.registered_groups} == shown
 
 
+@pytest.mark.exhaustive
 def test_transcripts(smollm2, tmp_path):
     """One after the other, in a folder of a new user; the conversion comes first."""
     transcripts.prepare(tmp_path)

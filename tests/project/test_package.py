@@ -25,6 +25,7 @@ def python(code: str, *flags: str) -> str:
     return result.stdout
 
 
+@pytest.mark.exhaustive
 def test_wrong_types_are_refused_in_words():
     """Here the tests' own type checks are off, as they are for a user."""
     printed = python(
@@ -196,6 +197,7 @@ def wheel(tmp_path_factory) -> pathlib.Path:
     return made
 
 
+@pytest.mark.exhaustive
 def test_the_wheel_has_one_top_level_name(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
@@ -206,6 +208,7 @@ def test_the_wheel_has_one_top_level_name(wheel):
     assert library <= set(names)
 
 
+@pytest.mark.exhaustive
 def test_the_wheel_works_away_from_the_checkout(wheel, tmp_path):
     """The command and its converter run from the installed files alone."""
     target = tmp_path / "site"

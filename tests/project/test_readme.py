@@ -29,6 +29,7 @@ def test_every_number_is_filled_in():
     assert not re.findall(r"@\w+@", README)
 
 
+@pytest.mark.exhaustive
 def test_python_blocks_run_one_after_another(smollm2, tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "smollm2-135m").symlink_to(smollm2)
@@ -44,6 +45,7 @@ def test_python_blocks_run_one_after_another(smollm2, tmp_path, monkeypatch):
     assert names["state"].layers[0].keys.shape == (3, 9, 64)
 
 
+@pytest.mark.exhaustive
 def test_commands_run(smollm2, tmp_path, monkeypatch):
     """Experiments are run; the arguments of commands are read, which docs/commands.md shows and test_docs.py runs."""
     (tmp_path / "checkpoints").mkdir()

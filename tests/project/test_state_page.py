@@ -45,6 +45,7 @@ def log_probability(names: dict, tokens) -> float:
     return float(jax.nn.log_softmax(names["logits"])[tokens[0]] - nats.sum())
 
 
+@pytest.mark.exhaustive
 def test_what_is_kept_stays_as_it_was(names: dict) -> None:
     assert int(names["after"].t) == int(names["state"].t) + 1 == len(names["prompt"]) + 1
     assert names["notes"] == {"question": "Write one sentence about the sea."}
@@ -68,6 +69,7 @@ def test_what_is_verified_is_what_the_state_writes_by_itself(names: dict) -> Non
     assert int(names["now"].t) == len(names["prompt"]) + len(names["text"])
 
 
+@pytest.mark.exhaustive
 def test_beams_are_those_of_a_search_that_reads_everything_anew() -> None:
     """Of a small vocabulary: every beam with every next token, from the beginning, and the best of these live on."""
     left: dict = {"jax": jax, "jnp": jnp, "ms": ms, "policy": ms.TOVA()}

@@ -70,7 +70,7 @@ def test_half_the_budget_is_protected_where_recent_is_none():
     assert tiny.held(evict_to_budget(policy, layer, jnp.int32(6))) == [[0, 1, 4, 5]]
 
 
-@pytest.mark.parametrize("policy", tiny.POLICIES, ids=tiny.SPELLED)
+@tiny.each_policy
 def test_compress_is_jittable_and_agrees_across_budgets(policy):
     """From a state that holds everything; a smaller budget keeps a subset, and later steps keep to it."""
     count = 24
@@ -83,7 +83,7 @@ def test_compress_is_jittable_and_agrees_across_budgets(policy):
     for big, small in zip(wide.layers, narrow.layers, strict=True):
         for many, few in zip(tiny.held(big), tiny.held(small), strict=True):
             assert len(many) == 12 and len(few) == 7 and set(few) <= set(many)
-    after, _ = ms.step(tiny.CONFIG, fixed, tiny.params(), narrow, jnp.int32(1))
+    after, _ = tiny.step(tiny.CONFIG, fixed, tiny.params(), narrow, jnp.int32(1))
     assert all(len(row) == 7 for layer in after.layers for row in tiny.held(layer))
     assert int(narrow.t) == count
 

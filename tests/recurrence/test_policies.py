@@ -3,46 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
 import tiny
 
 import msrnn_jax as ms
 from msrnn_jax.recurrence.eviction import evict_one
 
-each_policy = pytest.mark.parametrize("policy", tiny.POLICIES, ids=tiny.SPELLED)
-
-
 in_rows = jax.jit(jax.vmap(tiny.unroll, (None, None, None, 0, 0)))
 
 
-@each_policy
-@pytest.mark.parametrize("budget", [7, (9, 6)], ids=str)
-def test_equals_the_oracle(policy, budget, x64):
-    """In float64 nothing is excused: the same tokens are kept at every step, and logits agree to rounding."""
-    count = 48
-    if not policy.forgets:
-        budget = count
-    config = tiny.CONFIG.replace(dtype="float64")
-    params, tokens = tiny.params("float64"), tiny.tokens(count)
-    _, (logits, positions) = tiny.unroll_jit(config, policy, params, ms.init_state(config, policy, budget), tokens)
-    moments = oracle.run(config, str(policy), params, tokens, budget)
-    positions = jax.device_get(positions)
-    for t, moment in enumerate(moments):
-        ours = [tiny.sets(layer[t]) for layer in positions]
-        assert ours == [[list(row) for row in layer] for layer in moment.kept], f"kept sets differ at t = {t}"
-    np.testing.assert_allclose(logits, np.stack([moment.logits for moment in moments]), atol=1e-9)
-
-
-@each_policy
-def test_equals_full_attention_where_the_budget_holds_everything(policy, x64):
-    count = 20
-    config, params, tokens = tiny.CONFIG.replace(dtype="float64"), tiny.params("float64"), tiny.tokens(count)
-    _, (logits, _) = tiny.unroll_jit(config, policy, params, ms.init_state(config, policy, count), tokens)
-    np.testing.assert_allclose(logits, oracle.full_logits(config, params, tokens), atol=1e-9)
-
-
-@each_policy
+@tiny.each_policy
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_leaves_the_types_of_the_state_a_fixed_point(policy, dtype):
     config = tiny.CONFIG.replace(dtype=dtype)
@@ -54,7 +24,7 @@ def test_leaves_the_types_of_the_state_a_fixed_point(policy, dtype):
     assert (logits.shape, logits.dtype) == ((tiny.CONFIG.vocab_size,), jnp.float32)
 
 
-@each_policy
+@tiny.each_policy
 def test_types_are_a_fixed_point_in_float64_and_with_x64_on(policy, x64):
     for dtype in ("float64", "float32", "bfloat16"):
         config = tiny.CONFIG.replace(dtype=dtype)
@@ -64,7 +34,7 @@ def test_types_are_a_fixed_point_in_float64_and_with_x64_on(policy, x64):
         assert [x.dtype for x in jax.tree.leaves(after)] == [x.dtype for x in jax.tree.leaves(state)]
 
 
-@each_policy
+@tiny.each_policy
 def test_an_equal_policy_does_not_retrace(policy):
     traces = []
 
@@ -81,7 +51,7 @@ def test_an_equal_policy_does_not_retrace(policy):
     assert policy.replace() == policy and hash(policy.replace()) == hash(policy)
 
 
-@each_policy
+@tiny.each_policy
 def test_a_batch_agrees_with_one_by_one(policy):
     count = 30
     rows = jnp.stack([tiny.tokens(count, seed) for seed in range(3)])
@@ -96,7 +66,7 @@ def test_a_batch_agrees_with_one_by_one(policy):
             np.testing.assert_array_equal(ours.positions[row], theirs.positions)
 
 
-@each_policy
+@tiny.each_policy
 def test_holds_at_most_its_budget_and_keeps_its_promises(policy):
     count, budget = 40, tiny.budget_for(policy, 40)
     state = ms.init_state(tiny.CONFIG, policy, budget, slots=count + 3)
@@ -111,8 +81,8 @@ def test_holds_at_most_its_budget_and_keeps_its_promises(policy):
                 assert set(range(max(0, t + 1 - recent), t + 1)) <= set(row)
 
 
-@each_policy
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@tiny.each_policy
+@pytest.mark.parametrize("dtype", ["bfloat16", tiny.more("float16")])
 def test_runs_finite_in_half_precision(policy, dtype):
     count = 40
     config, params = tiny.CONFIG.replace(dtype=dtype), tiny.params(dtype)
@@ -126,7 +96,7 @@ def test_runs_finite_in_half_precision(policy, dtype):
     assert np.abs(np.asarray(logits[:8]) - exact[:8]).max() < 0.25 < np.abs(exact).max()
 
 
-@each_policy
+@tiny.each_policy
 def test_does_not_depend_on_the_order_of_slots(policy):
     """The same memories in shuffled slots forget the same token."""
     count = 30

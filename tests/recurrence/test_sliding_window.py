@@ -26,7 +26,6 @@ ONE = EVERY.replace(num_layers=1)  # compiles in half the time
 # Below the window, what it lets see, and above: then less is held than the budget would allow.
 BUDGETS = (4, W - 1, 12)
 LENGTHS = (T, T, T - 9)  # the last row is padded
-ALL = pytest.mark.parametrize("policy", tiny.POLICIES, ids=str)
 
 
 def params(config=EVERY):
@@ -87,7 +86,7 @@ def batch(config, policy, params, tokens, budgets, lengths, *, chunk, slots):
     return jax.vmap(one)(budgets, lengths)
 
 
-@ALL
+@tiny.each_policy
 def test_step_and_extend_equal_the_definition(policy, x64):
     config = SECOND if policy in (ms.TOVA(), ms.Full()) else ONE
     budgets = [budget_of(config, policy, budget) for budget in BUDGETS]
@@ -151,9 +150,15 @@ def test_room_for_places_is_room_for_all_tokens():
     assert room_for(every, "cache", T) == T
 
 
-@pytest.mark.parametrize("mode", ["absolute", "cache"])
 @pytest.mark.parametrize(
-    ("policy", "chunk"), [(ms.TOVA(), 5), (ms.H2O(), 5), (ms.H2O(), 64), (ms.Window(sinks=2), 5), (ms.Full(), 5)]
+    ("policy", "chunk", "mode"),
+    [
+        (ms.TOVA(), 5, "cache"),
+        (ms.H2O(), 64, "absolute"),
+        (ms.Full(), 5, "absolute"),
+        *(tiny.more(policy, 5, "absolute") for policy in (ms.TOVA(), ms.Window(sinks=2))),
+        *(tiny.more(policy, 5, "cache") for policy in (ms.H2O(), ms.Window(sinks=2))),
+    ],
 )
 def test_a_prompt_read_at_once(policy, mode, chunk, x64):
     """Nothing goes before its end, so attention is masked; what has expired by then goes before the policy chooses."""

@@ -377,7 +377,6 @@ class Masked(Good):
 
 
 SOUND = [
-    *tiny.POLICIES,
     Good(),
     ValueNorm(),
     ValueNorm(scope="head", sinks=1, recent=4),
@@ -391,8 +390,8 @@ SOUND = [
 ]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("policy", SOUND, ids=[f"{type(p).__name__}-{number}" for number, p in enumerate(SOUND)])
+@pytest.mark.parametrize("dtype", ["float32", tiny.more("bfloat16")])
+@pytest.mark.parametrize("policy", [*map(tiny.typical, tiny.POLICIES), *SOUND], ids=str)
 def test_a_sound_policy_passes(policy, dtype):
     ms.check_contract(policy, tiny.CONFIG.replace(dtype=dtype))
 

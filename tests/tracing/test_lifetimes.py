@@ -25,8 +25,7 @@ def as_lists(freed: jax.Array) -> list[list[list[int | None]]]:
 
 @pytest.mark.parametrize(
     ("policy", "positions"),
-    [(policy, POSITION_MODES[number % 3]) for number, policy in enumerate(tiny.POLICIES)]
-    + [(ms.TOVA(), "absolute"), (ms.TOVA(), "gap")],
+    [tiny.typical(policy, POSITION_MODES[number % 3]) for number, policy in enumerate(tiny.POLICIES)],
     ids=str,
 )
 def test_what_is_freed_when_equals_the_oracle(policy, positions, x64):

@@ -188,6 +188,7 @@ def continue_theirs(model, prompt):
     return result.sequences[0, len(prompt) :].numpy(), float((best - second).min())
 
 
+@pytest.mark.exhaustive
 def test_greedy_generation(model, ours):
     config, params = ours
     prompts, lengths = some_tokens(18, seed=1).reshape(2, 9), [9, 5]  # what follows the five is to be ignored
