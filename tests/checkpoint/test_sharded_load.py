@@ -18,6 +18,7 @@ def saved(tmp_path_factory):
     return path
 
 
+@pytest.mark.exhaustive
 def test_every_device_holds_its_part_and_no_device_held_all(saved):
     printed = on_devices(
         """

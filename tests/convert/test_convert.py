@@ -751,6 +751,7 @@ def test_the_command_can_be_interrupted(monkeypatch):
     assert CliRunner().invoke(convert.cli.app, ["a", "b"]).exit_code == 130
 
 
+@pytest.mark.exhaustive
 def test_the_module_runs_and_draws_no_bars_in_a_pipe(tmp_path):
     root = pathlib.Path(convert.__file__).parents[1]
     source = write_gguf(tmp_path / "model.gguf", tokenizer=BYTE_LEVEL)

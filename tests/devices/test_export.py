@@ -97,6 +97,7 @@ def test_generate_is_exported(shape, policy, mode):
     assert described(states) == [((rows, *shape), dtype) for shape, dtype in described(state)]
 
 
+@pytest.mark.exhaustive
 def test_the_shapes_are_those_of_the_models(smollm2):
     """By their numbers of weights, as published; and our own checkpoint's config."""
     counts = {

@@ -139,6 +139,7 @@ def test_a_run_that_was_cut_off_ends_the_same(toy, written, tmp_path, kept):
     assert results(out) == results(written)
 
 
+@pytest.mark.exhaustive
 def test_fewer_prompts_than_stories_are_written_again_by_other_draws(toy, tmp_path):
     rows = [{"question_id": 81, "turns": ["tell me of the sea", "now without it"]}, {"turns": ["what now", "and then"]}]
     (tmp_path / "bench.jsonl").write_text("\n".join(map(json.dumps, rows)))

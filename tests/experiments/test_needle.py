@@ -372,6 +372,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused(inputs):
         rooms_for(tokenizer, [LENGTH], True)
 
 
+@pytest.mark.exhaustive
 def test_the_command_prints_tables_and_names_a_bad_row(tmp_path):
     arguments = small_command(tmp_path)
     done = CliRunner().invoke(needle.app, [*arguments, "--out", str(tmp_path / "needle.jsonl")])

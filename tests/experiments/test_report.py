@@ -403,6 +403,7 @@ def test_there_is_a_picture_for_every_figure(written):
     assert all(path.stat().st_size < 2**20 for path in written.iterdir()), "each is committed"
 
 
+@pytest.mark.exhaustive
 def test_no_text_of_the_data_and_no_place_of_a_machine_is_written(results, written):
     assert made.SECRET in (results / "needle.jsonl").read_text(), "else this says nothing"
     for path in written.iterdir():

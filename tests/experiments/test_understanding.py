@@ -276,6 +276,7 @@ def test_a_run_that_was_cut_off_ends_in_the_same_numbers(lines, settings, out, t
     assert len(cut.read_text().splitlines()) == count  # nothing was measured twice
 
 
+@pytest.mark.exhaustive
 def test_the_command_prints_a_table(tmp_path):
     command = [*small_command(tmp_path), "--out", str(tmp_path / "lines.jsonl")]
     result = CliRunner().invoke(app, command, catch_exceptions=False)

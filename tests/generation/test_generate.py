@@ -73,6 +73,7 @@ def test_the_state_has_seen_everything_and_goes_on():
     assert [tiny.held(layer) for layer in state.layers] == [tiny.held(layer) for layer in last.layers]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("policy", [ms.H2O(), tiny.more(ms.TOVA())], ids=str)
 def test_generation_goes_on_from_states(policy):
     """A second prompt after the first continuation, in each row: what one reading of all its tokens would write."""

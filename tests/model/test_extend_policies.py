@@ -74,7 +74,7 @@ class Sticky(ms.Window):
         return layer.stats
 
 
-@pytest.mark.parametrize(("scope", "mode", "chunk"), [("layer", "absolute", 7), ("head", "cache", 64)])
+@pytest.mark.parametrize(("scope", "mode", "chunk"), [("head", "cache", 64), tiny.more("layer", "absolute", 7)])
 def test_a_policy_of_ones_own_goes_through(scope, mode, chunk, x64):
     _, (states, _), _ = compare(
         FLOAT64,
@@ -162,8 +162,8 @@ def by_hand(scores, budget, length, sinks):
 
 @pytest.mark.parametrize(
     "make",
-    [Counting, lambda: listener("head"), tiny.more(lambda: listener("layer"))],
-    ids="chl",
+    [lambda: listener("head"), tiny.more(Counting), tiny.more(lambda: listener("layer"))],
+    ids="hcl",
 )
 def test_a_oneshot_prompt_shows_a_policy_of_ones_own_every_token_in_turn(make, x64):
     count, budget, policy = 19, 7, make()

@@ -19,8 +19,8 @@ from msrnn_jax.tracing.lifetimes import follow, start_record
 CONFIG = tiny.CONFIG
 BUDGETS = (9, 4)
 CASES = [
-    (ms.H2O(), "absolute"),
     (ms.H2O(scope="layer", recent=2), "cache"),
+    tiny.more(ms.H2O(), "absolute"),
     tiny.more(ms.TOVA(), "absolute"),
     tiny.more(ms.Window(sinks=1), "cache"),
     tiny.more(ms.TOVA(scope="head", recent=None), "gap"),

@@ -87,7 +87,7 @@ def defined(options, decay):
     return [moment.kept for moment in oracle.run(FLOAT64, f"own:{options}", params, tokens, BUDGET, rule=rule)]
 
 
-@pytest.mark.parametrize("options", ["scope=layer", "scope=head,sinks=1,recent=2"])
+@pytest.mark.parametrize("options", ["scope=head,sinks=1,recent=2", tiny.more("scope=layer")])
 def test_the_policy_of_the_page_is_its_definition_and_slips_are_not(options, x64):
     expected, decay = defined(options, 0.5), 0.5
     settings = ms.parse_policy(f"tova:{options}")
@@ -118,6 +118,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.M | re.S)
 
 
+@pytest.mark.exhaustive
 def test_python_blocks_run_and_print_what_the_page_says():
     names: dict = {"__name__": "__main__"}
     printed = io.StringIO()

@@ -53,6 +53,7 @@ def test_what_is_kept_stays_as_it_was(names: dict) -> None:
         np.testing.assert_array_equal(row, np.stack([leaf] * 4))
 
 
+@pytest.mark.exhaustive
 def test_the_best_of_n_is_the_likeliest_of_them(names: dict) -> None:
     scores = [log_probability(names, tokens) for tokens in names["drawn"]]
     np.testing.assert_allclose(names["scores"], scores, atol=2e-3)

@@ -65,7 +65,7 @@ def stepped(config, policy, params, state, tokens, targets):
 
 
 @pytest.mark.parametrize("mode", POSITION_MODES)
-@pytest.mark.parametrize("policy", [ms.Window(), ms.TOVA()], ids=str)
+@pytest.mark.parametrize("policy", [tiny.more(ms.Window()), ms.TOVA()], ids=str)
 def test_the_same_tokens_lose_the_same_at_every_place_of_a_text(policy, mode):
     params, tokens = tiny.params(), jnp.asarray(tiny.tokens(25))
     empty = ms.init_state(CONFIG, policy, 6, positions=mode)
