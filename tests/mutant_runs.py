@@ -21,6 +21,7 @@ from mutant_sites import Mutant, statement
 MEMORY = 8 * 2**30  # bytes that a process may allocate, since a fault may ask for any number
 PATIENCE = 60, 5  # a test file takes too long at so many seconds of a processor, and so many times what is usual
 IDLE = 10  # and at so many times that by the clock, which on a busy machine says little
+NO_TESTS = 5  # pytest's status where every test is left out, as those that are exhaustive
 COVERAGE = """[run]
 parallel = true
 patch = subprocess, _exit
@@ -188,7 +189,7 @@ class Measurement:
             (folder / "settings").write_text(COVERAGE.format(folder=folder, sources=sources))
             tracer = "-m", "coverage", "run", f"--rcfile={folder / 'settings'}"
             run = copy.test(test, tracer=tracer)
-            if run.status:  # it may fail because it is watched
+            if run.status not in (0, NO_TESTS):  # it may fail because it is watched
                 run = copy.test(test)
             failing = [line.split(" - ")[0].split(" ", 1)[1] for line in run.failed]
             lines = defaultdict(set)
@@ -197,8 +198,10 @@ class Measurement:
                 data.read()
                 for file in data.measured_files():
                     lines[Path(file).relative_to(copy.tree).as_posix()].update(data.lines(file) or ())
+            if run.status == NO_TESTS:
+                lines.clear()  # of the import alone
             found = {path: sorted(numbers) for path, numbers in sorted(lines.items())}
-            row = {"key": self.keys[test], "test": test, "passed": run.status in (0, 1), "failing": failing}
+            row = {"key": self.keys[test], "test": test, "passed": run.status in (0, 1, NO_TESTS), "failing": failing}
             row |= {"cpu": run.cpu, "note": run.note, "lines": found}
             self.coverage.add(row)
             known = [row]
@@ -229,7 +232,7 @@ class Measurement:
                 usual = self.covered[test]
                 without = (f"--deselect={name}" for name in usual.failing)
                 run = copy.test(test, "-x", *without, most=PATIENCE[0] + PATIENCE[1] * usual.cpu)
-                result = {None: "timeout", 0: "passed", 5: "passed"}.get(run.status, "failed")  # 5: no test is left
+                result = {None: "timeout", 0: "passed", NO_TESTS: "passed"}.get(run.status, "failed")
                 row = {"mutant": mutant.name, "test": test, "key": self.keys[test], "result": result}
                 row |= {"status": run.status, "cpu": run.cpu, "note": run.note}
                 self.runs.add(row)
