@@ -1,5 +1,6 @@
 """States on disk, and states that go over to another policy."""
 
+import itertools
 import json
 import os
 
@@ -14,6 +15,7 @@ import msrnn_jax as ms
 
 CONFIG = tiny.CONFIG
 OUT = 20
+MORE = {"positions": "cache", "dtype": "bfloat16", "slots": 30}
 
 
 def state_after(policy, count=15, budget=6, **options):
@@ -27,11 +29,10 @@ def bits(tree):
 
 @pytest.mark.parametrize(
     ("policy", "options"),
-    [
-        (ms.TOVA(), {}),
-        (ms.H2O(recent=3), {"positions": "cache", "dtype": "bfloat16", "slots": 30}),
-        (ms.Full(), {}),
-    ],
+    tiny.few(
+        itertools.product([ms.TOVA(), ms.H2O(recent=3), ms.Window(sinks=4), ms.Full()], [{}, MORE]),
+        *[(ms.TOVA(), {}), (ms.H2O(recent=3), MORE), (ms.Full(), {})],
+    ),
     ids=str,
 )
 def test_a_state_comes_back_to_the_bit(policy, options, tmp_path):
@@ -135,17 +136,25 @@ def test_damaged_files_are_refused(tmp_path):
     assert json.loads(header["notes"]) == {} and int(ms.load_state(path, CONFIG, policy, tiny.params())[0].t) == 15
 
 
+CHANGES = [
+    (ms.TOVA(), ms.H2O(scope="layer")),
+    (ms.TOVA(), ms.H2O()),
+    (ms.Window(), ms.TOVA(scope="head")),
+    (ms.H2O(), ms.TOVA(scope="head")),
+    (ms.TOVA(scope="head"), ms.Random(scope="head")),
+]
+
+
 @pytest.mark.parametrize(
-    ("old", "new", "budget"),
-    [
-        (ms.TOVA(), ms.H2O(scope="layer"), 11),
-        (ms.TOVA(), ms.H2O(), None),
-        (ms.Window(), ms.TOVA(scope="head"), 6),
-        (ms.TOVA(scope="head"), ms.Random(scope="head"), 11),
-    ],
-    ids=str,
+    ("change", "budget"),
+    tiny.few(
+        itertools.product(CHANGES, [None, 6, 11]),
+        *zip(CHANGES, [11, None, 6, None, 11], strict=True),
+    ),
+    ids=lambda value: " to ".join(map(str, value)) if isinstance(value, tuple) else str(value),
 )
-def test_another_policy_goes_on_with_the_same_memories(old, new, budget):
+def test_another_policy_goes_on_with_the_same_memories(change, budget):
+    old, new = change
     before = state_after(old)
     after = ms.adopt(new, before, budget)
     rows = [tiny.held(layer) for layer in before.layers]

@@ -60,12 +60,7 @@ def check(function, *args):
 
 @pytest.mark.parametrize(
     ("shape", "policy", "mode", "layers"),
-    [
-        tiny.more(*CASES[0], None),
-        (*CASES[0], LAYERS),
-        (*CASES[-1], LAYERS),
-        *(tiny.more(*case, LAYERS) for case in CASES[1:-1]),
-    ],
+    tiny.few([(*CASES[0], None), *((*case, LAYERS) for case in CASES[1:])], (*CASES[1], LAYERS), (*CASES[-1], LAYERS)),
     ids=str,
 )
 def test_step_and_extend_are_exported(shape, policy, mode, layers):
@@ -81,7 +76,9 @@ def test_step_and_extend_are_exported(shape, policy, mode, layers):
         assert described(after) == described(state)
 
 
-@pytest.mark.parametrize(("shape", "policy", "mode"), [CASES[1], tiny.more(*CASES[2])], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "policy", "mode"), tiny.few(CASES[1:3], CASES[1]), ids=str
+)  # both models and both modes
 def test_generate_is_exported(shape, policy, mode):
     """A batch of prompts, each with its length."""
     config, policy, params, state = arguments(shape, policy, mode)

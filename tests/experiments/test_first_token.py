@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 
 from experiments import first_token
 
+pytestmark = pytest.mark.exhaustive
 
-@pytest.mark.exhaustive
+
 def test_waits_are_measured_and_written(tmp_path, monkeypatch):
     toy, out = make_toy(tmp_path / "toy"), tmp_path / "result.json"
     arguments = [toy, "--prompt", "hello", "--turns", "1", "--budget", "8"]
@@ -26,7 +27,6 @@ def test_waits_are_measured_and_written(tmp_path, monkeypatch):
     assert failed.exit_code == 2 and "error: checkpoint 'nowhere' does not exist" in failed.stderr
 
 
-@pytest.mark.exhaustive
 def test_the_first_run_fills_the_cache_that_the_second_reads(tmp_path):
     settings = first_token.Settings(make_toy(tmp_path / "toy"), "hello", "tova", 8, 1)
     first_token.first_token_seconds(settings, str(tmp_path / "cache"))

@@ -80,7 +80,7 @@ RULES = {  # policies as the oracle's own rule, which can be watched
 }
 
 
-@pytest.mark.parametrize("text", ["h2o", *map(tiny.more, ["tova", "tova:scope=head", "window:sinks=1"])])
+@pytest.mark.parametrize("text", tiny.few(RULES, "h2o"))
 def test_watching_changes_nothing_and_sees_what_the_forgotten_were_given(text):
     policy, params = ms.parse_policy(text), tiny.params()
     tokens = np.append(tiny.tokens(COUNT), [13, 13]).astype(np.int32)  # two of padding

@@ -1,5 +1,7 @@
 """A turn is what the whole conversation would be: the tokens that transformers makes of all its messages."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -141,11 +143,7 @@ def say(model, conversation, message, text, how, script):
 
 @pytest.mark.parametrize(
     ("template", "kind"),
-    [
-        (template, kind) if (number + place) % len(KINDS) == 0 else tiny.more(template, kind)
-        for number, template in enumerate(TEMPLATES)
-        for place, kind in enumerate(KINDS)
-    ],
+    tiny.few(itertools.product(TEMPLATES, KINDS), *zip(TEMPLATES, itertools.cycle(KINDS), strict=False)),
 )
 def test_the_state_has_seen_what_transformers_makes_of_the_whole_conversation(params, forced, kind, template):
     transformers = pytest.importorskip("transformers")

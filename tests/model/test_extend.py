@@ -1,10 +1,10 @@
 """`extend` is the scan of `step`, exactly.
 
-In float64 nothing is excused: every policy in every position mode, every budget, every chunk size. In float32 all
-that may differ is what follows a near-tie, the first of which is printed (`pytest -rP`).
+In float64 nothing is excused: every policy in every position mode, every budget, every chunk size.
 """
 
 import inspect
+import itertools
 from typing import Any
 
 import compilations
@@ -35,21 +35,14 @@ from msrnn_jax.evaluation.losses import losses_of
 from msrnn_jax.model.llama import advance, context_of, run_blocks
 from msrnn_jax.recurrence.checks import check_state
 
-# Chunks: one token at a time, some of which the last is padded, all tokens at once. `make test` takes every typical
-# policy with a mode and a chunk, `make exhaustive` the rest of the product.
-SOME = zip(sorted(tiny.TYPICAL), MODES * 2, [1, 64, 7, 64, 7, 1], strict=True)
-EVERY = {(str(policy), mode, chunk): policy for policy in tiny.POLICIES for mode in MODES for chunk in CHUNKS}
-FEW = {case: EVERY.pop(case) for case in SOME}
-
-
-@pytest.mark.parametrize(
-    ("policy", "mode", "chunk"),
-    [
-        *((policy, *case[1:]) for case, policy in FEW.items()),
-        *(tiny.more(policy, *case[1:]) for case, policy in EVERY.items()),
-    ],
-    ids=str,
+# In chunks of one token, in chunks of which the last is padded, and all tokens at once.
+EVERY = tiny.few(
+    itertools.product(tiny.POLICIES, MODES, CHUNKS),
+    *zip(tiny.TYPICAL, MODES * 2, [7, 1, 64, 64, 7, 1], strict=True),
 )
+
+
+@pytest.mark.parametrize(("policy", "mode", "chunk"), EVERY, ids=str)
 def test_extend_step_and_the_oracle_are_one(policy, mode, chunk, x64):
     params, tokens = tiny.params("float64"), tiny.tokens(T)
     _, (states, found), steps = compare(FLOAT64, policy, params, tokens, mode, chunk, logits=1e-9, stats=1e-7)
@@ -90,11 +83,7 @@ def test_a_row_of_a_batch_equals_the_row_alone(x64):
 
 @pytest.mark.parametrize(
     ("policy", "mode"),
-    [
-        (ms.TOVA(), "cache"),
-        tiny.more(ms.H2O(), "gap"),
-        tiny.more(ms.Window(sinks=1), "absolute"),
-    ],
+    [(ms.TOVA(), "cache"), tiny.more(ms.H2O(), "gap"), tiny.more(ms.Window(sinks=1), "absolute")],
     ids=str,
 )
 def test_a_oneshot_prompt_is_to_extend_without_forgetting_and_then_compress(policy, mode, x64):

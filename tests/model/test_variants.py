@@ -68,15 +68,14 @@ def without_specials(params):
     return params.replace(layers=tuple(layer.replace(**dict.fromkeys(fields)) for layer in params.layers))
 
 
+CASES = [(name, "absolute") for name in VARIANTS]
+CASES += [(name, mode) for name in ("unrotated", "yarn") for mode in ("cache", "gap")]
+CASES += [("unrotated and sliding", "cache")]
+
+
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [
-        *((name, "absolute") for name in ("unrotated and sliding", "everything")),
-        ("yarn", "gap"),
-        *(tiny.more(name, "absolute") for name in VARIANTS if name not in ("unrotated and sliding", "everything")),
-        *(tiny.more(*case) for case in [("yarn", "cache"), ("unrotated", "cache"), ("unrotated", "gap")]),
-        tiny.more("unrotated and sliding", "cache"),
-    ],
+    tiny.few(CASES, ("unrotated and sliding", "absolute"), ("everything", "absolute"), ("yarn", "gap")),
 )
 def test_every_variant_is_its_definition(name, mode, x64):
     config, policy = FLOAT64.replace(**VARIANTS[name]), ms.TOVA()

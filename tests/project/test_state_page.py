@@ -61,10 +61,12 @@ def test_the_best_of_n_is_the_likeliest_of_them(names: dict) -> None:
     assert int(names["state_of_best"].t) == len(names["prompt"]) + 12
 
 
+@pytest.mark.exhaustive
 def test_what_a_beam_says_of_its_tokens_is_their_log_probability(names: dict) -> None:
     np.testing.assert_allclose(names["score"], log_probability(names, names["found"]), atol=2e-3)
 
 
+@pytest.mark.exhaustive
 def test_what_is_verified_is_what_the_state_writes_by_itself(names: dict) -> None:
     assert names["text"][:24] == greedy(names, 24)
     assert int(names["now"].t) == len(names["prompt"]) + len(names["text"])
@@ -99,6 +101,7 @@ def test_beams_are_those_of_a_search_that_reads_everything_anew() -> None:
         np.testing.assert_allclose(found, beams[0][1], atol=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_the_gradient_says_how_the_loss_changes(names: dict) -> None:
     values, slope = names["layer"].values, names["slope"]
     size = 1e-2 / float(jnp.linalg.norm(slope))

@@ -150,15 +150,16 @@ def test_room_for_places_is_room_for_all_tokens():
     assert room_for(every, "cache", T) == T
 
 
+PROMPTS = [(ms.TOVA(), 5), (ms.H2O(), 5), (ms.H2O(), 64), (ms.Window(sinks=2), 5), (ms.Full(), 5)]
+
+
 @pytest.mark.parametrize(
     ("policy", "chunk", "mode"),
-    [
-        (ms.TOVA(), 5, "cache"),
-        (ms.H2O(), 64, "absolute"),
-        (ms.Full(), 5, "absolute"),
-        *(tiny.more(policy, 5, "absolute") for policy in (ms.TOVA(), ms.Window(sinks=2))),
-        *(tiny.more(policy, 5, "cache") for policy in (ms.H2O(), ms.Window(sinks=2))),
-    ],
+    tiny.few(
+        [(*prompt, mode) for prompt in PROMPTS for mode in ("absolute", "cache")],
+        *[(ms.TOVA(), 5, "cache"), (ms.H2O(), 64, "absolute"), (ms.Full(), 5, "absolute")],
+    ),
+    ids=str,
 )
 def test_a_prompt_read_at_once(policy, mode, chunk, x64):
     """Nothing goes before its end, so attention is masked; what has expired by then goes before the policy chooses."""

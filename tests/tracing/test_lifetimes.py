@@ -23,9 +23,13 @@ def as_lists(freed: jax.Array) -> list[list[list[int | None]]]:
     return [[[None if t == STILL_HELD else t for t in row] for row in layer] for layer in freed.tolist()]
 
 
+CASES = [(policy, POSITION_MODES[number % 3]) for number, policy in enumerate(tiny.POLICIES)]
+CASES += [(ms.TOVA(), "absolute"), (ms.TOVA(), "gap")]
+
+
 @pytest.mark.parametrize(
     ("policy", "positions"),
-    [tiny.typical(policy, POSITION_MODES[number % 3]) for number, policy in enumerate(tiny.POLICIES)],
+    tiny.few(CASES, *(case for case in CASES if case[0] in tiny.TYPICAL)),
     ids=str,
 )
 def test_what_is_freed_when_equals_the_oracle(policy, positions, x64):

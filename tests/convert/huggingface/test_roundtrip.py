@@ -76,10 +76,10 @@ def tensors_of(folder) -> dict[str, np.ndarray]:
     }
 
 
-MOST = {"llama, tied, biases, linear", "llama, llama3", "mistral, wide heads", "qwen2, sliding", "qwen3, biases"}
+SOME = ("llama, tied, biases, linear", "llama, llama3", "mistral, wide heads", "qwen2, sliding", "qwen3, biases")
 
 
-@pytest.fixture(scope="module", params=[tiny.more(name) if name not in MOST else name for name in CONFIGS], ids=str)
+@pytest.fixture(scope="module", params=tiny.few(CONFIGS, *SOME))
 def exported(request, tmp_path_factory):
     """A model's name, its params and its export."""
     folder = tmp_path_factory.mktemp("exported")
