@@ -48,9 +48,7 @@ TYPICAL = [
     ms.Random(scope="head", sinks=1),
     ms.Window(sinks=4),
     ms.H2O(),
-    ms.H2O(sinks=2, recent=2),
-    ms.TOVA(),
-    ms.TOVA(scope="head"),
+    ms.TOVA(sinks=2, recent=3),
 ]
 
 

@@ -10,6 +10,7 @@ import sys
 
 import jax
 import pytest
+import tiny
 from toy import make_toy
 
 from experiments import reproduce
@@ -72,7 +73,7 @@ WRITING = {
 }
 
 
-@pytest.mark.parametrize("name", WRITING)
+@pytest.mark.parametrize("name", tiny.few(WRITING, "info", "generate", "perplexity in JSON", "trace", "chat", "all"))
 def test_a_command_ends_quietly_where_nobody_reads(name, toy, tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text("the quick brown fox")
     places = {"TOY": toy, "TEXT": str(tmp_path / "text.txt")}

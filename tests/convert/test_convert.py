@@ -765,6 +765,7 @@ def test_the_module_runs_and_draws_no_bars_in_a_pipe(tmp_path):
 # The real model.
 
 
+@pytest.mark.exhaustive
 def test_the_tokenizer_of_smollm2(smollm2):
     tokenizer = Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
     ids = json.loads((smollm2 / "tokenizer_config.json").read_text())

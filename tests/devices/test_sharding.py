@@ -41,7 +41,8 @@ def states(policy, **options):
 HERE = pathlib.Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("cases", [CASES[:1], tiny.more(CASES[1:])], ids=["one", "others"])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("cases", [CASES[:1], CASES[1:]], ids=["one", "others"])
 def test_tokens_and_logits_are_those_of_one_device(cases: list) -> None:
     printed = on_devices(
         MODEL

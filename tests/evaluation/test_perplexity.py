@@ -289,8 +289,8 @@ def test_more_policies_and_budgets_use_what_is_there(toy, text, tmp_path, monkey
     "change",
     [
         ["--positions", "cache"],
-        *("text", "policy"),
-        *map(tiny.more, [["--dtype", "bfloat16"], ["--segment", "25"], "versions", "fidelity", "config"]),
+        "text",
+        *map(tiny.more, ["policy", ["--dtype", "bfloat16"], ["--segment", "25"], "versions", "fidelity", "config"]),
     ],
     ids=str,
 )
@@ -522,6 +522,7 @@ def test_progress_reaches_every_row(toy, text, tmp_path):
     assert not any(now.doing.startswith("compiling") for now in seen)
 
 
+@pytest.mark.exhaustive
 def test_a_run_without_fidelity_goes_on_from_one_with_it(toy, text, tmp_path):
     """Its rows count, and it says of all policies alike what was asked for."""
     arguments = ["--text", text, "--budget", "6", "--out", str(tmp_path / "out.jsonl"), "--policy", "tova"]

@@ -163,6 +163,7 @@ def test_fewer_prompts_than_stories_are_written_again_by_other_draws(toy, tmp_pa
     assert full[0]["setting"]["chat"] is False
 
 
+@pytest.mark.exhaustive
 def test_a_context_is_filled(toy, tmp_path):
     out, data = tmp_path / "out.jsonl", write_prompts(tmp_path / "prompts.jsonl")
     shape = ["--batch", "3", "--budget", "24", "--max-new-tokens", "0", "--context", "56"]  # the shortest prompt has 8
@@ -185,6 +186,7 @@ def test_a_context_is_filled(toy, tmp_path):
     }
 
 
+@pytest.mark.exhaustive
 def test_without_data_and_template_the_instruction_has_a_form(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(generation, "STORY", "a story")
     command(toy, "--no-chat", "--stories", "3", *SHAPE, "--out", str(tmp_path / "out.jsonl"))

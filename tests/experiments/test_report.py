@@ -441,6 +441,7 @@ class Page(html.parser.HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
+@pytest.mark.exhaustive
 def test_the_page_is_whole_and_loads_nothing(written):
     text = (written / "report.html").read_text(encoding="utf-8")
     page = Page(text)
@@ -460,6 +461,7 @@ def test_the_page_is_whole_and_loads_nothing(written):
     assert "small <b>&" in page.words and not page.all("b"), "names are shown as they are, not as markup"
 
 
+@pytest.mark.exhaustive
 def test_the_page_names_every_claim_with_its_verdict(written):
     words = Page((written / "report.html").read_text(encoding="utf-8")).words
     found = json.loads((written / "report.json").read_text(encoding="utf-8"))
@@ -474,6 +476,7 @@ def test_the_page_names_every_claim_with_its_verdict(written):
     assert sections >= {"3.1", "3.2", "3.3", "3.4", "3.5", "3.6"}
 
 
+@pytest.mark.exhaustive
 def test_tables_for_programs_have_every_setting(written):
     found = json.loads((written / "report.json").read_text(encoding="utf-8"))
     (table,) = found["tables"]["language_modeling"]
@@ -490,6 +493,7 @@ def test_tables_for_programs_have_every_setting(written):
     assert origin["needle"]["documents"]["512/0.5/3"] == f"{made.hash_of('512/0.5/3'):016x}"
 
 
+@pytest.mark.exhaustive
 def test_markdown_stays_a_table(written):
     lines = (written / "report.md").read_text(encoding="utf-8").splitlines()
     for above_, line in zip(lines, lines[1:], strict=False):

@@ -273,6 +273,7 @@ def test_state_bytes_are_those_of_a_state(policy, positions, dtype):
             assert state_bytes(config, policy, budget, positions=positions, dtype=dtype) == real
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("policy", [ms.TOVA(), ms.H2O(), ms.Full()], ids=str)
 def test_xla_counts_the_same_bytes(policy):
     """At a size where logits and attention are what a step needs, as in models that are used."""

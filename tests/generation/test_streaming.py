@@ -49,31 +49,32 @@ def test_pieces_make_the_text_of_generate(tokenizer):
     assert "stop" in {row.finish for row in stream.rows}
 
 
-def test_a_stop_string_ends_a_row_and_its_state_has_seen_no_more(tokenizer):
+@pytest.mark.parametrize("end", tiny.few((3, 16, 17, 18, 29, 44), 3, 17))
+def test_a_stop_string_ends_a_row_and_its_state_has_seen_no_more(tokenizer, end):
     """Strings of two characters out of the middle of blocks and across their borders, in one row or several."""
     free = writer(tokenizer, ["hello", "goodbye"])
     plain = written(free)
     assert [len(text) for text in plain] == [45, 45]  # one character a token
-    for end in (3, 16, 17, 18, 29, 44):
-        string = plain[0][end - 2 : end]
-        found = [text.find(string) for text in plain]
-        assert 0 <= found[0] <= end - 2
-        stopped = writer(tokenizer, ["hello", "goodbye"], [string, "never to be seen"])
-        cut = [text if place < 0 else text[:place] for text, place in zip(plain, found, strict=True)]
-        assert written(stopped) == cut
-        for row, text, place in zip(stopped.rows, plain, found, strict=True):
-            assert row.finish == ("length" if place < 0 else "stop string")
-            assert row.tokens == tokenizer.encode(text[: place + 2 if place >= 0 else None])
-        for index, prompt in enumerate(("hello", "goodbye")):
-            seen = tokenizer.encode(prompt) + stopped.rows[index].tokens
-            state = ms.init_state(CONFIG, ms.TOVA(), 6)
-            state, logits = ms.prefill(CONFIG, ms.TOVA(), tiny.params(), state, seen)
-            mine = jax.tree.map(lambda leaf, index=index: leaf[index], stopped.states)
-            assert int(mine.t) == len(seen)
-            assert [tiny.held(layer) for layer in mine.layers] == [tiny.held(layer) for layer in state.layers]
-            np.testing.assert_allclose(stopped.draft.logits[index], logits, atol=1e-4)
+    string = plain[0][end - 2 : end]
+    found = [text.find(string) for text in plain]
+    assert 0 <= found[0] <= end - 2
+    stopped = writer(tokenizer, ["hello", "goodbye"], [string, "never to be seen"])
+    cut = [text if place < 0 else text[:place] for text, place in zip(plain, found, strict=True)]
+    assert written(stopped) == cut
+    for row, text, place in zip(stopped.rows, plain, found, strict=True):
+        assert row.finish == ("length" if place < 0 else "stop string")
+        assert row.tokens == tokenizer.encode(text[: place + 2 if place >= 0 else None])
+    for index, prompt in enumerate(("hello", "goodbye")):
+        seen = tokenizer.encode(prompt) + stopped.rows[index].tokens
+        state = ms.init_state(CONFIG, ms.TOVA(), 6)
+        state, logits = ms.prefill(CONFIG, ms.TOVA(), tiny.params(), state, seen)
+        mine = jax.tree.map(lambda leaf, index=index: leaf[index], stopped.states)
+        assert int(mine.t) == len(seen)
+        assert [tiny.held(layer) for layer in mine.layers] == [tiny.held(layer) for layer in state.layers]
+        np.testing.assert_allclose(stopped.draft.logits[index], logits, atol=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_the_same_seed_gives_the_same_text_alone_and_in_a_batch(tokenizer):
     together = written(writer(tokenizer, ["hello", "goodbye now", "c"]))
     alone = [written(writer(tokenizer, [prompt]))[0] for prompt in ("hello", "goodbye now", "c")]

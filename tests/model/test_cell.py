@@ -42,6 +42,7 @@ def test_rnn_equals_the_step(policy, config):
     np.testing.assert_allclose(batched[1], nnx.RNN(cell)(rows[1]), atol=2e-5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("config", [tiny.more(UNTIED), BIASED], ids=["untied", "tied and biased"])
 def test_one_optimizer_step_changes_every_weight(config):
     cell, tokens = make(ms.TOVA(), config), jnp.asarray(tiny.tokens(30))

@@ -78,7 +78,7 @@ ADVERSE = [
 SPELLED = [f"{policy}-{mode}" for policy, mode in ADVERSE]
 
 
-@pytest.mark.parametrize(("policy", "mode"), tiny.few(ADVERSE, *ADVERSE[2:4]), ids=SPELLED)
+@pytest.mark.parametrize(("policy", "mode"), tiny.few(ADVERSE, ADVERSE[3]), ids=SPELLED)
 def test_a_freed_slot_with_a_huge_logit_does_not_wipe_out_the_others(policy, mode, x64):
     params, tokens = tall_params("float64"), tall_tokens()
     _, (states, _), _ = compare(FLOAT64, policy, params, tokens, mode, 7, logits=1e-9, stats=1e-5)
@@ -87,7 +87,8 @@ def test_a_freed_slot_with_a_huge_logit_does_not_wipe_out_the_others(policy, mod
         assert not watched[..., 5].all()
 
 
-@pytest.mark.parametrize(("policy", "mode"), tiny.few(ADVERSE, ADVERSE[4]), ids=SPELLED)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("policy", "mode"), ADVERSE, ids=SPELLED)
 def test_float32_agrees_up_to_near_ties(policy, mode):
     ties, *_ = compare(
         tiny.CONFIG, policy, tiny.params(), tiny.tokens(T), mode, 7, logits=1e-4, stats=1e-4, excused=True
@@ -96,7 +97,7 @@ def test_float32_agrees_up_to_near_ties(policy, mode):
     assert (ties == T).sum() > 0.9 * T  # near-ties are rare, or the test would show little
 
 
-@pytest.mark.parametrize(("policy", "mode"), tiny.few(ADVERSE, *ADVERSE[2:4]), ids=SPELLED)
+@pytest.mark.parametrize(("policy", "mode"), tiny.few(ADVERSE, ADVERSE[2]), ids=SPELLED)
 def test_float32_survives_huge_logits(policy, mode):
     compare(tiny.CONFIG, policy, tall_params("float32"), tall_tokens(), mode, 7, logits=1e-3, stats=1e-2)
 
@@ -138,7 +139,7 @@ def test_a_state_narrower_than_the_weights_rounds_keys_as_steps_do(mode):
 
 @pytest.mark.parametrize(
     ("policy", "mode"),
-    tiny.few(itertools.product([ms.TOVA(), ms.Window()], MODES), (ms.TOVA(), "cache"), (ms.Window(), "absolute")),
+    tiny.few(itertools.product([ms.TOVA(), ms.Window()], MODES), (ms.TOVA(), "cache")),
     ids=str,
 )
 def test_padding_that_is_no_number_does_not_matter(policy, mode):

@@ -85,6 +85,7 @@ CASES = [
 ]
 
 
+@pytest.mark.exhaustive
 @settings(max_examples=100, derandomize=True, deadline=None, database=None)
 @given(data=st.data())
 def test_parts_continue_one_another(data):
@@ -99,7 +100,7 @@ def test_parts_continue_one_another(data):
         )
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+@pytest.mark.parametrize("case", [*CASES[::2], *map(tiny.more, CASES[1::2])], ids=lambda case: "-".join(map(str, case)))
 def test_an_overfull_state_evolves_as_under_step(case, x64):
     """Padding, which makes up most of the second part here, must not empty it."""
     check_in_parts(case, 0, (FIRST, 3), [(6, 5), (3, 2)])

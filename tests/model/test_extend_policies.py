@@ -127,9 +127,9 @@ def test_a_policy_is_shown_every_token_as_it_is_read(x64):
 STATIC = [
     (scored("Modulo", modulo, static=False)(sinks=2), "absolute"),
     (scored("Gaps", gaps)(), "absolute"),
-    (Counting(), "absolute"),
-    (Sticky(), "absolute"),
     (Knorm(scope="head", sinks=1), "gap"),
+    tiny.more(Counting(), "absolute"),
+    tiny.more(Sticky(), "absolute"),
     tiny.more(scored("Modulo", modulo)(), "absolute"),
     tiny.more(scored("Gaps", gaps, static=False)(), "cache"),
     tiny.more(Knorm(scope="head"), "absolute"),
@@ -160,6 +160,7 @@ def by_hand(scores, budget, length, sinks):
     return held
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "make",
     [lambda: listener("head"), tiny.more(Counting), tiny.more(lambda: listener("layer"))],

@@ -49,7 +49,7 @@ def direction(params):
     return jax.tree.map(lambda leaf: jnp.asarray(leaf / length), drawn)
 
 
-@pytest.mark.parametrize(("policy", "mode"), tiny.few(CASES, (ms.TOVA(), "cache"), (ms.H2O(), "absolute")), ids=str)
+@pytest.mark.parametrize(("policy", "mode"), tiny.few(CASES, (ms.H2O(), "cache")), ids=str)
 def test_equals_finite_differences_and_the_gradient_through_steps(policy, mode, x64):
     config = FLOAT64 if isinstance(policy, ms.TOVA) else ONE_LAYER
     params, tokens = tiny.params("float64", config=config), jnp.asarray(tiny.tokens(T))
@@ -92,6 +92,7 @@ def test_under_vmap_equals_row_by_row(x64):
         assert np.isfinite(ours).all()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("policy", "mode"), tiny.few(CASES[:2], CASES[1]), ids=str)
 def test_stays_finite_where_logits_are_huge(policy, mode, x64):
     """Masked logits must not leak infinities or their products with 0 into gradients."""

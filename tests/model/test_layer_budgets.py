@@ -73,6 +73,7 @@ def test_all_ways_of_reading_equal_the_oracle(policy, positions, x64):
     assert holding(once) == moments[-1].kept and slots_of(once) == [10, 5]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("policy", [ms.H2O(), tiny.more(ms.TOVA())], ids=str)
 def test_what_is_done_to_states_keeps_each_layer_its_size(policy, tmp_path):
     params, path = tiny.params(), tmp_path / "state"

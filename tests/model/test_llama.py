@@ -56,6 +56,7 @@ def test_a_traced_budget_above_the_slots_is_the_most_they_hold():
     assert all(len(row) == 4 for layer in last.layers for row in tiny.held(layer))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("policy", [ms.H2O(), *map(tiny.more, (ms.TOVA(), ms.Window(sinks=1)))], ids=str)
 def test_gradients_equal_finite_differences(policy, x64):
     config, params = CONFIG.replace(dtype="float64"), tiny.params("float64")

@@ -33,6 +33,7 @@ def logits_of(model, policy, tokens):
     return np.asarray(logits[: len(tokens)])
 
 
+@pytest.mark.exhaustive
 def test_the_tokenizer_gives_the_recorded_tokens(smollm2):
     tokenizer = ms.load_tokenizer(smollm2)
     assert tokenizer.encode(RECORDED["text"]) == RECORDED["runs"]["text"]["tokens"]

@@ -81,6 +81,7 @@ def measured(root: pathlib.Path) -> tuple[dict[int, str], str]:
     return {row["line"]: row["verdict"] for row in rows}, done.stdout
 
 
+@pytest.mark.exhaustive
 def test_a_fault_is_killed_where_a_test_asserts(root: pathlib.Path) -> None:
     verdicts, printed = measured(root)
     assert verdicts == {5: "killed", 7: "killed", 11: "killed", 15: "not covered", 19: "survived"}
@@ -101,6 +102,7 @@ def test_a_fault_is_killed_where_a_test_asserts(root: pathlib.Path) -> None:
     assert later.startswith(runs) and new["test"] == "tests/test_more.py"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("body", ["while True: pass", "import time; time.sleep(60)"])
 def test_a_fault_that_never_ends_is_told_apart(
     body: str, root: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch

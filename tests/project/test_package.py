@@ -109,6 +109,7 @@ def test_the_library_needs_no_torch_and_no_extra():
     assert printed == "ready\n"
 
 
+@pytest.mark.exhaustive
 def test_folders_are_converted_without_an_extra(tmp_path):
     write_huggingface(tmp_path / "folder")
     printed = python(

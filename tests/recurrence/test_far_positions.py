@@ -64,7 +64,7 @@ def stepped(config, policy, params, state, tokens, targets):
     return jax.lax.scan(one, state, (tokens, targets))[1]
 
 
-@pytest.mark.parametrize("mode", POSITION_MODES)
+@pytest.mark.parametrize("mode", tiny.few(POSITION_MODES, "absolute", "gap"))
 @pytest.mark.parametrize("policy", [tiny.more(ms.Window()), ms.TOVA()], ids=str)
 def test_the_same_tokens_lose_the_same_at_every_place_of_a_text(policy, mode):
     params, tokens = tiny.params(), jnp.asarray(tiny.tokens(25))

@@ -49,7 +49,7 @@ def test_distances_far_into_a_text_are_exact():
     assert distances("cache", positions, jnp.float32).tolist() == [[1, 2, 0]]
 
 
-@pytest.mark.parametrize("mode", ["cache", "gap"])
+@pytest.mark.parametrize("mode", [tiny.more("cache"), "gap"])
 def test_where_everything_is_held_all_modes_are_one(mode, x64):
     """Ranks are then true positions, and no gap is longer than one."""
     policy, params, tokens = ms.H2O(), tiny.params("float64"), tiny.tokens(20)

@@ -24,8 +24,11 @@ from msrnn_jax.tracing.lifetimes import follow, follow_oneshot, start_record
 from msrnn_jax.tracing.trace import TraceSettings, freed_at
 
 POLICY = ms.TOVA()
-MODEL = (tiny.CONFIG, POLICY, tiny.params())
 GOOD = np.asarray([3, 1], np.int32)
+
+
+def model() -> tuple:
+    return tiny.CONFIG, POLICY, tiny.params()
 
 
 def empty() -> ms.MultiState:
@@ -33,23 +36,23 @@ def empty() -> ms.MultiState:
 
 
 def cell(tokens):
-    return ms.MultiStateCell(*MODEL, 4)(ms.fork(empty(), 2), jnp.asarray(tokens))
+    return ms.MultiStateCell(*model(), 4)(ms.fork(empty(), 2), jnp.asarray(tokens))
 
 
 ENTRIES = {
-    "step": lambda tokens: ms.step(*MODEL, empty(), jnp.asarray(tokens[1])),
+    "step": lambda tokens: ms.step(*model(), empty(), jnp.asarray(tokens[1])),
     "cell": cell,
-    "extend": lambda tokens: ms.extend(*MODEL, empty(), tokens),
-    "nll": lambda tokens: ms.nll(*MODEL, empty(), tokens, GOOD),
-    "nll, targets": lambda tokens: ms.nll(*MODEL, empty(), GOOD, tokens),
-    "prefill": lambda tokens: ms.prefill(*MODEL, empty(), tokens),
-    "prefill at once": lambda tokens: ms.prefill(*MODEL, empty(), tokens, mode="oneshot"),
-    "generate": lambda tokens: ms.generate(*MODEL, tokens[None], budget=4),
-    "stream": lambda tokens: ms.stream(*MODEL, tokens[None], budget=4),
-    "follow": lambda tokens: follow(*MODEL, empty(), start_record(empty(), 2), jnp.asarray(tokens)),
-    "follow at once": lambda tokens: follow_oneshot(*MODEL, empty(), start_record(empty(), 2), jnp.asarray(tokens)),
+    "extend": lambda tokens: ms.extend(*model(), empty(), tokens),
+    "nll": lambda tokens: ms.nll(*model(), empty(), tokens, GOOD),
+    "nll, targets": lambda tokens: ms.nll(*model(), empty(), GOOD, tokens),
+    "prefill": lambda tokens: ms.prefill(*model(), empty(), tokens),
+    "prefill at once": lambda tokens: ms.prefill(*model(), empty(), tokens, mode="oneshot"),
+    "generate": lambda tokens: ms.generate(*model(), tokens[None], budget=4),
+    "stream": lambda tokens: ms.stream(*model(), tokens[None], budget=4),
+    "follow": lambda tokens: follow(*model(), empty(), start_record(empty(), 2), jnp.asarray(tokens)),
+    "follow at once": lambda tokens: follow_oneshot(*model(), empty(), start_record(empty(), 2), jnp.asarray(tokens)),
     "freed_at": lambda tokens: freed_at(
-        tiny.CONFIG, MODEL[2], tokens.tolist(), 1, TraceSettings(POLICY, 4, "stepwise", "absolute", 0), empty()
+        tiny.CONFIG, tiny.params(), tokens.tolist(), 1, TraceSettings(POLICY, 4, "stepwise", "absolute", 0), empty()
     ),
 }
 
@@ -114,9 +117,9 @@ def test_a_tokenizer_made_by_hand_is_caught_by_the_model(padded):
     """It knows no checkpoint, so what it writes is looked at where it is read."""
     tokenizer = load_tokenizer(padded)
     tokenizer.vocab_size = None
-    model = ChatModel(tiny.CONFIG, MODEL[2], tokenizer)
+    chat = ChatModel(tiny.CONFIG, tiny.params(), tokenizer)
     for prompt in ("ab[PAD]", [1, 50]):
         with pytest.raises(ValueError, match="prompts holds the token 50"):
-            ms.stream_text(*MODEL, tokenizer, [prompt], budget=4)
+            ms.stream_text(*model(), tokenizer, [prompt], budget=4)
     with pytest.raises(ValueError, match="tokens holds the token 50"):
-        next(answer(model, begin_conversation(model, POLICY, 4), "ab[PAD]", sampler=ms.Greedy()))
+        next(answer(chat, begin_conversation(chat, POLICY, 4), "ab[PAD]", sampler=ms.Greedy()))
