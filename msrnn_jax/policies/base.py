@@ -104,7 +104,7 @@ def policy_name(policy: type[Policy]) -> str:
     whole path: what is printed can be read again by any process started in the same folder.
     """
     module = policy.__module__
-    if module.startswith(__package__ or "msrnn_jax.policies"):
+    if module.startswith("msrnn_jax.policies"):
         return policy.__name__.lower()
     if os.path.isabs(module):  # as `parse_policy` calls the module that it makes of a file
         file, here = pathlib.Path(module), pathlib.Path.cwd()

@@ -130,7 +130,7 @@ def _spec(name: str) -> ModuleSpec | None:
     try:
         return next(filter(None, (find(name, places) for find in finds if find)), None)
     except KeyError:  # a namespace in another that is not imported yet, which Python would ask where it is
-        spec = ModuleSpec(name, None, is_package=True)
+        spec = ModuleSpec(name, None)
         spec.submodule_search_locations = [os.path.join(place, last) for place in places or sys.path]
         return spec
 
