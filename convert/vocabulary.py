@@ -1,14 +1,15 @@
 """A vocabulary as a tokenizer of the `tokenizers` library."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from .pre_tokenizers import Words
 from .problems import shown, tokenizer_errors
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # types of tokens, as SentencePiece and GGUF number them
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # types of tokens, as SentencePiece and GGUF number them
 # Tokens that end a text by their spelling, whatever type the file gives them: those of llama.cpp that tokenizers of our
 # architectures have. It stops also at marks between the files of a repository, where transformers does not.
 ENDS = frozenset(
@@ -89,7 +90,7 @@ def _sentencepiece(vocabulary: Vocabulary, numbers: dict[str, int]) -> Tokenizer
     spaces = normalizers.Replace(" ", "▁")
     joined = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if vocabulary.space:
-        spaces = normalizers.Sequence([normalizers.Prepend("▁"), spaces])
+        spaces = normalizers.Sequence([_prefix(vocabulary), spaces])
         joined.append(decoders.Strip(" ", left=1))
     steps = [*(vocabulary.clean or []), *([spaces] if vocabulary.legacy else [])]
     tokenizer.normalizer = spaces if vocabulary.clean is None else normalizers.Sequence(steps)
@@ -98,6 +99,14 @@ def _sentencepiece(vocabulary: Vocabulary, numbers: dict[str, int]) -> Tokenizer
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
     tokenizer.decoder = decoders.Sequence(joined)
     return tokenizer
+
+
+def _prefix(vocabulary: Vocabulary) -> normalizers.Normalizer:
+    """Puts a space before a text, but not before the tokens that are to be found in the text so made."""
+    found = [re.escape(token) for token, flags in vocabulary.flags.items() if flags.get("normalized")]
+    if not found:
+        return normalizers.Prepend("▁")
+    return normalizers.Replace(Regex(rf"\A(?!(?:{'|'.join(found)})?\z)"), "▁")
 
 
 def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:

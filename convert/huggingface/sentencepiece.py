@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import Regex, normalizers
 
-from ..vocabulary import CONTROL, ENDS, NORMAL, USER_DEFINED, Vocabulary, build_tokenizer
+from ..vocabulary import CONTROL, ENDS, NORMAL, UNUSED, USER_DEFINED, Vocabulary, build_tokenizer
 
 NAME = "tokenizer.model"
 # Those whose texts become tokens by the SentencePiece model alone.
@@ -17,6 +17,8 @@ KINDS = {UNIGRAM: "unigram", WORD: "word", CHAR: "char"}
 LONGEST = 1000  # characters of a token; what a longer one is made of would take minutes to find
 NAMED = ("unk_token", "bos_token", "eos_token", "pad_token", "sep_token", "cls_token", "mask_token")
 LISTED = ("additional_special_tokens", "extra_special_tokens")
+RULES = ("identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf")  # NormalizerSpec.name; others are somebody's own
+APART = "\U000e0080"  # between letters that must not be looked up as one; it means nothing, and no text has it
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -44,7 +46,8 @@ def read_tokenizer_model(
 ) -> TokenizerModel | None:
     """The tokenizer in a file, with the tokens that the files beside it add; what is wrong is added to `problems`.
 
-    A text becomes the tokens that SentencePiece makes of it, and special tokens are found inside it. `legacy: false`
+    A text becomes the tokens that SentencePiece makes of it, and special tokens are found inside it. (It may differ for
+    accents in an order that Unicode does not use, and for a text that is one user-defined token.) `legacy: false`
     is honoured as in transformers: spaces stand before the start of a text only, not after special tokens, and a text
     that starts with a space gets no other. BOS is put before a text unless `add_bos_token` says no, as LLaMA itself,
     llama.cpp and transformers 4 do; transformers 5 leaves it out where the file does not say.
@@ -71,7 +74,9 @@ def read_tokenizer_model(
     if vocab_size is not None and len(pieces.tokens) > vocab_size:
         problems.append(f"{NAME} holds {len(pieces.tokens)} tokens, more than vocab_size ({vocab_size})")
         return None
-    flags = _add_tokens(pieces, settings, added, vocab_size, problems)
+    legacy, clean = settings.get("legacy") is not False, _cleaning(model.normalizer_spec)
+    flags = _find_in_cleaned_text(pieces, clean) if legacy else {}
+    flags |= _add_tokens(pieces, settings, added, vocab_size, problems)
     if len(problems) > before:
         return None
     spec = model.trainer_spec
@@ -89,8 +94,8 @@ def read_tokenizer_model(
         scores=pieces.scores,
         unknown=spec.unk_id,
         space=model.normalizer_spec.add_dummy_prefix if space is None else bool(space),
-        clean=_cleaning(model.normalizer_spec),
-        legacy=settings.get("legacy") is not False,
+        clean=clean,
+        legacy=legacy,
         flags={token: {"special": token in special, **own} for token, own in flags.items()},
     )
     try:
@@ -134,6 +139,9 @@ def _parse(path: Path, problems: list[str]) -> Any:
         problems.append(f"{NAME}: treat_whitespace_as_suffix True (must be False)")
     if not model.normalizer_spec.escape_whitespaces:
         problems.append(f"{NAME}: escape_whitespaces False (must be True)")
+    rule = model.normalizer_spec
+    if rule.precompiled_charsmap and rule.name not in RULES:
+        problems.append(f"{NAME}: normalization_rule_name {rule.name!r} (must be one of {', '.join(RULES)})")
     if not 0 <= spec.unk_id < len(texts):
         problems.append(f"{NAME}: unk_id is {spec.unk_id}; it must be below {len(texts)}, the number of tokens")
     for number, piece in enumerate(model.pieces):
@@ -174,6 +182,21 @@ def _add_tokens(
             _put(pieces, pieces.tokens.index(content), content, CONTROL)
         elif content and (vocab_size is None or len(pieces.tokens) < vocab_size):
             _put(pieces, len(pieces.tokens), content, CONTROL)
+    return flags
+
+
+def _find_in_cleaned_text(pieces: _Pieces, clean: list[normalizers.Normalizer]) -> dict[str, dict[str, bool]]:
+    """Lets the model's own user-defined tokens be found as SentencePiece does: once spaces are put in, not before.
+
+    So no space comes after them. One that is written with a space is never found, since spaces are "▁" by then.
+    """
+    steps, flags = normalizers.Sequence(clean), {}
+    for number, token in enumerate(pieces.tokens):
+        if pieces.types[number] == USER_DEFINED:
+            if " " in token:
+                pieces.types[number] = UNUSED
+            elif steps.normalize_str(token) == token:
+                flags[token] = {"normalized": True}
     return flags
 
 
@@ -224,10 +247,17 @@ def _id(pieces: _Pieces, token: Any, default: int) -> int | None:
 
 
 def _cleaning(spec: Any) -> list[normalizers.Normalizer]:
-    """How a model says that texts are cleaned, LLaMA's own saying nothing."""
+    """How a model says that texts are cleaned, LLaMA's own saying nothing.
+
+    `Precompiled` takes a letter and its accents for one, and gives what its table has for the first of them, so that
+    the others are lost. So it sees them one by one, and what belongs together is composed before and after.
+    """
     steps = []
     if spec.precompiled_charsmap:
-        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
+        inside = Regex(r"\Y")  # of what is taken for one letter
+        table = normalizers.Precompiled(spec.precompiled_charsmap)
+        steps += [normalizers.NFC(), normalizers.Replace(inside, APART), table, normalizers.Replace(APART, "")]
+        steps.append(normalizers.NFC())
     if spec.remove_extra_whitespaces:  # spaces alone: what else is white is not touched
         steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     return steps

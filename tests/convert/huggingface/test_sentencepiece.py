@@ -7,6 +7,7 @@ import pathlib
 import pickle
 import random
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -45,6 +46,12 @@ TEXTS = [
     "x" * 300,
     "\x00\x07",
     "def f(x):\n    return x  # four spaces\n",
+]
+ACCENTS = [  # by themselves, several on a letter, on letters that stand for others, and halves of letters
+    *(unicodedata.normalize("NFD", text) for text in ("Tiếng Việt đẹp, thế giới ươ", "한국어 각", "がパ", "ṩ Ǻ ᾀ")),
+    "a\r\nb",
+    "ｶﾞｷﾞ ﾊﾟ",
+    "x\u3000\u0301y …\u0302 ①\u0301",
 ]
 SPECIAL = ["<s>", "<s>hello", "a<s>b", "a </s> b", "<unk>x", "<s>[a] </s><s>b"]
 
@@ -139,6 +146,7 @@ def test_bytes_are_decoded_as_by_sentencepiece(tmp_path, model):
         {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True},
         {"remove_extra_whitespaces": True},
         {"normalization_rule_name": "nfkc"},
+        {"normalization_rule_name": "nfkc_cf"},
         {"add_dummy_prefix": False},
     ],
     ids=str,
@@ -147,7 +155,29 @@ def test_texts_are_cleaned_as_the_model_says(tmp_path, options):
     model = train(**options)
     tokenizer, _ = read(write(tmp_path, model))
     texts = [text for text in TEXTS + random_texts() if "▁" not in text]  # at the ends, theirs takes it for a space
-    check_against_sentencepiece(tokenizer, model, texts)
+    check_against_sentencepiece(tokenizer, model, texts + ACCENTS)
+
+
+def test_a_rule_of_somebodys_own_is_refused(tmp_path):
+    (tmp_path / "rule.tsv").write_text("61 62\t63\n")  # "ab" to "c"
+    own = train(normalization_rule_tsv=str(tmp_path / "rule.tsv"))
+    assert "normalization_rule_name 'user_defined' (must be one of identity, nfkc" in refusal(write(tmp_path, own))
+
+
+@pytest.mark.parametrize("options", [{}, {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True}])
+def test_the_models_own_user_defined_tokens_are_found_as_by_sentencepiece(tmp_path, options):
+    """After spaces are put in, and none comes after them; one that holds a space itself is never found."""
+    model = train(user_defined_symbols=["<sep>", "▁▁", "(", "th", "\\d|.", "the "], **options)
+    tokenizer, _ = read(write(tmp_path, model))
+    texts = ["a<sep>b", "<sep> b", " <sep>x", "a  b", "   <sep>   (<sep>", "the (th) the th", "\\d|.x", "\n(x\n th"]
+    check_against_sentencepiece(tokenizer, model, [*texts, *(text for text in random_texts() if "▁" not in text)])
+
+
+def test_a_token_that_is_added_to_be_found_in_cleaned_text_is_found_within_words(tmp_path, model):
+    """As `add_tokens` of transformers writes it."""
+    added = {"content": "<turn>", "special": False, "normalized": True}
+    tokenizer, _ = read(write(tmp_path, model, {"added_tokens_decoder": {SIZE: added}}), vocab_size=SIZE + 1)
+    assert SIZE in tokenizer.encode("a<turn>b").ids and tokenizer.encode("a b<turn>").ids[-1] == SIZE
 
 
 @pytest.mark.parametrize(("add_bos", "add_eos"), [(None, None), (True, False), (False, True), (None, True)])
