@@ -3,14 +3,11 @@
 import hashlib
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 from .problems import cut
 from .progress import Watch
-
-SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # escaped; unescaped, UTF-8 has none
 
 
 def digest(path: Path, watch: Watch = lambda count: None) -> str:
@@ -31,11 +28,6 @@ def parse_object(text: str, name: str) -> dict[str, Any]:
     """The JSON object in a text; `name` is the file that errors speak of."""
     try:
         value = json.loads(text)
-        if SURROGATE.search(text):
-            json.dumps(value, ensure_ascii=False).encode()  # pairs have become one character, halves have not
-    except UnicodeEncodeError as error:
-        half = ascii(error.object[error.start])
-        raise ValueError(f"{name} is not valid JSON: it holds {half}, half of a surrogate pair") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is not valid JSON: {error}") from None
     if type(value) is not dict:

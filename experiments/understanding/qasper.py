@@ -4,7 +4,7 @@ from typing import Any
 
 from experiments.understanding.documents import Document, Question, Row
 from msrnn_jax.io.files import OnProblem, skipping
-from msrnn_jax.io.json_fields import check_characters, check_filled, check_kind, field, text_field
+from msrnn_jax.io.json_fields import check_filled, check_kind, field, text_field
 
 TASK = "qasper"
 
@@ -22,7 +22,6 @@ def read_paper(row: Row, unreadable: OnProblem) -> Document:
     """
     where, paper = row.where, row.content
     name = row.name if row.name is not None else text_field(paper, "id", where)
-    check_characters(name, f"{where}: field 'id'")
     parts = [field(paper, "title", str, where), field(paper, "abstract", str, where)]
     for number, section in enumerate(
         _table(field(paper, "full_text", (list, dict), where), f"{where}: 'full_text'"), 1

@@ -4,7 +4,7 @@ from typing import Any
 
 from experiments.understanding.documents import Document, Question, Row
 from msrnn_jax.io.files import OnProblem, skipping
-from msrnn_jax.io.json_fields import check_characters, check_filled, field, text_field
+from msrnn_jax.io.json_fields import check_filled, field, text_field
 
 TASK = "squality"
 
@@ -22,7 +22,6 @@ def read_story(row: Row, unreadable: OnProblem) -> Document:
     questions = field(row.content, "questions", list, where)
     metadata = field(row.content, "metadata", dict, where)
     passage = str(field(metadata, "passage_id", (str, int), f"{where}: field 'metadata'"))
-    check_characters(passage, f"{where}: field 'passage_id'")
     made = []
     for number, question in enumerate(questions, 1):
         with skipping(unreadable):

@@ -62,24 +62,15 @@ def text_field(row: Any, name: str, where: str) -> str:
     """The text of a field, which must have some.
 
     Raises:
-      ValueError: as `field`, and for a text that is empty or holds half a surrogate pair.
+      ValueError: as `field`, and for a text that is empty.
     """
     return check_filled(field(row, name, str, where), f"{where}: field {name!r}")
 
 
 def check_filled(value: str, where: str) -> str:
-    """The same text, if it can be read."""
+    """The same text, if there is any."""
     if not value.strip():
         raise ValueError(f"{where} is empty; it must be text")
-    return check_characters(value, where)
-
-
-def check_characters(value: str, where: str) -> str:
-    """The same text, if it consists of characters."""
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(f"{where} holds half a surrogate pair, which is no character") from None
     return value
 
 

@@ -17,7 +17,7 @@ from msrnn_jax.io.files import (
     refuse,
     skipping,
 )
-from msrnn_jax.io.json_fields import check_characters, field
+from msrnn_jax.io.json_fields import field
 
 KIND = "text file"
 SUFFIXES = (".txt", ".jsonl")  # what is taken from a folder
@@ -91,5 +91,4 @@ def _all(paths: Sequence[str], field: str, unreadable: OnProblem) -> Iterator[Do
 def _rows(path: pathlib.Path, name: str, unreadable: OnProblem) -> Iterator[Document]:
     for number, where, row in read_rows(file_label(path), read_bytes(path), unreadable):
         with skipping(unreadable):
-            text = field(row, name, str, where)
-            yield Document(f"{path}:{number}", check_characters(text, f"{where}: field {name!r}"))
+            yield Document(f"{path}:{number}", field(row, name, str, where))
