@@ -111,8 +111,6 @@ def check_destination(path: pathlib.Path, kind: FolderKind, overwrite: bool) -> 
         raise ValueError(f"{str(path)!r} exists already; choose another path or overwrite it (--force, overwrite=True)")
     if path.is_symlink() or not path.is_dir() or not (kind.fits(path) or not any(path.iterdir())):
         raise ValueError(f"{str(path)!r} exists and is no {kind.name}, so it is not replaced")
-    if os.path.ismount(path):
-        raise ValueError(f"{str(path)!r} is where a disk is mounted, which cannot be replaced; name a folder in it")
 
 
 def check_space(path: pathlib.Path, needed: int) -> None:
