@@ -29,7 +29,7 @@ from msrnn_jax.io.errors import first_line
 from msrnn_jax.model.lora import merge_weight
 from msrnn_jax.params import Adapter, LowRank, Params, abstract_params, is_low_rank, without_adapters
 from msrnn_jax.policies import Full
-from msrnn_jax.recurrence.checks import check_params
+from msrnn_jax.recurrence.checks import adapter_problems
 
 
 def load(path: str | os.PathLike[str], *, dtype: str | None = None, sharding: Any = None) -> tuple[Config, Params]:
@@ -109,7 +109,8 @@ def _stored_params(path: str | os.PathLike[str], folder: pathlib.Path, config: C
         stored = stored_shapes(folder / PARAMS_FOLDER)
         shapes = _with_adapters(abstract_params(config), stored)
         _compare(to_tree(shapes), stored)
-        check_params(config, shapes)
+        if problems := adapter_problems(shapes):
+            raise ValueError("; ".join(problems))
     return shapes
 
 

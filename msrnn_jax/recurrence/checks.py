@@ -286,7 +286,7 @@ def check_params(config: Config, params: Params, *, dtypes: bool = False) -> Non
     wanted, tree = jax.tree_util.tree_flatten_with_path(abstract_params(config))
     problems = []
     if jax.tree.structure(params) != tree:  # as it is with an adapter in it
-        problems = _check_adapters(params, dtypes)
+        problems = adapter_problems(params, dtypes)
         params = without_adapters(params)
     if jax.tree.structure(params) != tree:
         raise ValueError(
@@ -301,7 +301,7 @@ def check_params(config: Config, params: Params, *, dtypes: bool = False) -> Non
         raise ValueError("params do not fit the config: " + "; ".join(problems))
 
 
-def _check_adapters(params: Any, dtypes: bool) -> list[str]:
+def adapter_problems(params: Any, dtypes: bool = False) -> list[str]:
     """What is wrong with adapters beside weights, of which nothing is known yet."""
     problems = []
     for where, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_low_rank):
