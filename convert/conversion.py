@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from msrnn_jax.checkpoint.layout import SETTINGS_FILE, SOURCE_FILE, TEMPLATE_FILE, TOKENIZER_FILE
 from msrnn_jax.checkpoint.save import CHECKPOINT, save
 from msrnn_jax.io.folders import check_and_recover, check_space
 from msrnn_jax.io.units import spell_bytes, tree_bytes
@@ -154,11 +155,11 @@ def text_files(
         "tensor_types": dict(sorted(Counter(tensor_types).items())),
         "converter": _version(),
     }
-    files = {"tokenizer_config.json": _to_json(settings), "source.json": _to_json(source)}
+    files = {SETTINGS_FILE: _to_json(settings), SOURCE_FILE: _to_json(source)}
     if facts.tokenizer is not None:
-        files["tokenizer.json"] = facts.tokenizer
+        files[TOKENIZER_FILE] = facts.tokenizer
     if facts.chat_template is not None:
-        files["chat_template.jinja"] = facts.chat_template
+        files[TEMPLATE_FILE] = facts.chat_template
     return files
 
 

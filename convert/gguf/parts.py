@@ -12,7 +12,7 @@ NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", r
 PREFIX = "split."
 
 
-class Model(NamedTuple):
+class JoinedFiles(NamedTuple):
     """The headers of all files of a model as one."""
 
     metadata: Mapping[str, Any]  # of the first file, which the others do not contradict
@@ -20,7 +20,7 @@ class Model(NamedTuple):
     files: Mapping[str, Path]  # by name
 
 
-def read_model(path: Path) -> Model:
+def read_joined(path: Path) -> JoinedFiles:
     """Reads the header of a file and, where it is the first part of a model, those of the others beside it.
 
     Raises:
@@ -47,7 +47,7 @@ def read_model(path: Path) -> Model:
             )
         tensors[tensor.name] = tensor
     refuse(path, shorten(problems, "problems"))
-    return Model(metadata, tensors, {part.name: part for part in headers})
+    return JoinedFiles(metadata, tensors, {part.name: part for part in headers})
 
 
 def _name_parts(path: Path, count: int, number: Any) -> list[Path]:

@@ -8,7 +8,7 @@ from ..source import Source
 from ..tensors import DTYPES, Stored, check, widest
 from .architectures import ARCHITECTURES
 from .config import read_config
-from .parts import read_model
+from .parts import read_joined
 from .rope import FACTORS
 from .tensors import NAMES, PLAIN, in_half_split_order, readable_kinds, to_stored
 from .tokenizer import read_tokenizer
@@ -29,7 +29,7 @@ def read_gguf(path: Path, dtype: str | None, report: Callable[[str], None], pre:
     Raises:
       ValueError: a file is unreadable, or anything in it cannot be honoured; all of the latter is listed.
     """
-    metadata, tensors, files = read_model(path)
+    metadata, tensors, files = read_joined(path)
     stored = {name: to_stored(tensor) for name, tensor in tensors.items()}
     problems: list[str] = []
     config = read_config(metadata, stored, problems)

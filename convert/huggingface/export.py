@@ -138,7 +138,7 @@ def small_files(config: Config, source: Path) -> dict[str, str]:
         with tokenizer_errors(str(source / TOKENIZER_FILE)):
             backend = tokenizers.Tokenizer.from_str(tokenizer)
         tokenizer = without_lengths(tokenizer, backend)  # earlier versions kept them
-        files["tokenizer_config.json"] = {
+        files[SETTINGS_FILE] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": config.max_length,
             "clean_up_tokenization_spaces": False,

@@ -32,7 +32,7 @@ def read_tokenizer(folder: Folder, config: Mapping[str, Any], problems: list[str
 
     The BOS is that of generation_config.json, else tokenizer_config.json, else config.json. Texts end at
     every EOS of generation_config.json (of config.json where that says nothing, as in transformers) and
-    at the tokenizer's own, which is the one chat templates write (see template_tokens.py). Without a
+    at the tokenizer's own, which is the one chat templates write (see `read_template_tokens`). Without a
     tokenizer.json, one is made of a SentencePiece tokenizer.model. A tokenizer.json says itself what is put
     before and after a text: as in transformers 5, `add_bos_token` and `add_eos_token` of
     tokenizer_config.json do not count beside it. What it carries from its training, a length that texts are cut or

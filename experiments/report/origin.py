@@ -13,7 +13,6 @@ from experiments.common.study import Record, about
 
 _PLACES = {"checkpoint", "data", "texts", "text", "out"}  # settings that are paths
 _PLACE = re.compile(r"^([~/\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\])|://")  # what names a place wherever it stands
-_BESIDE = ("experiment", "settings", "versions", "planned", "kind")
 
 
 class Origin(NamedTuple):

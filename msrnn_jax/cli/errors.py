@@ -75,8 +75,8 @@ def _failure_of_xla(error: Exception) -> str:
 
 
 def _is_lost(error: Exception) -> bool:
-    hosts = sys.modules.get("msrnn_jax.devices.processes")
-    return hosts is not None and hosts.is_lost(error)
+    processes = sys.modules.get("msrnn_jax.devices.processes")
+    return processes is not None and processes.is_lost(error)
 
 
 def _end(line: str, code: int) -> NoReturn:

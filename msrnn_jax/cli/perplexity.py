@@ -51,7 +51,7 @@ def perplexity(
     from rich.console import Console
 
     from msrnn_jax.checkpoint.layout import read_config
-    from msrnn_jax.devices import processes as hosts
+    from msrnn_jax.devices import processes
     from msrnn_jax.evaluation.perplexity import measure
     from msrnn_jax.evaluation.plot import check_plot, plot_perplexity
     from msrnn_jax.evaluation.records import RUN, SEGMENT
@@ -59,7 +59,7 @@ def perplexity(
     from msrnn_jax.io.environment import keep_compilations
     from msrnn_jax.io.journal import open_journal
 
-    hosts.join_processes()
+    processes.join_processes()
     keep_compilations()
     config = read_config(checkpoint, dtype=dtype)
     for one in policy or ():
@@ -79,7 +79,7 @@ def perplexity(
         fidelity=fidelity,
         mesh=mesh,
     )
-    first = hosts.is_first()
+    first = processes.is_first()
     if plot is not None and first:
         check_plot(plot)
     console = Console(stderr=True, quiet=not first)
@@ -88,7 +88,7 @@ def perplexity(
         console.print(f"note: {line}", soft_wrap=True, markup=False, highlight=False)
 
     with open_journal(out if first else None, (RUN, SEGMENT)) as journal:
-        journal.lines = hosts.from_first(journal.lines)
+        journal.lines = processes.from_first(journal.lines)
         inputs = read_inputs(settings)
         cut = inputs.segments
         for problem in inputs.unreadable[:SHOWN]:

@@ -10,25 +10,12 @@ from jax import Array
 from jaxtyping import Int
 
 from msrnn_jax.config import Config
-from msrnn_jax.generation.decoding import (
-    BLOCK,
-    Block,
-    DecodingState,
-    decode,
-    decode_block,
-    unfinished,
-)
+from msrnn_jax.generation.decoding import BLOCK, Block, DecodingState, decode, decode_block, unfinished
 from msrnn_jax.generation.request import Request, make_request, read_prompts, start_from
 from msrnn_jax.generation.sampling import Greedy, Sampler
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
-from msrnn_jax.recurrence.checks import (
-    MAX_BUDGET,
-    Budget,
-    Count,
-    Slots,
-    check_int,
-)
+from msrnn_jax.recurrence.checks import MAX_BUDGET, Budget, Count, Slots, check_int
 from msrnn_jax.state import MultiState
 
 

@@ -118,10 +118,8 @@ def write_token(
     free = jnp.argmax(layer.positions == EMPTY, axis=1).astype(jnp.int32)  # [#K]
     here = jnp.arange(layer.num_slots, dtype=jnp.int32)[None] == free[:, None]  # [#K, S]
     dtype = layer.keys.dtype
-    keys, values = (
-        write_slot((layer.keys, key.astype(dtype)), free),
-        write_slot((layer.values, value.astype(dtype)), free),
-    )
+    keys = write_slot((layer.keys, key.astype(dtype)), free)
+    values = write_slot((layer.values, value.astype(dtype)), free)
     layer = layer.replace(keys=keys, values=values)
     return mark_held(policy, layer, here, position), free
 

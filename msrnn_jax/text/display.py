@@ -19,11 +19,8 @@ def token_texts(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
     def decode(start: int, end: int) -> str:
         return tokenizer.decode(tokens[start:end], skip_special=False)
 
-    found, before, start = (
-        [],
-        0,
-        0,
-    )  # a token is decoded after the ones before it, since some decoders drop first blanks
+    found = []
+    before = start = 0  # a token is decoded after the ones before it, since some decoders drop first blanks
     given = 0  # characters of what is decoded from `before` on
     for end in range(1, len(tokens) + 1):
         text = decode(before, end)

@@ -45,7 +45,7 @@ def follow(
     Pure and jittable; memory is that of the state and of one number per layer, row and token of the text.
 
     Args:
-      freed: what `read_prompts` or an earlier call returned, for the text that the state has seen and these tokens.
+      freed: what `start_record` or an earlier call returned, for the text that the state has seen and these tokens.
       length: how many of the tokens are real; padding on the right changes nothing. None means all.
 
     Returns:

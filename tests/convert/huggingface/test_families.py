@@ -360,7 +360,7 @@ def without_each(config, params):
 
 
 def test_the_sizes_of_scaling_are_such_that_it_does_something():
-    """yarn and llama3 leave and divide some pair each, and yarn blends one; llama3 does in test_huggingface.py."""
+    """yarn and llama3 leave and divide some pair each, and yarn blends one; llama3 does in test_huggingface_reader."""
     for name, width in (("llama-3.1", 8), ("llama-3.2", 10), ("qwen2.5-yarn", 24)):
         rope = ROWS[name][1]["rope"]
         ratios = inverse_frequencies(ms.Rope(rope.theta), width) / inverse_frequencies(rope, width)
