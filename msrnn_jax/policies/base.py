@@ -40,16 +40,14 @@ class Policy(struct.PyTreeNode, kw_only=True):
     sinks: int = struct.field(pytree_node=False, default=0)
     recent: int | None = struct.field(pytree_node=False, default=0)
 
-    # JAX compares the structures of trees by their static values alone, so without this two classes with equal
-    # options would be one to `jit`, which then runs now and then what it compiled for the other.
-    kind: type = struct.field(pytree_node=False, default=object, repr=False)
-
     # Scores depend on the token alone, not on what was attended to: `extend` then need not step over masks, in
     # the position mode "absolute", with recent=0 and without `observe`. Said anew by every class with a `score`.
     static: ClassVar[bool] = False
     forgets: ClassVar[bool] = True  # False: a state that would outgrow its budget is an error
 
     def __init_subclass__(cls, **kwargs: Any):
+        # JAX compares the structures of trees by their static values alone, so without `kind` two classes with equal
+        # options would be one to `jit`, which then runs now and then what it compiled for the other.
         cls.__annotations__ = {**cls.__dict__.get("__annotations__", {}), "kind": type}
         if "score" in cls.__dict__ and "static" not in cls.__dict__:
             cls.static = False

@@ -286,3 +286,19 @@ def test_ctrl_c_while_a_message_is_read_takes_it_back(model, monkeypatch, capsys
     finally:
         signal.signal(signal.SIGINT, before)
     assert not reading and talk.conversation is talk.empty and capsys.readouterr().out == "\n"
+
+
+def test_ctrl_c_at_the_prompt_asks_again(model, monkeypatch, capsys):
+    typed = iter([KeyboardInterrupt(), " hello ", "", "again", EOFError()])
+
+    def type_in(prompt):
+        found = next(typed)
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    monkeypatch.setattr("builtins.input", type_in)
+    talk = Talk(model, begin_conversation(model, ms.TOVA(), 8), {})
+    talk.interactive = True
+    assert list(talk._lines()) == ["hello", "again"]
+    assert "(ctrl-D or /quit leaves)" in capsys.readouterr().out

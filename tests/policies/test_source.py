@@ -79,6 +79,8 @@ FILES = {
     "pkg/back.py": "import pkg.circle\nfrom pkg.parts.helper import f\n",
     "pkg/parts/__init__.py": "",
     "pkg/parts/helper.py": "f = 1\n",
+    "alone/__init__.py": "",
+    "alone/helper.py": "f = 1\n",
     "space/inner/deep.py": "x = 1\n",
     "space/inner/near.py": "def lazily():\n    from . import deep\n",
 }
@@ -89,7 +91,7 @@ PACKAGES = {
     "a helper's helper": ("from pkg import middle", "pkg/parts/helper.py"),
     "in a circle": ("from pkg import circle", "pkg/parts/helper.py"),
     "through the package": ("import pkg", "pkg/parts/helper.py"),
-    "star": ("from pkg.parts import *", "pkg/parts/helper.py"),
+    "star": ("from alone import *", "alone/helper.py"),
     "namespace": ("import space.inner.deep", "space/inner/deep.py"),
     "relative in a namespace": ("from space.inner import near", "space/inner/deep.py"),
 }
