@@ -89,15 +89,14 @@ def cut_documents(
         if len(tokens) < least:
             skipped += 1
             continue
-        cut = min(size, len(tokens))
         reached = [0, *_bytes_until(document.text, ends).tolist()]  # before the first token and after each
-        for number, (row, length) in enumerate(zip(*segment(tokens, cut, bos=bos), strict=True)):
-            predicted = int(length) - 1
-            last = number * cut + predicted + least - 1  # tokens of the document up to the end of the segment
+        for number, row in enumerate(_cut(tokens, size, bos)):
+            predicted = len(row) - 1
+            last = number * size + predicted + least - 1  # tokens of the document up to the end of the segment
             said = reached[last] - reached[last - predicted]
-            rows.append(row[:length])
+            rows.append(row)
             place = document.name, digest, copy, number
-            sources.append(SegmentOrigin(*place, predicted, said, tokens_hash(row[:length])))
+            sources.append(SegmentOrigin(*place, predicted, said, tokens_hash(row)))
     if not rows:
         few = "2 tokens" if least == 2 else "1 token"
         raise ValueError(f"every document has fewer than {few}; there is nothing to predict")
@@ -129,18 +128,18 @@ def segment(tokens: Sequence[int] | np.ndarray, size: int, *, bos: int | None = 
     Raises:
       ValueError: for a size below 2 or a text below two tokens; below one with `bos`.
     """
-    tokens = np.asarray(tokens, np.int32)
-    before = [] if bos is None else [bos]
-    least = 2 - len(before)
+    least = 2 if bos is None else 1
     check_size(size, least)
-    if tokens.size < least:
-        raise ValueError(f"the text has {tokens.size} tokens; it must have at least {least}")
-    parts = [[*before, *tokens[start : start + size]] for start in range(0, tokens.size, size)]
-    parts = [part for part in parts if len(part) > 1]
-    padded = np.zeros((len(parts), len(before) + size), np.int32)
-    for row, part in zip(padded, parts, strict=True):
-        row[: len(part)] = part
-    return padded, np.asarray([len(part) for part in parts], np.int32)
+    if len(tokens) < least:
+        raise ValueError(f"the text has {len(tokens)} tokens; it must have at least {least}")
+    return pad(_cut(tokens, size, bos), size + 2 - least)
+
+
+def _cut(tokens: Sequence[int] | np.ndarray, size: int, bos: int | None) -> list[np.ndarray]:
+    """Segments of their own lengths; a last one with nothing to predict is left out."""
+    before = [] if bos is None else [bos]
+    parts = [np.asarray([*before, *tokens[start : start + size]], np.int32) for start in range(0, len(tokens), size)]
+    return [part for part in parts if len(part) > 1]
 
 
 def check_size(size: int, least: int = 2) -> None:

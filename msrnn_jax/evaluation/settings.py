@@ -16,7 +16,7 @@ from msrnn_jax.io.provenance import text_hash
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Full, Policy, parse_policy
 from msrnn_jax.policies.source import source_hash
-from msrnn_jax.recurrence.checks import as_tokens, check_dtype, check_int
+from msrnn_jax.recurrence.checks import as_tokens, check_int
 from msrnn_jax.recurrence.sliding_window import room_for
 from msrnn_jax.text.documents import read_documents
 
@@ -76,8 +76,6 @@ def read_inputs(settings: Settings) -> Inputs:
     """
     check_size(settings.segment, 1 if settings.bos_every_segment else 2)
     check_int("segments", settings.segments, 0)
-    if settings.dtype is not None:
-        check_dtype(settings.dtype)
     unreadable: list[str] = []
     documents = read_documents(settings.texts, settings.field, unreadable.append)
     tokenizer = load_tokenizer(settings.checkpoint)
@@ -86,19 +84,20 @@ def read_inputs(settings: Settings) -> Inputs:
     )
     mesh = None if settings.mesh is None else parse_mesh(settings.mesh)
     check_mesh(mesh)
-    if mesh is not None:
-        _check_batch(settings, mesh)
+    _check_batch(settings.batch, mesh)
     config, params = load_onto(mesh, settings.checkpoint, settings.dtype)
     as_tokens(config, "the text", segments.tokens)
     digest = text_hash("\0".join(document.text for document in documents))
     return Inputs(config, params, segments, digest, tuple(unreadable), mesh)
 
 
-def _check_batch(settings: Settings, mesh: Mesh) -> None:
-    """Refuses a batch whose rows cannot be shared out evenly."""
-    rows = mesh.shape[DATA]
-    if settings.batch is not None and settings.batch % rows:
-        raise ValueError(f"batch is {settings.batch}; it must be a multiple of {rows}, the mesh's {DATA} axis")
+def _check_batch(batch: int | None, mesh: Mesh | None) -> None:
+    """Refuses a batch without rows, and one whose rows cannot be shared out evenly."""
+    if batch is None:
+        return
+    check_int("batch", batch, 1)
+    if mesh is not None and batch % mesh.shape[DATA]:
+        raise ValueError(f"batch is {batch}; it must be a multiple of {mesh.shape[DATA]}, the mesh's {DATA} axis")
 
 
 class Plan(NamedTuple):
@@ -124,8 +123,6 @@ def make_plans(settings: Settings, inputs: Inputs) -> list[Plan]:
       ValueError: for any setting that could not be measured: a mistake in the last must not cost the work on
         the first.
     """
-    if settings.batch is not None:
-        check_int("batch", settings.batch, 1)
     policies = list(dict.fromkeys(map(parse_policy, settings.policies)))
     if settings.fidelity and Full() not in policies:
         policies.insert(0, Full())
