@@ -80,6 +80,15 @@ def test_perplexity_prints_one_object_for_each_pair(toy, tmp_path):
     assert all(f"{row['perplexity']:.2f}" in table for row in rows)
 
 
+def test_of_many_files_that_cannot_be_read_a_few_are_named(toy, tmp_path):
+    (tmp_path / "good.txt").write_text("a b c d")
+    for number in range(7):
+        (tmp_path / f"bad{number}.txt").write_bytes(b"\xff")
+    options = ("--policy", "window", "--budget", "2", "--segment", "8")
+    shown = run("perplexity", toy, "--text", str(tmp_path), *options).stderr
+    assert shown.count("note: left out: ") == 5 and "note: left out, too: 2 more that cannot be read" in shown
+
+
 def test_a_perplexity_that_is_no_number_is_said_so(toy, tmp_path):
     broken, text = tmp_path / "broken", tmp_path / "text.txt"
     config, params = ms.load(toy)

@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from toy import make_toy
 from typer.testing import CliRunner
 
 from msrnn_jax.cli.app import app
+from msrnn_jax.devices import processes
+from msrnn_jax.io.environment import CLUSTER, COORDINATOR
 
 TWO = ("launch", "--processes", "2", "--")
 
@@ -200,3 +203,16 @@ def test_the_reason_is_shown_and_not_what_it_leads_to(folder: pathlib.Path) -> N
 def test_refuses_what_cannot_be_launched(options: list[str], message: str) -> None:
     result = CliRunner().invoke(app, ["launch", *options])
     assert result.exit_code == 2 and message in result.output
+
+
+def test_a_cluster_that_does_not_say_enough_is_named(monkeypatch):
+    """JAX looks into variables that a cluster should have set."""
+
+    def initialize():
+        raise KeyError("SLURM_NTASKS")
+
+    monkeypatch.setenv(COORDINATOR, CLUSTER)
+    monkeypatch.setattr(processes, "_keep_stdout", lambda: None)
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(ValueError, match="the other processes cannot be joined .*SLURM_NTASKS"):
+        processes.join_processes()

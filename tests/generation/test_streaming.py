@@ -49,6 +49,12 @@ def test_pieces_make_the_text_of_generate(tokenizer):
     assert "stop" in {row.finish for row in stream.rows}
 
 
+def test_the_first_token_is_shown_at_once(tokenizer):
+    stream = writer(tokenizer, ["hello", "x"])
+    next(iter(stream))
+    assert [len(row.tokens) for row in stream.rows] == [1, 1]
+
+
 @pytest.mark.parametrize("end", tiny.few((3, 16, 17, 18, 29, 44), 3, 17))
 def test_a_stop_string_ends_a_row_and_its_state_has_seen_no_more(tokenizer, end):
     """Strings of two characters out of the middle of blocks and across their borders, in one row or several."""

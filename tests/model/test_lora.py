@@ -140,6 +140,10 @@ def test_refuses_what_does_not_fit(tmp_path):
     norm = params.replace(final_norm=ms.LowRank(params.final_norm, adapters[0]["gate"]))
     with pytest.raises(ValueError, match="final_norm has an adapter; only query, key"):
         ms.save(tmp_path / "ours", config, norm)
+    gate = params.layers[0].replace(gate=ms.LowRank(params.layers[0].gate, wide[0]["gate"]))
+    embedding = ms.LowRank(params.embedding, adapters[0]["gate"])
+    with pytest.raises(ValueError, match="embedding has an adapter.*gate.adapter.up is"):
+        ms.save(tmp_path / "ours", config, params.replace(embedding=embedding, layers=(gate, *params.layers[1:])))
     half = ms.init_adapters(config, 2, jax.random.key(0), dtype="bfloat16")
     with pytest.raises(ValueError, match="adapter.down is bfloat16.*it must be float32"):
         ms.save(tmp_path / "ours", config, ms.attach_adapters(config, params, half))

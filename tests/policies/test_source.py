@@ -81,6 +81,7 @@ FILES = {
     "pkg/parts/helper.py": "f = 1\n",
     "alone/__init__.py": "",
     "alone/helper.py": "f = 1\n",
+    "alone/jax.py": "f = 1\n",
     "space/inner/deep.py": "x = 1\n",
     "space/inner/near.py": "def lazily():\n    from . import deep\n",
 }
@@ -92,6 +93,7 @@ PACKAGES = {
     "in a circle": ("from pkg import circle", "pkg/parts/helper.py"),
     "through the package": ("import pkg", "pkg/parts/helper.py"),
     "star": ("from alone import *", "alone/helper.py"),
+    "called like a library": ("import alone.jax", "alone/jax.py"),
     "namespace": ("import space.inner.deep", "space/inner/deep.py"),
     "relative in a namespace": ("from space.inner import near", "space/inner/deep.py"),
 }
