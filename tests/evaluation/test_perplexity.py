@@ -131,7 +131,9 @@ def test_numbers_are_those_of_the_logits(toy, text):
 def test_fidelity_measures_full_and_changes_no_loss(toy, text):
     plain = results(toy, "--text", text, "--policy", "tova", "--budget", "5")
     assert len(plain) == 1 and not {"above_full", "kl", "agreement"} & set(plain[0])
-    full, tova = results(toy, "--text", text, "--policy", "tova", "--budget", "5", "--fidelity")
+    full, tova, _ = results(
+        toy, "--text", text, "--policy", "tova", "--policy", "window", "--budget", "5", "--fidelity"
+    )
     assert (full["policy"], full["kl"]) == ("full", 0) and tova["kl"] > 0
     assert tova["nll"] == pytest.approx(plain[0]["nll"], rel=1e-6)
     table = run(toy, "--text", text, "--policy", "tova", "--budget", "5", "--fidelity").stdout
