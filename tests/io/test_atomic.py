@@ -47,3 +47,13 @@ def test_a_full_disk_is_told_of_with_the_name_and_leaves_nothing(tmp_path, monke
     with pytest.raises(OSError) as failed:
         write_bytes(tmp_path / "file", b"x")
     assert failed.value.filename == str(tmp_path / "file") and os.listdir(tmp_path) == []
+
+
+def test_a_file_that_cannot_be_begun_is_told_of_with_its_name(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(OSError) as failed:
+        write_bytes(tmp_path / "file", b"x")
+    assert (failed.value.errno, failed.value.filename) == (errno.EROFS, str(tmp_path / "file"))

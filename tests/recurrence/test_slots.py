@@ -113,3 +113,8 @@ def test_refusals_name_what_is_wrong():
     refused("dtype is 'int8'; it must be one of bfloat16, float16, float32, float64", budget=4, dtype="int8")
     refused("dtype is 'wide'; it must be one of", budget=4, dtype="wide")
     refused("dtype is 'float64'; JAX holds it only with jax_enable_x64 set", budget=4, dtype="float64")
+
+
+def test_a_known_budget_beside_a_traced_one_must_hold_what_is_protected():
+    with pytest.raises(ValueError, match="budget is 2, but tova:sinks=3 protects 3 sinks"):
+        jax.jit(lambda first: ms.init_state(tiny.CONFIG, ms.TOVA(sinks=3), [first, 2], slots=9))(5)

@@ -3,6 +3,8 @@
 import datetime
 import json
 import os
+import pathlib
+import re
 import signal
 import threading
 
@@ -193,3 +195,12 @@ def test_templates_see_values_and_no_objects():
     assert render("{{ messages[0].surrogate }}", variables) == "\ud800"
     with pytest.raises(ValueError, match="messages hold what a chat template cannot be shown: keys must be str"):
         render("", {"messages": [{(1, 2): "x"}]})
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/limits").exists(), reason="Linux says there what a process may do")
+def test_a_template_that_is_stopped_leaves_no_core_file():
+    assert render("{{ 1 + 1 }}", {}) == "2"
+    process = templates._RENDERERS[os.getpid()].process
+    assert process is not None
+    limits = pathlib.Path(f"/proc/{process.pid}/limits").read_text()
+    assert re.search(r"Max core file size +0 +0 ", limits)
