@@ -10,8 +10,7 @@ NEWEST := 3.13
 NEWEST_VENV := .venv-newest
 NEWEST_TESTS := project/test_readme cli/test_commands checkpoint/test_checkpoint convert/huggingface/test_roundtrip checkpoint/test_state_file model/test_llama
 # The recurrence, the policies and conversion, for every change in between.
-QUICK_TESTS := model/test_extend recurrence/test_policies recurrence/test_slots convert/huggingface/test_roundtrip \
-  convert/gguf/test_gguf_reader
+QUICK_TESTS := model/test_extend recurrence/test_policies recurrence/test_slots convert/huggingface/test_roundtrip
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
