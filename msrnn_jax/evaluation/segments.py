@@ -132,7 +132,7 @@ def segment(tokens: Sequence[int] | np.ndarray, size: int, *, bos: int | None = 
     check_size(size, least)
     if len(tokens) < least:
         raise ValueError(f"the text has {len(tokens)} tokens; it must have at least {least}")
-    return pad(_cut(tokens, size, bos), size + 2 - least)
+    return pad(_cut(tokens, size, bos), size if bos is None else 1 + size)
 
 
 def _cut(tokens: Sequence[int] | np.ndarray, size: int, bos: int | None) -> list[np.ndarray]:

@@ -76,9 +76,7 @@ def test_step_and_extend_are_exported(shape, policy, mode, layers):
         assert described(after) == described(state)
 
 
-@pytest.mark.parametrize(
-    ("shape", "policy", "mode"), tiny.few(CASES[1:3], CASES[1]), ids=str
-)  # both models and both modes
+@pytest.mark.parametrize(("shape", "policy", "mode"), tiny.few(CASES[1:3], CASES[1]), ids=str)
 def test_generate_is_exported(shape, policy, mode):
     """A batch of prompts, each with its length."""
     config, policy, params, state = arguments(shape, policy, mode)

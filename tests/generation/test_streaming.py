@@ -55,11 +55,15 @@ def test_the_first_token_is_shown_at_once(tokenizer):
     assert [len(row.tokens) for row in stream.rows] == [1, 1]
 
 
+@pytest.fixture(scope="module")
+def plain(tokenizer) -> list[str]:
+    """What is written where no string stops it."""
+    return written(writer(tokenizer, ["hello", "goodbye"]))
+
+
 @pytest.mark.parametrize("end", tiny.few((3, 16, 17, 18, 29, 44), 3, 17))
-def test_a_stop_string_ends_a_row_and_its_state_has_seen_no_more(tokenizer, end):
+def test_a_stop_string_ends_a_row_and_its_state_has_seen_no_more(tokenizer, plain, end):
     """Strings of two characters out of the middle of blocks and across their borders, in one row or several."""
-    free = writer(tokenizer, ["hello", "goodbye"])
-    plain = written(free)
     assert [len(text) for text in plain] == [45, 45]  # one character a token
     string = plain[0][end - 2 : end]
     found = [text.find(string) for text in plain]

@@ -93,7 +93,7 @@ def test_under_vmap_equals_row_by_row(x64):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(("policy", "mode"), tiny.few(CASES[:2], CASES[1]), ids=str)
+@pytest.mark.parametrize(("policy", "mode"), CASES[:2], ids=str)
 def test_stays_finite_where_logits_are_huge(policy, mode, x64):
     """Masked logits must not leak infinities or their products with 0 into gradients."""
     params, tokens = tiny.params("float64"), jnp.asarray(tiny.tokens(T))

@@ -66,7 +66,8 @@ def test_what_gguf_metadata_may_leave_out(tmp_path):
 
 def test_numbers_that_are_the_same_for_every_layer(tmp_path):
     alike = {"attention__head_count": [N] * L, "attention__head_count_kv": [K] * L, "feed_forward_length": [F] * L}
-    source = write_gguf(tmp_path / "model.gguf", metadata=gguf_metadata(**alike, logit_scale=1.0, residual_scale=0.0))
+    neutral = {"logit_scale": 1.0, "attention__scale": 0.0, "residual_scale": 0.0}
+    source = write_gguf(tmp_path / "model.gguf", metadata=gguf_metadata(**alike, **neutral))
     config, _ = loaded(source)
     assert config == CONFIG
 
