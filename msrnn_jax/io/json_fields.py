@@ -10,12 +10,18 @@ def parse_json(text: str, where: str) -> Any:
     """The value that a piece of JSON says.
 
     Raises:
-      ValueError: for what is none, and for an object with a name twice, of which others would take the last.
+      ValueError: for what is none, for an object with a name twice, of which others would take the last, and for half
+        of a surrogate pair, which is no character.
     """
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        value = json.loads(text, object_pairs_hook=_object)
+        if "\\u" in text:  # halves come from escapes only: UTF-8 has none
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except _Twice as error:
         raise ValueError(f"{where} has {error}") from None
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} holds {error.object[error.start]!r}, half of a surrogate pair") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON: {error}") from None
 

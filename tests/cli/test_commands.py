@@ -89,10 +89,11 @@ def test_of_many_files_that_cannot_be_read_a_few_are_named(toy, tmp_path):
     assert shown.count("note: left out: ") == 5 and "note: left out, too: 2 more that cannot be read" in shown
 
 
-def test_a_row_with_half_a_surrogate_pair_is_named(toy, tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"text": "a b"}\n{"text": "a \\ud800"}\n')
-    failed = run("perplexity", toy, "--text", str(tmp_path / "rows.jsonl"), code=2)
-    assert "rows.jsonl:2: text 'a \\ud800' holds '\\ud800', which is no character" in failed.stderr
+def test_a_row_with_half_a_surrogate_pair_is_left_out(toy, tmp_path):
+    """A whole pair is a character like others."""
+    (tmp_path / "rows.jsonl").write_text('{"text": "a b \\ud83d\\ude00"}\n{"text": "a \\ud800"}\n')
+    shown = run("perplexity", toy, "--text", str(tmp_path / "rows.jsonl"), "--policy", "window", "--budget", "2")
+    assert "line 2 holds '\\ud800', half of a surrogate pair" in shown.stderr and "documents: 1" in shown.stdout
 
 
 def test_a_perplexity_that_is_no_number_is_said_so(toy, tmp_path):

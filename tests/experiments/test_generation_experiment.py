@@ -203,7 +203,7 @@ def test_without_data_and_template_the_instruction_has_a_form(toy, tmp_path, mon
         ('{"text": "a"}', [], "line 1 has neither 'prompt' nor 'turns'; give the field of its prompt, one of 'text'"),
         ('{"turns": []}', [], "line 1: field 'turns' is an empty list; it must have a text"),
         ('{"prompt": " \\n"}', [], "line 1: field 'prompt' is empty; it must be text"),
-        ('{"prompt": "\\ud800"}', [], "line 1: text '\\ud800' holds '\\ud800', which is no character"),
+        ('{"prompt": "\\ud800"}', [], "line 1 holds '\\ud800', half of a surrogate pair"),
         ('{"prompt": "x"}', [], "line 1: chat template: "),
         ('{"prompt": "%s"}' % ("a" * 209), [], "line 1 has 209 tokens; a prompt must have from 1 to 208"),
         ("", [], "prompts.jsonl' is empty"),

@@ -426,6 +426,7 @@ FIRST = ["qas", 0, "answers", 0, "answer"]
             "line 2 has no field 'document'; its fields are 'metadata', 'questions'",
         ),
         (changed(story(2), ["document"], " "), "line 2: field 'document' is empty"),
+        (changed(story(2), ["document"], "a \ud800"), "line 2 holds '\\ud800', half of a surrogate pair"),
         (changed(story(2), ["metadata", "passage_id"], None), "field 'passage_id' is None"),
         (changed(story(2), ["questions"], {}), "line 2: field 'questions' is an object of 0; it must be an array"),
         (changed(story(2), ["questions", 1, "question_text"], 5), "line 2, question 2: field 'question_text' is 5"),

@@ -63,6 +63,7 @@ def test_files_folders_rows_and_stdin_are_documents(tmp_path, monkeypatch):
         ),
         ("rows.jsonl", b'{"body": "a", "id": 1}', "line 1 has no field 'text'; its fields are 'body', 'id'"),
         ("rows.jsonl", b'{"text": 7}', "line 1: field 'text' is 7; it must be text"),
+        ("rows.jsonl", b'{"text": "a \\ud83d"}', "line 1 holds '\\ud83d', half of a surrogate pair"),
         ("rows.jsonl", b'{"text": "a"}\n{"text": "\xff"}', "line 2 is not UTF-8: invalid start byte at byte 10"),
         ("rows.jsonl", b"[" * 100_000, "line 1 is not JSON"),
         ("rows.jsonl", b"\n \n", "text file 'rows.jsonl' is empty"),
