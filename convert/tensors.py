@@ -1,7 +1,6 @@
 """From named tensors, stored as [out, in] matrices, to our params."""
 
 import math
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
 
@@ -11,30 +10,14 @@ import numpy as np
 
 from msrnn_jax.checkpoint.orbax import LazyArray
 from msrnn_jax.config import Config
-from msrnn_jax.params import Params, axis_lengths, param_axes
+from msrnn_jax.params import Params, param_axes, shape_of
 
 from .problems import shorten
 from .progress import Watch
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # by the files' names of them
 
-# The axes of a stored tensor, by those of ours. Heads and their width (NH, KH) are one axis there.
-STORED_AXES = {
-    "VD": "VD",
-    "DV": "VD",
-    "DNH": "NHD",
-    "DKH": "KHD",
-    "NHD": "DNH",
-    "DF": "FD",
-    "FD": "DF",
-    "NH": "NH",
-    "KH": "KH",
-    "D": "D",
-    "H": "H",
-    "F": "F",
-}
-
-
+EMBEDDING = "V D"  # the one matrix that is stored as ours is; others are stored as [out, in]
 BLOCK_BYTES = 2**25  # of a tensor in our dtype, read at once
 
 
@@ -76,8 +59,8 @@ def name_tree(config: Config, names: Mapping[str, str]) -> Params:
       names: by field of `Params` and `LayerParams`; `{layer}` stands for the layer's number.
     """
 
-    def name(path, letters):
-        del letters
+    def name(path, axes):
+        del axes
         return names[path[-1].name].format(layer=path[1].idx if len(path) == 3 else None)
 
     return jax.tree_util.tree_map_with_path(name, param_axes(config))
@@ -97,9 +80,8 @@ def check(config: Config, names: Mapping[str, str], stored: Mapping[str, Stored]
       names: as for `name_tree`.
       kinds: the types that can be read.
     """
-    length = axis_lengths(config)
     wanted = dict(zip(jax.tree.leaves(name_tree(config, names)), jax.tree.leaves(param_axes(config)), strict=True))
-    shapes = {name: stored_shape(letters, length) for name, letters in wanted.items()}
+    shapes = {name: stored_shape(config, axes) for name, axes in wanted.items()}
     found = {name: tensor for name, tensor in stored.items() if name in wanted}
     if stored and not found:
         first, expected = next(iter(stored)), next(iter(wanted))
@@ -146,14 +128,13 @@ def deferred(
       findings: are added to as weights are read.
       watch: called with the bytes that each block has become.
     """
-    length = axis_lengths(config)
     dtype = jnp.dtype(config.dtype)
 
-    def weight(name: str, letters: str) -> LazyArray:
-        shape = tuple(length[letter] for letter in letters)
+    def weight(name: str, axes: str) -> LazyArray:
+        shape = shape_of(config, axes)
 
         def read() -> np.ndarray:
-            return _read(name, stored[name], shape, letters, dtype, findings, watch)
+            return _read(name, stored[name], shape, axes, dtype, findings, watch)
 
         return LazyArray(shape, dtype, read)
 
@@ -164,13 +145,13 @@ def _read(
     name: str,
     stored: Stored,
     shape: tuple[int, ...],
-    letters: str,
+    axes: str,
     dtype: np.dtype,
     findings: Findings,
     watch: Watch,
 ) -> np.ndarray:
     ours = np.empty(shape, dtype)
-    rows = as_stored(ours, letters, stored.shape)
+    rows = as_stored(ours, axes)
     finite = fits = kept = True
     for where, block in stored.blocks(dtype.itemsize):
         with np.errstate(over="ignore", invalid="ignore"):
@@ -189,12 +170,12 @@ def _read(
     return ours
 
 
-def stored_shape(letters: str, length: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape of the stored tensor whose axes are these letters in our params."""
-    joined = re.findall("[NK]H|.", STORED_AXES[letters])
-    return tuple(math.prod(length[letter] for letter in group) for group in joined)
+def stored_shape(config: Config, axes: str) -> tuple[int, ...]:
+    """The shape of the stored tensor whose axes are these in our params."""
+    shape = shape_of(config, axes)
+    return shape if axes == EMBEDDING else shape[::-1]
 
 
-def as_stored(ours: np.ndarray, letters: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The stored matrix of this shape, seen through the memory of our weight."""
-    return ours.reshape(shape) if STORED_AXES[letters] == letters else ours.reshape(shape[::-1]).T
+def as_stored(ours: np.ndarray, axes: str) -> np.ndarray:
+    """The stored tensor, seen through the memory of our weight."""
+    return ours if axes == EMBEDDING else ours.T

@@ -36,7 +36,7 @@ from msrnn_jax.cli.errors import plain_errors
 from msrnn_jax.cli.usage import Command
 from msrnn_jax.io.folders import check_space
 from msrnn_jax.io.units import GIB, tree_bytes
-from msrnn_jax.params import abstract_params, axis_lengths, param_axes
+from msrnn_jax.params import abstract_params, param_axes
 
 FIXED = 500 * 10**6  # bytes that a conversion may take beside twice the largest tensor
 # On Linux a process counts from the start what the one that made it holds, so that one has to be small.
@@ -80,9 +80,8 @@ class Settings:
 def make_source(settings: Settings, folder: pathlib.Path) -> None:
     """A Hugging Face folder of random weights, in shards, written block by block."""
     config, dice = settings.config(), np.random.default_rng(settings.seed)
-    length = axis_lengths(config)
     dtype = jnp.dtype(config.dtype)
-    shapes = [stored_shape(letters, length) for letters in jax.tree.leaves(param_axes(config))]
+    shapes = [stored_shape(config, axes) for axes in jax.tree.leaves(param_axes(config))]
     names = jax.tree.leaves(name_tree(config, NAMES))
     tensors = {name: Tensor(dtype, shape) for name, shape in zip(names, shapes, strict=True)}
     folder.mkdir()

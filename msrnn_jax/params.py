@@ -1,5 +1,6 @@
 """The weights of a LLaMA as a pytree, and the one table of their axes."""
 
+import math
 from typing import Any
 
 import jax
@@ -9,15 +10,14 @@ from jax import Array
 
 from msrnn_jax.config import Config
 
-# The matrices of a layer that take an adapter, and how many of their axes, the first, are contracted with the input.
-INPUTS = {"query": 1, "key": 1, "value": 1, "output": 2, "gate": 1, "up": 1, "down": 1}
+MATRICES = ("query", "key", "value", "output", "gate", "up", "down")  # of a layer; they take an adapter
 
 
 class Adapter(struct.PyTreeNode):
-    """What a low-rank adapter adds to a weight: `down` and `up`, contracted over R. It has no bias and no scale."""
+    """What a low-rank adapter adds to a weight [I, O]: the product of `down` and `up`. It has no bias and no scale."""
 
-    down: Array  # [I..., R], I the axes of the weight that it is contracted over
-    up: Array  # [R, O...], O its other axes
+    down: Array  # [I, R]
+    up: Array  # [R, O]
 
 
 class LowRank(struct.PyTreeNode):
@@ -26,7 +26,7 @@ class LowRank(struct.PyTreeNode):
     It stands in the place of a matrix of a decoder layer; see `attach_adapters`.
     """
 
-    weight: Array  # [I..., O...]
+    weight: Array  # [I, O]
     adapter: Adapter
 
     @property
@@ -53,21 +53,22 @@ def without_adapters(params: Any) -> Any:
 class LayerParams(struct.PyTreeNode):
     """One decoder layer. A bias, or a norm of queries and keys, is None where the config has none.
 
-    A matrix may be a `LowRank` one.
+    A matrix may be a `LowRank` one. Heads and their width are one axis: a TPU stores the last two axes in tiles, and
+    multiplies a matrix as it is stored, but a copy of what has three axes.
     """
 
     attention_norm: Array  # [D]
-    query: Array  # [D, N, H]
-    key: Array  # [D, K, H]
-    value: Array  # [D, K, H]
-    output: Array  # [N, H, D]
+    query: Array  # [D, N * H]
+    key: Array  # [D, K * H]
+    value: Array  # [D, K * H]
+    output: Array  # [N * H, D]
     mlp_norm: Array  # [D]
     gate: Array  # [D, F]
     up: Array  # [D, F]
     down: Array  # [F, D]
-    query_bias: Array | None = None  # [N, H]
-    key_bias: Array | None = None  # [K, H]
-    value_bias: Array | None = None  # [K, H]
+    query_bias: Array | None = None  # [N * H]
+    key_bias: Array | None = None  # [K * H]
+    value_bias: Array | None = None  # [K * H]
     output_bias: Array | None = None  # [D]
     query_norm: Array | None = None  # [H]
     key_norm: Array | None = None  # [H]
@@ -86,7 +87,7 @@ class Params(struct.PyTreeNode):
 
 
 def param_axes(config: Config) -> Params:
-    """The axis letters of every weight, as a tree of strings shaped like the params.
+    """The axes of every weight, as a tree of strings shaped like the params: "D NH" is [D, N * H].
 
     Shapes, initial values, checkpoints and sharding names are all read off this tree.
     """
@@ -94,14 +95,14 @@ def param_axes(config: Config) -> Params:
     layer: Any = LayerParams(  # strings stand where arrays will
         **{
             "attention_norm": "D",
-            "query": "DNH",
-            "key": "DKH",
-            "value": "DKH",
-            "output": "NHD",
+            "query": "D NH",
+            "key": "D KH",
+            "value": "D KH",
+            "output": "NH D",
             "mlp_norm": "D",
-            "gate": "DF",
-            "up": "DF",
-            "down": "FD",
+            "gate": "D F",
+            "up": "D F",
+            "down": "F D",
             "query_bias": "NH" if attention else None,
             "key_bias": "KH" if attention else None,
             "value_bias": "KH" if attention else None,
@@ -114,10 +115,10 @@ def param_axes(config: Config) -> Params:
         }  # pyright: ignore[reportArgumentType]
     )
     tree: dict[str, Any] = {
-        "embedding": "VD",
+        "embedding": "V D",
         "layers": (layer,) * config.num_layers,
         "final_norm": "D",
-        "unembedding": None if config.tied_embeddings else "DV",
+        "unembedding": None if config.tied_embeddings else "D V",
     }
     return Params(**tree)
 
@@ -134,31 +135,47 @@ def axis_lengths(config: Config) -> dict[str, int]:
     }
 
 
+def shape_of(config: Config, axes: str) -> tuple[int, ...]:
+    """The shape of a weight, by its axes as `param_axes` says them."""
+    length = axis_lengths(config)
+    return tuple(math.prod(length[letter] for letter in axis) for axis in axes.split())
+
+
+def shapes_by_head(config: Config, params: Params) -> Params:
+    """What `params` are in files and fingerprints: a tree of shapes in which heads and their width are two axes."""
+    length = axis_lengths(config)
+
+    def shape(axes: str, leaf: Any) -> Any:
+        sides = [tuple(length[letter] for letter in axis) for axis in axes.split()]
+        whole = sum(sides, ())
+        if not is_low_rank(leaf):
+            return whole
+        rank = leaf.adapter.down.shape[-1:]
+        return LowRank(whole, Adapter((*sides[0], *rank), (*rank, *sides[1])))  # pyright: ignore[reportArgumentType]
+
+    return jax.tree.map(shape, param_axes(config), params)
+
+
 def abstract_params(config: Config) -> Params:
     """Shapes and dtypes of all weights, without any memory behind them."""
-    length = axis_lengths(config)
     dtype = jnp.dtype(config.dtype)
-    return jax.tree.map(
-        lambda letters: jax.ShapeDtypeStruct(tuple(length[letter] for letter in letters), dtype), param_axes(config)
-    )
+    return jax.tree.map(lambda axes: jax.ShapeDtypeStruct(shape_of(config, axes), dtype), param_axes(config))
 
 
 def init_params(config: Config, key: Array) -> Params:
     """Random weights: ones for the norms, zeros for biases, else normal with deviation 1 / sqrt(fan-in)."""
-    length = axis_lengths(config)
     dtype = jnp.dtype(config.dtype)
     paths, tree = jax.tree_util.tree_flatten_with_path(param_axes(config))
     keys = jax.random.split(key, len(paths))
     leaves = []
-    for (path, letters), leaf_key in zip(paths, keys, strict=True):
-        shape = tuple(length[letter] for letter in letters)
+    for (path, axes), leaf_key in zip(paths, keys, strict=True):
+        shape = shape_of(config, axes)
         name = path[-1].name
         if name.endswith("norm"):
             leaves.append(jnp.ones(shape, dtype))
         elif name.endswith("bias"):
             leaves.append(jnp.zeros(shape, dtype))
         else:
-            fan_in = config.num_heads * config.head_dim if name == "output" else length[letters[0]]
-            scale = 1.0 if name == "embedding" else fan_in**-0.5
+            scale = 1.0 if name == "embedding" else shape[0] ** -0.5
             leaves.append((scale * jax.random.normal(leaf_key, shape, jnp.float32)).astype(dtype))
     return jax.tree.unflatten(tree, leaves)

@@ -29,10 +29,10 @@ def make_weights(*, tied: bool = False, bias: bool = False) -> dict[str, np.ndar
     for layer in range(L):
         shapes |= {
             f"{layer}.attention_norm": (D,),
-            f"{layer}.query": (D, N, H),
-            f"{layer}.key": (D, K, H),
-            f"{layer}.value": (D, K, H),
-            f"{layer}.output": (N, H, D),
+            f"{layer}.query": (D, N * H),
+            f"{layer}.key": (D, K * H),
+            f"{layer}.value": (D, K * H),
+            f"{layer}.output": (N * H, D),
             f"{layer}.mlp_norm": (D,),
             f"{layer}.gate": (D, F),
             f"{layer}.up": (D, F),
@@ -40,9 +40,9 @@ def make_weights(*, tied: bool = False, bias: bool = False) -> dict[str, np.ndar
         }
         if bias:
             shapes |= {
-                f"{layer}.query_bias": (N, H),
-                f"{layer}.key_bias": (K, H),
-                f"{layer}.value_bias": (K, H),
+                f"{layer}.query_bias": (N * H,),
+                f"{layer}.key_bias": (K * H,),
+                f"{layer}.value_bias": (K * H,),
                 f"{layer}.output_bias": (D,),
                 f"{layer}.gate_bias": (F,),
                 f"{layer}.up_bias": (F,),
@@ -73,10 +73,9 @@ def to_huggingface(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         tensors[f"{root}.post_attention_layernorm.weight"] = weights[f"{layer}.mlp_norm"]
         for field, module in modules.items():
             weight = weights[f"{layer}.{field}"]
-            inputs = N * H if field == "output" else weight.shape[0]
-            tensors[f"{root}.{module}.weight"] = weight.reshape(inputs, -1).T
+            tensors[f"{root}.{module}.weight"] = weight.T
             if f"{layer}.{field}_bias" in weights:
-                tensors[f"{root}.{module}.bias"] = weights[f"{layer}.{field}_bias"].reshape(-1)
+                tensors[f"{root}.{module}.bias"] = weights[f"{layer}.{field}_bias"]
     return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
 
 

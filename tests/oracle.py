@@ -163,7 +163,7 @@ def attention(
             memory.latest = sum(probs[i] for probs in received) / len(received)
             memory.received.append(memory.latest)
             memory.total += sum(probs[i] for probs in received)
-    return plus(np.einsum("nh,nhd->d", mixed, layer.output), layer.output_bias)
+    return plus(mixed.reshape(-1) @ layer.output, layer.output_bias)
 
 
 def places_of(row: list[Memory], positions: str) -> dict[int, float]:
@@ -261,7 +261,7 @@ def full_logits(config: "Config", params: "Params", tokens: Sequence[int]) -> np
         products = np.einsum("tnh,snh->nts", queries, keys) / np.sqrt(config.head_dim)
         probs = softmax(np.where(unseen, -np.inf, products))  # [N, T, T]
         mixed = np.einsum("nts,snh->tnh", probs, values)
-        x = x + plus(np.einsum("tnh,nhd->td", mixed, layer.output), layer.output_bias)
+        x = x + plus(mixed.reshape(len(x), -1) @ layer.output, layer.output_bias)
         x = x + mlp(layer, norm(config, x, layer.mlp_norm))
     return norm(config, x, weights.final_norm) @ weights.unembedding
 
@@ -271,9 +271,10 @@ def full_logits(config: "Config", params: "Params", tokens: Sequence[int]) -> np
 
 def projections(config: "Config", layer: SimpleNamespace, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Query [..., N, H] and key [..., K, H], neither rotated, and value [..., K, H]."""
-    query = plus(np.einsum("...d,dnh->...nh", x, layer.query), layer.query_bias)
-    key = plus(np.einsum("...d,dkh->...kh", x, layer.key), layer.key_bias)
-    value = plus(np.einsum("...d,dkh->...kh", x, layer.value), layer.value_bias)
+    width = config.head_dim
+    query = plus(x @ layer.query, layer.query_bias).reshape(*x.shape[:-1], -1, width)
+    key = plus(x @ layer.key, layer.key_bias).reshape(*x.shape[:-1], -1, width)
+    value = plus(x @ layer.value, layer.value_bias).reshape(*x.shape[:-1], -1, width)
     if config.qk_norm:
         query, key = norm(config, query, layer.query_norm), norm(config, key, layer.key_norm)
     return query, key, value

@@ -17,7 +17,7 @@ from msrnn_jax.checkpoint.tokenizer import read_settings
 from msrnn_jax.config import Config
 from msrnn_jax.io.folders import FolderKind, atomic_folder, check_and_recover, check_space
 from msrnn_jax.io.units import spell_bytes
-from msrnn_jax.params import Params, axis_lengths, param_axes
+from msrnn_jax.params import Params, param_axes
 from msrnn_jax.text.tokenizer import TEMPLATE_TOKENS, template_tokens, token_settings
 
 from ..folder import Folder, check_apart
@@ -40,11 +40,11 @@ class _Weight(NamedTuple):
     """A weight of ours, and what it becomes."""
 
     leaf: LazyArray
-    letters: str  # its axes
+    axes: str
     tensor: Tensor
 
     def blocks(self, watch: Watch) -> Iterator[np.ndarray]:
-        rows = as_stored(self.leaf.read(), self.letters, self.tensor.shape)
+        rows = as_stored(self.leaf.read(), self.axes)
         for block in row_blocks(rows.shape, rows.itemsize):
             yield rows[block]
             watch(rows[block].nbytes)
@@ -94,17 +94,13 @@ def export(
 
 
 def _weights(config: Config, params: Params) -> dict[str, _Weight]:
-    length = axis_lengths(config)
     leaves = zip(
         jax.tree.leaves(name_tree(config, NAMES)),
         jax.tree.leaves(params),
         jax.tree.leaves(param_axes(config)),
         strict=True,
     )
-    return {
-        name: _Weight(leaf, letters, Tensor(leaf.dtype, stored_shape(letters, length)))
-        for name, leaf, letters in leaves
-    }
+    return {name: _Weight(leaf, axes, Tensor(leaf.dtype, stored_shape(config, axes))) for name, leaf, axes in leaves}
 
 
 def _is_export(folder: Path) -> bool:

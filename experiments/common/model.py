@@ -72,7 +72,7 @@ def open_model(checkpoint: str, dtype: str | None = None, mesh: str | None = Non
     tokenizer.date = DATE
     config, params = load_onto(devices, checkpoint, dtype)
     about = {
-        "model_sha256": fingerprint(params),
+        "model_sha256": fingerprint(config, params),
         "config_sha256": _beside(config, tokenizer),
         "dtype": config.dtype,
         "mesh": None if devices is None else spell_mesh(devices),

@@ -130,7 +130,7 @@ def make_plan(settings: Settings, console: Console) -> Plan:
         ),
     )
     about = _about(settings, policy, books, places)
-    about |= {"model_sha256": fingerprint(params), "config_sha256": config_hash(stored)}
+    about |= {"model_sha256": fingerprint(stored, params), "config_sha256": config_hash(stored)}
     return Plan(settings, method, order, params, places, about)
 
 

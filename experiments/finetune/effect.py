@@ -87,7 +87,7 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[dict[st
 
 def _check_runs(settings: Settings, console: Console) -> None:
     """Refuses runs that say nothing of this model, and tells of texts that were trained on."""
-    weights = fingerprint(load(settings.checkpoint, dtype="float32")[1])
+    weights = fingerprint(*load(settings.checkpoint, dtype="float32"))
     tokenizer = load_tokenizer(settings.checkpoint)
     books = read_books(tokenizer, settings.data, 2, Console(quiet=True))
     texts = {tokens_hash(book.tokens) for book in books}

@@ -1,6 +1,7 @@
 """Training on disk: everything that the next step needs, in a folder that is whole or not there."""
 
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -66,11 +67,13 @@ def read_kept(folder: pathlib.Path, like: Training) -> Training:
       ValueError: where it is damaged or of another shape.
     """
     host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    wanted = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host) for name, leaf in _named(like).items()}
+    named = _named(like)
     try:
         stored = {name: tuple(leaf.shape) for name, leaf in stored_shapes(folder / ARRAYS).items()}
-        if stored != {name: leaf.shape for name, leaf in wanted.items()}:
+        # By size, since heads and their width were two axes once; which model it is stands beside them.
+        if {name: math.prod(shape) for name, shape in stored.items()} != {n: leaf.size for n, leaf in named.items()}:
             raise ValueError("it is of another model, optimiser or batch")
+        wanted = {name: jax.ShapeDtypeStruct(stored[name], leaf.dtype, sharding=host) for name, leaf in named.items()}
         found = read_weights(folder / ARRAYS, wanted)
     except Exception as error:  # Orbax and TensorStore raise many kinds for missing and truncated files
         problem = first_line(error)
@@ -83,7 +86,8 @@ def _placed(value: jax.Array, like: jax.Array) -> jax.Array:
     """On the devices of `like`; not committed to one where that is not, or the next step would be compiled again."""
     place = like.sharding if like.committed else None
     like.delete()
-    return jnp.asarray(np.asarray(value)) if place is None else jax.device_put(np.asarray(value), place)
+    array = np.asarray(value).reshape(like.shape)
+    return jnp.asarray(array) if place is None else jax.device_put(array, place)
 
 
 def _named(training: Training) -> dict[str, jax.Array]:

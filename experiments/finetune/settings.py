@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from msrnn_jax.params import INPUTS
+from msrnn_jax.params import MATRICES
 from msrnn_jax.recurrence.checks import check_int
 
 DTYPES = ("bfloat16", "float32")  # float16 would need its gradients scaled
@@ -46,7 +46,7 @@ class Settings:
     clip: float = 1.0
     accumulate: int = 1
     lora: int = 0
-    lora_weights: tuple[str, ...] = tuple(INPUTS)
+    lora_weights: tuple[str, ...] = MATRICES
     merge: bool = False
     distill: float = 0.0
     compute: str = "bfloat16"
@@ -66,10 +66,10 @@ def check(settings: Settings) -> None:
     for name in ("warmup", "lora", "seed"):
         check_int(name, getattr(settings, name), 0, 2**31 - 1)
     for name in settings.lora_weights:
-        if name not in INPUTS:
-            raise ValueError(f"weight {name!r} takes no adapter; it must be one of {', '.join(INPUTS)}")
+        if name not in MATRICES:
+            raise ValueError(f"weight {name!r} takes no adapter; it must be one of {', '.join(MATRICES)}")
     if settings.lora and not settings.lora_weights:
-        raise ValueError(f"lora_weights is empty; it must name some of {', '.join(INPUTS)}")
+        raise ValueError(f"lora_weights is empty; it must name some of {', '.join(MATRICES)}")
     if not settings.lora and settings.lora_weights != Settings.lora_weights:
         raise ValueError(f"lora_weights is {', '.join(settings.lora_weights)}, but lora is 0; it must be a rank")
     for name, (least, most) in RANGES.items():

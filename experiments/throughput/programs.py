@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 
 import msrnn_jax as ms
 from msrnn_jax.evaluation.losses import losses_of
-from msrnn_jax.model.layers import project
+from msrnn_jax.model.layers import multiply, project
 
 
 def continue_greedily(
@@ -46,15 +46,13 @@ def multiply_greedily(params: ms.Params, tokens: Int[Array, " B"], *, count: int
 def weight_products(params: ms.Params, x: Float[Array, " D"]) -> Float[Array, " V"]:
     """Every product with a weight, each fed by the one before, and no attention, norm or rotation between."""
     for layer in params.layers:
-        query = project("d,dnh->nh", x, layer.query)
-        key = project("d,dkh->kh", x, layer.key)
-        value = project("d,dkh->kh", x, layer.value)
-        shared = jnp.repeat(key + value, query.shape[0] // key.shape[0], axis=0)
-        x = x + project("nh,nhd->d", query + shared, layer.output)
-        x = x + project("f,fd->d", project("d,df->f", x, layer.gate) * project("d,df->f", x, layer.up), layer.down)
+        query, key, value = project(x, layer.query), project(x, layer.key), project(x, layer.value)
+        shared = jnp.tile(key + value, query.shape[0] // key.shape[0])
+        x = x + project(query + shared, layer.output)
+        x = x + project(project(x, layer.gate) * project(x, layer.up), layer.down)
     if params.unembedding is None:
-        return project("d,vd->v", x, params.embedding)
-    return project("d,dv->v", x, params.unembedding)
+        return multiply(x, params.embedding, side=1).astype(x.dtype)
+    return project(x, params.unembedding)
 
 
 def step_losses(

@@ -147,7 +147,7 @@ class Bench:
                 self._models[dtype] = Model(config, ms.init_params(config, jax.random.key(SEED)))
             else:
                 self._models[dtype] = Model(*ms.load(self.settings.checkpoint, dtype=dtype))
-                self.origin.setdefault("model_sha256", {})[dtype] = fingerprint(self._models[dtype].params)
+                self.origin.setdefault("model_sha256", {})[dtype] = fingerprint(*self._models[dtype])
         return self._models[dtype]
 
     def abstract(self, dtype: str) -> Model:

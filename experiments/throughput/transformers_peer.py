@@ -13,8 +13,8 @@ import transformers
 import msrnn_jax as ms
 from convert.huggingface.export_config import write_config
 from convert.huggingface.reader import NAMES
-from convert.tensors import as_stored, name_tree, stored_shape
-from msrnn_jax.params import axis_lengths, param_axes
+from convert.tensors import as_stored, name_tree
+from msrnn_jax.params import param_axes
 
 
 def to_torch(config: ms.Config, params: ms.Params) -> transformers.PreTrainedModel:
@@ -38,12 +38,11 @@ def to_torch(config: ms.Config, params: ms.Params) -> transformers.PreTrainedMod
 
 def _tensors(config: ms.Config, params: ms.Params) -> dict[str, torch.Tensor]:
     """Every weight under its stored name, as an [out, in] matrix where it is one."""
-    length = axis_lengths(config)
 
-    def tensor(leaf: jax.Array, letters: str) -> torch.Tensor:
+    def tensor(leaf: jax.Array, axes: str) -> torch.Tensor:
         # torch reads no bfloat16 from numpy; what is widened here is narrowed again, without loss, by the model.
         array = np.asarray(leaf, max(leaf.dtype, jnp.dtype(jnp.float32), key=lambda kind: kind.itemsize))
-        return torch.from_numpy(as_stored(array, letters, stored_shape(letters, length)).copy())
+        return torch.from_numpy(as_stored(array, axes).copy())
 
     tensors = jax.tree.map(tensor, params, param_axes(config))
     names = jax.tree.leaves(name_tree(config, NAMES))

@@ -27,7 +27,16 @@ from msrnn_jax.devices.processes import is_lost
 from msrnn_jax.devices.sharding import shardings
 from msrnn_jax.io.errors import first_line
 from msrnn_jax.model.lora import merge_weight
-from msrnn_jax.params import Adapter, LowRank, Params, abstract_params, is_low_rank, without_adapters
+from msrnn_jax.params import (
+    Adapter,
+    LowRank,
+    Params,
+    abstract_params,
+    is_low_rank,
+    param_axes,
+    shapes_by_head,
+    without_adapters,
+)
 from msrnn_jax.policies import Full
 from msrnn_jax.recurrence.checks import adapter_problems
 
@@ -56,17 +65,20 @@ def load(path: str | os.PathLike[str], *, dtype: str | None = None, sharding: An
     # for apart.
     host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     shapes = _stored_params(path, folder, config)
-    wanted = to_tree(_with_sharding(shapes, host if sharding is None else sharding))
+    placed = shapes if sharding is None else _with_sharding(shapes, sharding)
+    wanted = to_tree(_by_head(config, placed, host))
     with _weights_of(path):
         try:
-            leaves, tree = jax.tree.flatten(read_weights(folder / PARAMS_FOLDER, wanted))
+            found = read_weights(folder / PARAMS_FOLDER, wanted)
         except Exception:
             _find_damage(folder, wanted)  # Orbax does not say where it is
             raise
-    if sharding is None:
-        for index, leaf in enumerate(leaves):  # one by one, so that there are not two of all
-            leaves[index] = jnp.asarray(np.asarray(leaf))
-    return config, from_tree(shapes, jax.tree.unflatten(tree, leaves))
+    likes, tree = jax.tree.flatten(placed)
+    leaves = jax.tree.leaves(from_tree(shapes, found))
+    del found
+    for index, like in enumerate(likes):  # one by one, so that there are not two of all
+        leaves[index] = _as_matrix(leaves[index], like)
+    return config, jax.tree.unflatten(tree, leaves)
 
 
 def load_deferred(path: str | os.PathLike[str]) -> tuple[Config, Params]:
@@ -79,12 +91,12 @@ def load_deferred(path: str | os.PathLike[str]) -> tuple[Config, Params]:
 
     def read(where: Any, leaf: Any) -> np.ndarray:
         with _weights_of(path):
-            return read_weight(folder / PARAMS_FOLDER, path_names(where), leaf.dtype)
+            return read_weight(folder / PARAMS_FOLDER, path_names(where), leaf.dtype).reshape(leaf.shape)
 
     def deferred(where: Any, leaf: Any) -> LazyArray:
         def value() -> np.ndarray:
             parts = jax.tree_util.tree_map_with_path(lambda below, part: read((*where, *below), part), leaf)
-            return merge_weight(parts, np.tensordot) if is_low_rank(leaf) else parts
+            return merge_weight(parts, np.matmul) if is_low_rank(leaf) else parts
 
         return LazyArray(leaf.shape, leaf.dtype, value)
 
@@ -108,7 +120,7 @@ def _stored_params(path: str | os.PathLike[str], folder: pathlib.Path, config: C
     with _weights_of(path):
         stored = stored_shapes(folder / PARAMS_FOLDER)
         shapes = _with_adapters(abstract_params(config), stored)
-        _compare(to_tree(shapes), stored)
+        _compare(to_tree(_by_head(config, shapes)), stored)
         if problems := adapter_problems(shapes):
             raise ValueError("; ".join(problems))
     return shapes
@@ -121,11 +133,12 @@ def _with_adapters(shapes: Params, stored: Mapping[str, Any]) -> Params:
         node: Any = stored
         for name in (*path_names(where), "adapter"):
             node = node.get(name) if isinstance(node, Mapping) else None
-        found = node if isinstance(node, Mapping) else {}
-        halves: Any = {
-            name: jax.ShapeDtypeStruct(half.shape, leaf.dtype) for name, half in found.items() if hasattr(half, "shape")
-        }
-        return LowRank(leaf, Adapter(**halves)) if halves.keys() == {"down", "up"} else leaf
+        halves = {name: half.shape for name, half in dict(node or {}).items() if hasattr(half, "shape")}
+        if halves.keys() != {"down", "up"}:
+            return leaf
+        shapes = (*leaf.shape[:1], *halves["down"][-1:]), (*halves["up"][:1], *leaf.shape[1:])
+        down, up = (jax.ShapeDtypeStruct(shape, leaf.dtype) for shape in shapes)
+        return LowRank(leaf, Adapter(down, up))  # pyright: ignore[reportArgumentType]
 
     return jax.tree_util.tree_map_with_path(low_rank, shapes)
 
@@ -146,7 +159,7 @@ def _with_sharding(shapes: Params, sharding: Any) -> Params:
         try:
             place.shard_shape(leaf.shape)
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, IndexError) as error:
             raise ValueError(f"sharding of params{name} {list(leaf.shape)} does not fit: {first_line(error)}") from None
 
     return jax.tree_util.tree_map_with_path(put, shapes, spread, is_leaf=is_low_rank)
@@ -157,6 +170,50 @@ def _everywhere(sharding: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStru
     if isinstance(sharding, jax.sharding.NamedSharding):
         sharding = sharding.update(spec=jax.sharding.PartitionSpec())
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _by_head(config: Config, shapes: Params, host: Any = None) -> Params:
+    """The same weights as they lie in files, where heads and their width are two axes.
+
+    Args:
+      host: where a weight is read to whose sharding cuts through a head.
+    """
+
+    def weight(axes: str, leaf: Any, shape: Any) -> Any:
+        if is_low_rank(leaf):  # of an adapter every device has all
+            adapter = jax.tree.map(functools.partial(weight, ""), leaf.adapter, shape.adapter)
+            return LowRank(weight(axes, leaf.weight, shape.weight), adapter)
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=_sharding_by_head(axes, leaf.sharding, shape) or host)
+
+    return jax.tree.map(weight, param_axes(config), shapes, shapes_by_head(config, shapes))
+
+
+def _sharding_by_head(axes: str, sharding: Any, shape: tuple[int, ...]) -> Any:
+    """The sharding of a weight as it lies in files; None where there is none, or it cuts through a head."""
+    if isinstance(sharding, jax.sharding.NamedSharding) and len(shape) > len(axes.split()) > 0:
+        parts = zip(axes.split(), (*sharding.spec, None, None), strict=False)
+        spec = [side for axis, part in parts for side in (part, *(None for _ in axis[1:]))]
+        sharding = sharding.update(spec=jax.sharding.PartitionSpec(*spec))
+    try:
+        if sharding is not None:
+            sharding.shard_shape(shape)
+    except (ValueError, TypeError):
+        return None
+    return sharding
+
+
+def _as_matrix(array: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """A weight that was read, as it is in memory."""
+    if like.sharding is None:
+        return jnp.asarray(np.asarray(array).reshape(like.shape))
+    if array.sharding.device_set != like.sharding.device_set:
+        whole = np.asarray(array).reshape(like.shape)
+        return jax.make_array_from_callback(like.shape, like.sharding, whole.__getitem__)
+    if array.shape == like.shape:
+        return array
+    part = like.sharding.shard_shape(like.shape)
+    parts = [shard.data.reshape(part) for shard in array.addressable_shards]
+    return jax.make_array_from_single_device_arrays(like.shape, like.sharding, parts)
 
 
 @contextlib.contextmanager

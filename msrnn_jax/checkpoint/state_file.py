@@ -62,7 +62,7 @@ def save_states(
         check_state(config, policy, state)
     header = {
         "format": FORMAT,
-        "model": fingerprint(params),
+        "model": fingerprint(config, params),
         "config": config_hash(config),
         "policy": str(policy),
         "policy_sha256": source_hash(policy) or "",
@@ -107,7 +107,7 @@ def load_states(
         raise ValueError(f"state {str(path)!r} was made under {policy} when its code was another")
     if positions is not None and header["positions"] != positions:
         raise ValueError(f"state {str(path)!r} has positions {header['positions']}, not {positions}")
-    model = fingerprint(params)
+    model = fingerprint(config, params)
     if header["model"] != model:
         raise ValueError(f"state {str(path)!r} belongs to model {header['model']}, not {model}")
     if header["config"] != config_hash(config):

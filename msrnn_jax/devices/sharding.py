@@ -47,8 +47,8 @@ def shardings(config: Config, policy: Policy, mesh: Mesh | AbstractMesh, *, posi
     split = split_letters(config, mesh.shape.get(MODEL, 1))
     data = DATA if DATA in mesh.axis_names else None
 
-    def weight(letters: str) -> NamedSharding:
-        return NamedSharding(mesh, PartitionSpec(*(MODEL if letter in split else None for letter in letters)))
+    def weight(axes: str) -> NamedSharding:  # of heads and their width, heads stand first and stay whole
+        return NamedSharding(mesh, PartitionSpec(*(MODEL if axis[0] in split else None for axis in axes.split())))
 
     def leaf(one: jax.ShapeDtypeStruct, wider: jax.ShapeDtypeStruct) -> NamedSharding:
         # What has an entry for every KV head is told by a model with more of them.

@@ -32,7 +32,7 @@ class Records:
         self.environment = environment()
         self.identity = {
             "environment": json_hash(self.environment),
-            "model_sha256": fingerprint(inputs.params),
+            "model_sha256": fingerprint(inputs.config, inputs.params),
             "config_sha256": config_hash(inputs.config),
             "dtype": inputs.config.dtype,
             "positions": settings.positions,

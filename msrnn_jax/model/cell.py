@@ -17,21 +17,14 @@ from msrnn_jax.recurrence.checks import Budget, Slots, as_tokens, check_state, l
 from msrnn_jax.recurrence.slots import init_state
 from msrnn_jax.state import LayerState, MultiState, StepContext
 
-# What the axis letters are called in sharding rules.
-SHARDING_NAMES = {
-    "V": "vocab",
-    "D": "embed",
-    "N": "heads",
-    "K": "kv_heads",
-    "H": "head_dim",
-    "F": "mlp",
-}
+# What the axes are called in sharding rules.
+SHARDING_NAMES = {"V": "vocab", "D": "embed", "NH": "heads", "KH": "kv_heads", "H": "head_dim", "F": "mlp"}
 
 
-def _param(value: Array | None, letters: str | None) -> Any:
-    if value is None or letters is None:
+def _param(value: Array | None, axes: str | None) -> Any:
+    if value is None or axes is None:
         return None
-    return nnx.Param(value, out_sharding=tuple(SHARDING_NAMES[letter] for letter in letters), eager_sharding=False)
+    return nnx.Param(value, out_sharding=tuple(map(SHARDING_NAMES.get, axes.split())), eager_sharding=False)
 
 
 class DecoderLayer(nnx.Module):
@@ -40,12 +33,12 @@ class DecoderLayer(nnx.Module):
     def __init__(self, config: Config, weights: LayerParams, index: int):
         self.config = config
         self.index = index
-        letters = param_axes(config).layers[index]
+        axes = param_axes(config).layers[index]
         self.names = tuple(vars(weights))
         for name in self.names:
             if is_low_rank(getattr(weights, name)):
                 raise ValueError(f"params.layers[{index}].{name} has an adapter, which a cell does not take; merge it")
-            setattr(self, name, nnx.data(_param(getattr(weights, name), getattr(letters, name))))
+            setattr(self, name, nnx.data(_param(getattr(weights, name), getattr(axes, name))))
 
     @property
     def params(self) -> LayerParams:
@@ -86,11 +79,11 @@ class MultiStateCell(nnx.RNNCellBase):
         self.budget = budgets
         self.slots = tuple(slots) if isinstance(slots, Sequence | np.ndarray) else slots
         self.positions = positions
-        letters = param_axes(config)
-        self.embedding = _param(params.embedding, letters.embedding)  # pyright: ignore[reportArgumentType]
+        axes = param_axes(config)
+        self.embedding = _param(params.embedding, axes.embedding)  # pyright: ignore[reportArgumentType]
         self.layers = nnx.List([DecoderLayer(config, weights, index) for index, weights in enumerate(params.layers)])
-        self.final_norm = _param(params.final_norm, letters.final_norm)  # pyright: ignore[reportArgumentType]
-        self.unembedding = nnx.data(_param(params.unembedding, letters.unembedding))  # pyright: ignore
+        self.final_norm = _param(params.final_norm, axes.final_norm)  # pyright: ignore[reportArgumentType]
+        self.unembedding = nnx.data(_param(params.unembedding, axes.unembedding))  # pyright: ignore
 
     @property
     def params(self) -> Params:

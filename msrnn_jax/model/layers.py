@@ -12,8 +12,10 @@ from msrnn_jax.params import LayerParams, LowRank
 from msrnn_jax.recurrence.attention import at_least_float32
 
 
-def project(equation: str, x: Array, weight: Array | LowRank, bias: Array | None = None, dtype: Any = None) -> Array:
-    """Every product with a weight: `x` contracted with `weight`, accumulated in at least float32.
+def project(
+    x: Float[Array, "*T I"], weight: Array | LowRank, bias: Array | None = None, dtype: Any = None
+) -> Float[Array, "*T O"]:
+    """Every product with a weight [I, O], accumulated in at least float32.
 
     A low-rank adapter beside the weight is applied to `x` by itself, so that the weight is neither copied nor changed.
 
@@ -21,28 +23,20 @@ def project(equation: str, x: Array, weight: Array | LowRank, bias: Array | None
     `jax_default_matmul_precision` to "highest" where the last digits matter.
 
     Args:
-      equation: einsum letters such as "...d,dnh->...nh", each either contracted or in the result, those of
-        `x` first.
       dtype: of the result; by default that of `x`.
     """
-    inputs, result = equation.replace("...", "").split("->")
-    left, right = inputs.split(",")
-    summed = [letter for letter in left if letter in right]
-    assert result == "".join(letter for letter in left + right if letter not in summed), equation
-    # The order of the summed axes is that of x, and so of memory: einsum's own choice copies the weight.
-    leading = x.ndim - len(left)
-    axes = (tuple(leading + left.index(letter) for letter in summed), tuple(map(right.index, summed)))
-    y = _contract(x, weight.weight if isinstance(weight, LowRank) else weight, axes)
+    y = multiply(x, weight.weight if isinstance(weight, LowRank) else weight)
     if isinstance(weight, LowRank):
         down, up = weight.adapter.down.astype(x.dtype), weight.adapter.up.astype(x.dtype)
-        inner = _contract(x, down, axes).astype(x.dtype)  # [..., R]
-        y = y + _contract(inner, up, ((inner.ndim - 1,), (0,)))
+        y = y + multiply(multiply(x, down).astype(x.dtype), up)
     if bias is not None:
         y = y + beside(bias, y)
     return y.astype(x.dtype if dtype is None else dtype)
 
 
-def _contract(x: Array, weight: Array, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> Array:
+def multiply(x: Float[Array, "*T I"], weight: Array, side: int = 0) -> Float[Array, "*T O"]:
+    """The product with a matrix whose axis `side` is summed over, in at least float32."""
+    axes = ((x.ndim - 1,), (side,))
     return lax.dot_general(x, weight, (axes, ((), ())), preferred_element_type=at_least_float32(x.dtype))
 
 
@@ -61,7 +55,7 @@ def rms_norm(config: Config, x: Float[Array, "*T D"], weight: Float[Array, " D"]
 def mlp(weights: LayerParams, x: Float[Array, "*T D"]) -> Float[Array, "*T D"]:
     """down(silu(gate(x)) * up(x)), the middle in at least float32."""
     dtype = at_least_float32(x.dtype)
-    gate = project("...d,df->...f", x, weights.gate, weights.gate_bias, dtype)
-    up = project("...d,df->...f", x, weights.up, weights.up_bias, dtype)
+    gate = project(x, weights.gate, weights.gate_bias, dtype)
+    up = project(x, weights.up, weights.up_bias, dtype)
     hidden = (jax.nn.silu(gate) * up).astype(x.dtype)
-    return project("...f,fd->...d", hidden, weights.down, weights.down_bias)
+    return project(hidden, weights.down, weights.down_bias)

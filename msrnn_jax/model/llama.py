@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from msrnn_jax.config import Config
-from msrnn_jax.model.layers import mlp, project, rms_norm
+from msrnn_jax.model.layers import mlp, multiply, project, rms_norm
 from msrnn_jax.params import LayerParams, Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.attention import at_least_float32
@@ -130,7 +130,7 @@ def decoder_layer(
     query, key = query.astype(x.dtype), key.astype(x.dtype)
     recall = attend_chunk if context.token.ndim else attend
     layer, mixed = recall(config, policy, layer, query, key, value, context, index)
-    x = x + project("...nh,nhd->...d", mixed, weights.output, weights.output_bias)
+    x = x + project(mixed.reshape(*mixed.shape[:-2], -1), weights.output, weights.output_bias)
     return layer, x + mlp(weights, rms_norm(config, x, weights.mlp_norm))
 
 
@@ -139,12 +139,27 @@ def project_heads(
 ) -> tuple[Float[Array, "*T N H"], Float[Array, "*T K H"], Float[Array, "*T K H"]]:
     """Query, key and value of the normed residual stream; query and key in at least float32, to be rotated."""
     x = rms_norm(config, x, weights.attention_norm)
-    query = project("...d,dnh->...nh", x, weights.query, weights.query_bias, at_least_float32(x.dtype))
-    key = project("...d,dkh->...kh", x, weights.key, weights.key_bias, at_least_float32(x.dtype))
-    value = project("...d,dkh->...kh", x, weights.value, weights.value_bias)
+    wide = at_least_float32(x.dtype)
+    query, key, value = (
+        split_heads(project(x, weight, bias, dtype), config.head_dim)
+        for weight, bias, dtype in (
+            (weights.query, weights.query_bias, wide),
+            (weights.key, weights.key_bias, wide),
+            (weights.value, weights.value_bias, None),
+        )
+    )
     if weights.query_norm is not None and weights.key_norm is not None:
         query, key = rms_norm(config, query, weights.query_norm), rms_norm(config, key, weights.key_norm)
     return query, key, value
+
+
+def split_heads(x: Float[Array, "*T NH"], width: int) -> Float[Array, "*T N H"]:
+    """Heads and their width as two axes.
+
+    XLA for TPU would split the weight instead, and copy it into the layout of what has three axes.
+    """
+    x = lax.platform_dependent(x, tpu=lax.optimization_barrier, default=lambda x: x)
+    return x.reshape(*x.shape[:-1], -1, width)
 
 
 def unembed(config: Config, params: Params, x: Float[Array, "*T D"]) -> Float[Array, "*T V"]:
@@ -152,5 +167,5 @@ def unembed(config: Config, params: Params, x: Float[Array, "*T D"]) -> Float[Ar
     x = rms_norm(config, x, params.final_norm)
     dtype = at_least_float32(x.dtype)
     if params.unembedding is None:
-        return project("...d,vd->...v", x, params.embedding, dtype=dtype)
-    return project("...d,dv->...v", x, params.unembedding, dtype=dtype)
+        return multiply(x, params.embedding, side=1).astype(dtype)
+    return project(x, params.unembedding, dtype=dtype)

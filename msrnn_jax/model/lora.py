@@ -1,6 +1,5 @@
 """Low-rank adapters (LoRA, arXiv:2106.09685) beside the weights of a model: made, put on, taken off, merged."""
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from msrnn_jax.config import Config
-from msrnn_jax.params import INPUTS, Adapter, LowRank, Params, abstract_params, is_low_rank, without_adapters
+from msrnn_jax.params import MATRICES, Adapter, LowRank, Params, abstract_params, is_low_rank, without_adapters
 from msrnn_jax.recurrence.attention import at_least_float32
 from msrnn_jax.recurrence.checks import check_dtype, check_int, check_params
 
@@ -18,7 +17,7 @@ Adapters = tuple[dict[str, Adapter], ...]  # of every layer, by the name of the 
 
 
 def init_adapters(
-    config: Config, rank: int, key: Array, *, weights: Sequence[str] = tuple(INPUTS), dtype: str | None = None
+    config: Config, rank: int, key: Array, *, weights: Sequence[str] = MATRICES, dtype: str | None = None
 ) -> Adapters:
     """New adapters for every layer, which change nothing yet.
 
@@ -35,19 +34,18 @@ def init_adapters(
     """
     check_int("rank", rank, 1)
     for name in weights:
-        if name not in INPUTS:
-            raise ValueError(f"weight {name!r} takes no adapter; it must be one of {', '.join(INPUTS)}")
+        if name not in MATRICES:
+            raise ValueError(f"weight {name!r} takes no adapter; it must be one of {', '.join(MATRICES)}")
     kind = check_dtype(config.dtype if dtype is None else dtype)
     layers = abstract_params(config).layers
     names = list(dict.fromkeys(weights))
     keys = iter(jax.random.split(key, max(1, len(layers) * len(names))))
 
-    def one(shape: tuple[int, ...], inputs: int) -> Adapter:
-        fan_in = math.prod(shape[:inputs])
-        down = jax.random.normal(next(keys), (*shape[:inputs], rank), jnp.float32) * fan_in**-0.5
-        return Adapter(down.astype(kind), jnp.zeros((rank, *shape[inputs:]), kind))
+    def one(fan_in: int, fan_out: int) -> Adapter:
+        down = jax.random.normal(next(keys), (fan_in, rank), jnp.float32) * fan_in**-0.5
+        return Adapter(down.astype(kind), jnp.zeros((rank, fan_out), kind))
 
-    return tuple({name: one(getattr(layer, name).shape, INPUTS[name]) for name in names} for layer in layers)
+    return tuple({name: one(*getattr(layer, name).shape) for name in names} for layer in layers)
 
 
 def attach_adapters(config: Config, params: Params, adapters: Adapters) -> Params:
@@ -60,9 +58,9 @@ def attach_adapters(config: Config, params: Params, adapters: Adapters) -> Param
         raise ValueError(f"adapters are for {len(adapters)} layers; the model has {len(params.layers)}")
     layers = []
     for index, (layer, own) in enumerate(zip(params.layers, adapters, strict=True)):
-        unknown = [name for name in own if name not in INPUTS]
+        unknown = [name for name in own if name not in MATRICES]
         if unknown:
-            raise ValueError(f"weight {unknown[0]!r} takes no adapter; it must be one of {', '.join(INPUTS)}")
+            raise ValueError(f"weight {unknown[0]!r} takes no adapter; it must be one of {', '.join(MATRICES)}")
         on = [name for name in own if isinstance(getattr(layer, name), LowRank)]
         if on:
             raise ValueError(f"layer {index}: {on[0]} has an adapter already; merge it or take it off")
@@ -83,14 +81,14 @@ def detach_adapters(params: Params) -> tuple[Params, Adapters]:
 
 def merge_adapters(params: Params) -> Params:
     """The model with its adapters added into the weights, in at least float32, in the weights' own dtype."""
-    multiply = partial(jnp.tensordot, precision=lax.Precision.HIGHEST)
+    multiply = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
     return jax.tree.map(
         lambda leaf: merge_weight(leaf, multiply) if is_low_rank(leaf) else leaf, params, is_leaf=is_low_rank
     )
 
 
-def merge_weight(leaf: LowRank, multiply: Callable[[Any, Any, int], Any]) -> Any:
-    """A weight with its adapter added, by the `tensordot` of JAX, or of numpy for arrays of that."""
+def merge_weight(leaf: LowRank, multiply: Callable[[Any, Any], Any]) -> Any:
+    """A weight with its adapter added, by the `matmul` of JAX, or of numpy for arrays of that."""
     kind = at_least_float32(leaf.weight.dtype)
     down, up = leaf.adapter.down.astype(kind), leaf.adapter.up.astype(kind)
-    return (leaf.weight.astype(kind) + multiply(down, up, 1)).astype(leaf.weight.dtype)
+    return (leaf.weight.astype(kind) + multiply(down, up)).astype(leaf.weight.dtype)

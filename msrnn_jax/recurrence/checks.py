@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Int
 
 from msrnn_jax.config import DTYPES, Config
-from msrnn_jax.params import INPUTS, Params, abstract_params, is_low_rank, without_adapters
+from msrnn_jax.params import MATRICES, Params, abstract_params, is_low_rank, without_adapters
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.sliding_window import check_windows, most_held
 from msrnn_jax.state import MOST_TOKENS, POSITION_MODES, LayerState, MultiState
@@ -307,12 +307,12 @@ def adapter_problems(params: Any, dtypes: bool = False) -> list[str]:
     for where, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_low_rank):
         if not is_low_rank(leaf):
             continue
-        place, inputs = jax.tree_util.keystr(where), INPUTS.get(getattr(where[-1], "name", ""))
-        if inputs is None:
-            problems.append(f"{place} has an adapter; only {', '.join(INPUTS)} of a layer take one")
+        place = jax.tree_util.keystr(where)
+        if getattr(where[-1], "name", "") not in MATRICES:
+            problems.append(f"{place} has an adapter; only {', '.join(MATRICES)} of a layer take one")
             continue
-        rank, shape = leaf.adapter.down.shape[-1:], leaf.shape
-        for name, wanted in (("down", (*shape[:inputs], *rank)), ("up", (*rank, *shape[inputs:]))):
+        rank = leaf.adapter.down.shape[-1:]
+        for name, wanted in (("down", (*leaf.shape[:1], *rank)), ("up", (*rank, *leaf.shape[1:]))):
             half = getattr(leaf.adapter, name)
             if half.shape != wanted or (dtypes and half.dtype != leaf.dtype):
                 is_ = f"{half.dtype}{list(half.shape)}"

@@ -13,10 +13,11 @@ Move = Callable[[Any, Any], Array]  # arrays of one dtype and indices, to an arr
 
 
 def as_bits(move: Move) -> Move:
-    """The same function, for arrays of bfloat16 and other narrow floats done on their bits.
+    """The same function, on CPU for arrays of bfloat16 and other narrow floats done on their bits.
 
     XLA for CPU gathers and scatters no narrow floats: it makes the whole array float32 first, an embedding or a
-    cache, and back again. Derivatives are those of `move`, which must be linear in its arrays.
+    cache, and back again. XLA for TPU does, and would copy the whole array to see its bits. Derivatives are those of
+    `move`, which must be linear in its arrays.
     """
 
     @jax.custom_jvp
@@ -33,8 +34,9 @@ def as_bits(move: Move) -> Move:
     @functools.wraps(move)
     def moved(arrays: Any, indices: Any) -> Array:
         dtype = _dtype(arrays)
-        narrow = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
-        return (on_bits if narrow else move)(arrays, indices)
+        if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize >= 4:
+            return move(arrays, indices)
+        return lax.platform_dependent(arrays, indices, cpu=on_bits, default=move)
 
     return moved
 

@@ -70,12 +70,18 @@ def rotation(
         frequency = jnp.asarray(inverse_frequencies(config.rope, config.head_dim), dtype).reshape(shape)
         angle = angle + (distance - whole.astype(distance.dtype)).astype(dtype) * frequency
     sign = jnp.sign(position)[..., None].astype(dtype)
-    # XLA fuses a cosine into whatever uses it, to be computed again for every head of every layer, and an
-    # optimization_barrier does not keep it from that on CPU. A product it does not fuse, and this one is exact.
     both = jnp.stack([jnp.cos(angle), sign * jnp.sin(angle)])
-    same = jnp.eye(both.shape[-1], dtype=both.dtype)
-    cos, sin = jnp.matmul(both, same, precision=lax.Precision.HIGHEST)
+    cos, sin = lax.platform_dependent(both, cpu=_apart, default=lambda both: both)
     return cos, sin
+
+
+def _apart(both: Array) -> Array:
+    """The same numbers, not fused with what uses them.
+
+    XLA for CPU fuses a cosine into whatever uses it, to be computed again for every head of every layer, and an
+    optimization_barrier does not keep it from that. A product it does not fuse, and this one is exact.
+    """
+    return jnp.matmul(both, jnp.eye(both.shape[-1], dtype=both.dtype), precision=lax.Precision.HIGHEST)
 
 
 @functools.lru_cache(maxsize=64)

@@ -114,7 +114,12 @@ def trace_prompt(
         "freed": [[[None if t == STILL_HELD else t for t in row] for row in layer] for layer in freed.tolist()],
     }
     record["layers"] = [layer_row(record, layer) for layer in range(config.num_layers)]
-    return {**record, "text_sha256": text_hash(prompt.text), "model_sha256": fingerprint(params), **provenance()}
+    return {
+        **record,
+        "text_sha256": text_hash(prompt.text),
+        "model_sha256": fingerprint(config, params),
+        **provenance(),
+    }
 
 
 def _continue(

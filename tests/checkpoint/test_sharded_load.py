@@ -24,9 +24,11 @@ def test_every_device_holds_its_part_and_no_device_held_all(saved):
         """
         path = sys.argv[1]
         from msrnn_jax.params import abstract_params, param_axes
-        spec = {"V": "model", "N": "model", "K": "model", "F": "model"}
+        spec = {"V": "model", "NH": "model", "KH": "model", "F": "model"}
         config, host = ms.load(path)
-        shardings = jax.tree.map(lambda letters: NamedSharding(mesh, P(*map(spec.get, letters))), param_axes(config))
+        shardings = jax.tree.map(
+            lambda axes: NamedSharding(mesh, P(*map(spec.get, axes.split()))), param_axes(config)
+        )
 
         given = set()  # shapes of all that any device was given on the way
         put = jax.device_put
@@ -38,7 +40,7 @@ def test_every_device_holds_its_part_and_no_device_held_all(saved):
         jax.device_put = put
         shapes = zip(jax.tree.leaves(abstract_params(config)), jax.tree.leaves(shardings))
         split = {leaf.shape for leaf, place in shapes if place.shard_shape(leaf.shape) != leaf.shape}
-        print(len(split), (24, 2, 10) in given, split & given)
+        print(len(split), (24, 20) in given or (24, 2, 10) in given, split & given)
         same = jax.tree.map(lambda leaf, place: leaf.sharding == place and leaf.committed, params, shardings)
         equal = jax.tree.map(lambda one, other: np.array_equal(one, other), params, host)
         print(all(jax.tree.leaves(same)), all(jax.tree.leaves(equal)))
@@ -51,7 +53,7 @@ def test_every_device_holds_its_part_and_no_device_held_all(saved):
         """,
         saved,
     ).splitlines()
-    assert printed[:3] == ["7 True set()", "True True", "(24, 8, 10) [(24, 2, 10)] 8"]
+    assert printed[:3] == ["7 True set()", "True True", "(24, 80) [(24, 20)] 8"]
     assert float(printed[3]) == pytest.approx(float(printed[4]), rel=1e-5)
 
 
@@ -90,16 +92,34 @@ def test_shardings_that_do_not_fit_are_named(saved):
     printed = on_devices(
         """
         path = sys.argv[1]
-        from msrnn_jax.params import param_axes
-        spread = {"K": ("data", "model")}
-        shardings = jax.tree.map(
-            lambda letters: NamedSharding(mesh, P(*map(spread.get, letters))), param_axes(ms.load(path)[0])
-        )
+        odd = NamedSharding(mesh, P(None, None, ("data", "model")))
         try:
-            ms.load(path, sharding=shardings)
+            ms.load(path, sharding=ms.Params(*[NamedSharding(mesh, P())] * 3, odd))
         except ValueError as error:
             print(error)
         """,
         saved,
     )
-    assert printed.startswith("sharding of params.layers[0].key [24, 4, 10] does not fit: ")
+    assert printed.startswith("sharding of params.unembedding [24, 56] does not fit: ")
+
+
+def test_a_sharding_may_cut_through_heads(saved):
+    """Files have an axis of four KV heads, which eight devices cannot share out."""
+    printed = on_devices(
+        """
+        path = sys.argv[1]
+        from msrnn_jax.params import param_axes
+        config, host = ms.load(path)
+        spread = {"KH": ("data", "model")}
+        shardings = jax.tree.map(
+            lambda axes: NamedSharding(mesh, P(*map(spread.get, axes.split()))), param_axes(config)
+        )
+        _, params = ms.load(path, sharding=shardings)
+        same = jax.tree.map(lambda leaf, place: leaf.sharding == place, params, shardings)
+        equal = jax.tree.map(lambda one, other: np.array_equal(one, other), params, host)
+        print(all(jax.tree.leaves(same)), all(jax.tree.leaves(equal)))
+        print({part.data.shape for part in params.layers[0].key.addressable_shards})
+        """,
+        saved,
+    ).splitlines()
+    assert printed == ["True True", "{(24, 5)}"]

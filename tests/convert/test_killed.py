@@ -64,7 +64,7 @@ def state():
     assert {"config.json", "source.json"} <= names, names
     def check():
         config, params = load(path)
-        (folder / "fingerprint").write_text(fingerprint(params))
+        (folder / "fingerprint").write_text(fingerprint(config, params))
     assert in_fork(check) == 0
     return "complete " + (folder / "fingerprint").read_text()
 

@@ -35,7 +35,7 @@ from experiments.finetune.settings import Settings
 from experiments.finetune.training import Descent, Method, begin, decays, train
 from msrnn_jax.cli.app import app as msrnn
 from msrnn_jax.io.provenance import environment as environment_of_results
-from msrnn_jax.params import INPUTS
+from msrnn_jax.params import MATRICES
 
 QUIET = Console(quiet=True)
 LETTERS = "abcdefgh"
@@ -236,7 +236,7 @@ def test_matrices_and_adapters_decay_norms_and_biases_do_not() -> None:
         *("attention_norm", "mlp_norm", "query_norm", "key_norm", "query_bias", "key_bias", "value_bias"),
         *("output_bias", "gate_bias", "up_bias", "down_bias"),
     }
-    assert all(getattr(layer, name) is True for name in INPUTS)
+    assert all(getattr(layer, name) is True for name in MATRICES)
     assert found.embedding is True and found.final_norm is False
     adapters = ms.init_adapters(tiny.CONFIG, 2, jax.random.key(0))
     assert all(jax.tree.leaves(decays(adapters)))

@@ -81,7 +81,7 @@ def test_every_weight_has_sharding_names():
         names = param.get_metadata("out_sharding")
         assert len(names) == param[...].ndim
     layer = make(ms.TOVA()).layers[0]
-    assert layer.query.get_metadata("out_sharding") == ("embed", "heads", "head_dim")
+    assert layer.query.get_metadata("out_sharding") == ("embed", "heads")
     assert layer.down.get_metadata("out_sharding") == ("mlp", "embed")
 
 

@@ -232,5 +232,5 @@ def test_the_wheel_works_away_from_the_checkout(wheel, tmp_path):
     for arguments in (["folder", "one"], ["model.gguf", "two"], ["export", "two", "back"], ["import", "back", "three"]):
         done = msrnn("convert", *arguments)
         assert (done.returncode, done.stdout) == (0, f"{arguments[-1]}\n"), done.stderr
-    prints = {fingerprint(ms.load(tmp_path / name)[1]) for name in ("one", "two", "three")}
+    prints = {fingerprint(*ms.load(tmp_path / name)) for name in ("one", "two", "three")}
     assert len(prints) == 1

@@ -21,7 +21,7 @@ from convert.huggingface.export import export
 REASON = "needs torch==2.13.0 and transformers: pip install 'msrnn_jax[test,torch]'"
 torch = pytest.importorskip("torch", reason=REASON)
 pytest.importorskip("transformers", reason=REASON)
-from test_huggingface_reader import LLAMA3, write_model  # noqa: E402
+from test_huggingface_reader import LLAMA3, SIZES, write_model  # noqa: E402
 from test_roundtrip import BASE, random_params  # noqa: E402
 
 from convert.verify import _load_theirs, _their_logits, check_verifiable, verify  # noqa: E402, test_huggingface_reader needs both
@@ -93,16 +93,22 @@ def layer_changed(**changes):
     return change
 
 
+def of_heads(change, width=SIZES["head_dim"]):
+    """A change of [D, N, H]."""
+    return lambda w: change(w.reshape(len(w), -1, width)).reshape(w.shape)
+
+
+swapped, reversed_ = of_heads(lambda w: w[:, jnp.array([1, 0, *range(2, w.shape[1])])]), of_heads(lambda w: w[:, ::-1])
 DAMAGES = {
-    "query heads in another order": layer_changed(query=lambda w: w[:, jnp.array([1, 0, *range(2, w.shape[1])])]),
-    "key heads in another order": layer_changed(key=lambda w: w[:, ::-1], value=lambda w: w[:, ::-1]),
-    "halves of the rotation swapped": layer_changed(key=lambda w: jnp.roll(w, w.shape[2] // 2, axis=2)),
+    "query heads in another order": layer_changed(query=swapped),
+    "key heads in another order": layer_changed(key=reversed_, value=reversed_),
+    "halves of the rotation swapped": layer_changed(key=of_heads(lambda w: jnp.roll(w, w.shape[2] // 2, axis=2))),
     "a bias left out": layer_changed(key_bias=lambda w: jnp.zeros_like(w)),
     "an output bias left out": layer_changed(output_bias=lambda w: jnp.zeros_like(w)),
     "a norm left out": layer_changed(mlp_norm=lambda w: jnp.ones_like(w)),
     "a weight scaled": layer_changed(gate=lambda w: w * 1.001),
     "weights rounded": layer_changed(down=lambda w: w.astype(jnp.float16).astype(w.dtype)),
-    "a weight that is not finite": layer_changed(value=lambda w: w.at[0, 0, 0].set(jnp.nan)),
+    "a weight that is not finite": layer_changed(value=lambda w: w.at[0, 0].set(jnp.nan)),
 }
 
 
@@ -256,7 +262,7 @@ def test_gguf_files(tmp_path, capfd):
     assert "128 of 128 greedy tokens agree" in lines_of(file, ours)[1]
     assert capfd.readouterr().err == ""
     config, params = ms.load(ours)
-    ms.save(tmp_path / "damaged", config, layer_changed(query=lambda w: w[:, ::-1])(params))
+    ms.save(tmp_path / "damaged", config, layer_changed(query=of_heads(lambda w: w[:, ::-1], config.head_dim))(params))
     assert "does not compute what" in refusal(file, tmp_path / "damaged")
     scaling = {"rope__scaling__type": "linear", "rope__scaling__factor": 4.0}
     file = write_gguf_of(folder, tmp_path / "scaled.gguf", attention__sliding_window=100, **scaling)
