@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from experiments.common import published
 from experiments.common.claims import Claim, Part, Verdict, above, below, every, inside, not_measured
@@ -240,6 +241,16 @@ def _by_tag(lives: Sequence[Row]) -> list[Row]:
     return sorted(rows.values(), key=lambda row: -(row.get(f"life_{most}") or 0.0))
 
 
+def held_map(freed: Int[np.ndarray, " T"], steps: Int[np.ndarray, " P"]) -> Bool[np.ndarray, "P P"]:
+    """Which of the tokens read at some steps are held after each of them: [token, step].
+
+    Args:
+      freed: as in `unpack`, of a layer.
+    """
+    born, end = steps[:, None], freed[steps][:, None]
+    return (born <= steps[None]) & (steps[None] < end)
+
+
 def _figure_8(maps: Lines) -> list[Picture]:
     """The first map of TOVA, of four layers."""
     mapped = [line for line in maps if line["setting"]["policy"] == "tova"]
@@ -251,8 +262,7 @@ def _figure_8(maps: Lines) -> list[Picture]:
     figure, panels = canvas(len(layers), width=3.2, height=3.4)
     steps = np.unique(np.linspace(0, freed.shape[1] - 1, PIXELS).astype(int))
     for axes, layer in zip(panels, layers, strict=True):
-        born, end = steps[:, None], freed[layer][steps][:, None]
-        held = (born <= steps[None]) & (steps[None] < end)  # [token, step]
+        held = held_map(freed[layer], steps)
         edge = int(steps[-1])
         axes.imshow(
             held, cmap="Blues", origin="lower", aspect="auto", extent=(0, edge, 0, edge), interpolation="nearest"

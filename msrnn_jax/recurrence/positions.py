@@ -8,7 +8,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from msrnn_jax.config import Config
-from msrnn_jax.recurrence.attention import at_least_float32
+from msrnn_jax.recurrence.attention import at_least_float32, attention_logits
 from msrnn_jax.recurrence.rotary import Angles, rotate, rotation
 from msrnn_jax.state import EMPTY, LayerState
 
@@ -102,6 +102,40 @@ def rotate_to_newest(
         return rotate(keys, *rotation(config, -behind))
     cos, sin = (table[behind.astype(jnp.int32)].astype(keys.dtype) for table in angles)  # [#K, S, H / 2]
     return rotate(keys, cos, -sin)
+
+
+def logits_by_place(
+    config: Config,
+    mode: str,
+    angles: Angles | None,
+    query: Float[Array, "K G H"],
+    keys: Float[Array, "K S H"],
+    positions: Int[Array, "#K S"],
+) -> Float[Array, "K G S"]:
+    """`attention_logits` of an unrotated query at the newest held position, with unrotated keys.
+
+    On CPU as a product with rotated keys. Elsewhere the query is rotated, for every slot anew and within the sum, so
+    that keys are read once and nothing of their size is written.
+    """
+
+    def by_product(query: Array, keys: Array, positions: Array) -> Array:
+        turned = rotate_to_newest(config, mode, angles, keys, positions)
+        return attention_logits(query.astype(turned.dtype), turned)
+
+    def by_sums(query: Array, keys: Array, positions: Array) -> Array:
+        dtype = at_least_float32(keys.dtype)
+        cos, sin = rotation(config, _behind(mode, positions, dtype))  # [#K, S, H / 2]
+        ahead, up = jnp.split(query.astype(dtype), 2, axis=-1)  # [K, G, H / 2]
+        first, second = (half.astype(dtype) for half in jnp.split(keys, 2, axis=-1))  # [K, S, H / 2]
+        return attention_logits(ahead, first * cos + second * sin) + attention_logits(up, second * cos - first * sin)
+
+    return lax.platform_dependent(query, keys, positions, cpu=by_product, default=by_sums)
+
+
+def _behind(mode: str, positions: Int[Array, "#K S"], dtype: Any) -> Float[Array, "#K S"] | Int[Array, "#K S"]:
+    """`distances`, whole where they are."""
+    behind = distances(mode, positions, dtype)
+    return behind.astype(jnp.int32) if mode == "cache" else behind
 
 
 def counted_distance(mode: str, gap: Int[Array, "*T"], dtype: Any) -> Float[Array, "*T"]:

@@ -70,18 +70,19 @@ def rotation(
         frequency = jnp.asarray(inverse_frequencies(config.rope, config.head_dim), dtype).reshape(shape)
         angle = angle + (distance - whole.astype(distance.dtype)).astype(dtype) * frequency
     sign = jnp.sign(position)[..., None].astype(dtype)
-    both = jnp.stack([jnp.cos(angle), sign * jnp.sin(angle)])
-    cos, sin = lax.platform_dependent(both, cpu=_apart, default=lambda both: both)
-    return cos, sin
+    cos, sin = jnp.cos(angle), sign * jnp.sin(angle)
+    return lax.platform_dependent(cos, sin, cpu=_apart, default=lambda cos, sin: (cos, sin))
 
 
-def _apart(both: Array) -> Array:
+def _apart(cos: Array, sin: Array) -> Angles:
     """The same numbers, not fused with what uses them.
 
     XLA for CPU fuses a cosine into whatever uses it, to be computed again for every head of every layer, and an
     optimization_barrier does not keep it from that. A product it does not fuse, and this one is exact.
     """
-    return jnp.matmul(both, jnp.eye(both.shape[-1], dtype=both.dtype), precision=lax.Precision.HIGHEST)
+    both = jnp.stack([cos, sin])
+    cos, sin = jnp.matmul(both, jnp.eye(both.shape[-1], dtype=both.dtype), precision=lax.Precision.HIGHEST)
+    return cos, sin
 
 
 @functools.lru_cache(maxsize=64)

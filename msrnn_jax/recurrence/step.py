@@ -10,7 +10,7 @@ from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.attention import attention_logits, softmax, weighted_values
 from msrnn_jax.recurrence.checks import check_observed
 from msrnn_jax.recurrence.eviction import evict_one
-from msrnn_jax.recurrence.positions import rotate_to_newest
+from msrnn_jax.recurrence.positions import logits_by_place
 from msrnn_jax.recurrence.sliding_window import free_expired, visible_in_window, window_in
 from msrnn_jax.recurrence.slots import write_token
 from msrnn_jax.state import EMPTY, LayerState, StepContext, View
@@ -40,15 +40,16 @@ def attend(
     layer, slot = write_token(policy, layer, key, value, context.position)
     # The newest slot is visible even to padding, whose row is thrown away but must stay finite.
     newest = jnp.arange(layer.num_slots, dtype=jnp.int32)[None] == slot[:, None]  # [#K, S]
-    grouped, keys = query.reshape(key.shape[0], -1, query.shape[1]), layer.keys  # [K, G, H], [K, S, H]
-    if context.mode != "absolute" and config.rotates(index):
-        keys = rotate_to_newest(config, context.mode, context.angles, keys, layer.positions)
-        grouped = grouped.astype(keys.dtype)
+    grouped = query.reshape(key.shape[0], -1, query.shape[1])  # [K, G, H]
+    if context.mode == "absolute" or not config.rotates(index):
+        products = attention_logits(grouped, layer.keys)
+    else:
+        products = logits_by_place(config, context.mode, context.angles, grouped, layer.keys, layer.positions)
     held = layer.positions != EMPTY
     visible = newest | held
     if window is not None and not context.forgetting:
         visible = visible & visible_in_window(context.mode, layer.positions, slot[:, None], window)[:, 0]
-    probs = softmax(attention_logits(grouped, keys), visible, query.shape[1])
+    probs = softmax(products, visible, query.shape[1])
     mixed = weighted_values(probs, layer.values)
     over = held.sum(axis=1, dtype=jnp.int32) > layer.budget
     layer = observe_and_forget(policy, layer, probs, query, context, index, over, window)

@@ -1,5 +1,6 @@
 """Bytes of every device by arithmetic: by hand for a known model, and by XLA's own count for small ones."""
 
+import io
 import json
 import pathlib
 import subprocess
@@ -7,9 +8,10 @@ import sys
 
 import pytest
 from devices import environment
+from rich.console import Console
 from typer.testing import CliRunner
 
-from experiments.device_memory import SMALL, app, part_of
+from experiments.device_memory import SMALL, app, part_of, tables
 
 
 def test_llama_2_7b_on_one_device_and_on_eight(tmp_path: pathlib.Path) -> None:
@@ -49,6 +51,26 @@ def test_xla_counts_the_same_arguments_and_no_more_besides(tmp_path: pathlib.Pat
         assert row["arguments"] == row["expected_arguments"]
         assert 0 < row["temporary"] <= row["expected_temporary"]
     assert checked[2]["arguments"] < checked[0]["arguments"] / 7  # next to nothing is on every device
+
+
+def test_the_tables_say_what_was_counted() -> None:
+    row = {
+        "shape": "small",
+        "machine": "one",
+        "policy": "tova",
+        "budget": 7,
+        "memory_bytes": 2048,
+        "weight_bytes": 1024,
+    }
+    row |= {"state_bytes": 512, "total_bytes": {1: 1536, 4: 3072}, "largest_batch": 2}
+    checked = {"mesh": "data=2", "policy": "h2o", "budget": 9, "arguments": 1001, "expected_arguments": 1002}
+    checked |= {"temporary": 1003, "expected_temporary": 1004}
+    console = Console(width=160, file=io.StringIO(), record=True)
+    console.print(*tables([row], [checked]))
+    lines = [line.split("│") for line in console.export_text().splitlines()]
+    cells = [[cell.strip() for cell in line[1:-1]] for line in lines]
+    assert ["small", "one", "tova", "7", "1 KiB", "512 B", "1.5 KiB", "3 KiB !", "2"] in cells
+    assert ["data=2", "h2o", "9", "1,001", "1,002", "1,003", "1,004"] in cells
 
 
 def test_what_one_device_works_on() -> None:

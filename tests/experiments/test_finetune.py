@@ -653,6 +653,18 @@ def test_refuses_kept_training_that_is_damaged(tmp_path) -> None:
 # What it changed.
 
 
+def test_the_table_of_effects_has_both_ways_to_attend_and_no_change_of_the_untrained() -> None:
+    names = [f"{name}_{attention}" for name in ("perplexity", "change") for attention in ("policy", "full")]
+    numbers = {name: float(place) for place, name in enumerate([*names, "gap", "closed"], 1)}
+    numbers |= {f"{name}_stderr": 0.5 for name in numbers}
+    settings = effect.Settings("model", (), (), policy="tova", budget=8)
+    made = effect.table([{"model": model, **numbers} for model in (effect.UNTRAINED, "mine")], settings)
+    found = list(zip(*(column._cells for column in made.columns), strict=True))
+    assert found[0][1:] == ("1.00 +- 0.50", "", "2.00 +- 0.50", "", "5.0000 +- 0.5000", "")
+    mine = ("1.00 +- 0.50", "3.0000 +- 0.5000", "2.00 +- 0.50", "4.0000 +- 0.5000", "5.0000 +- 0.5000")
+    assert found[1] == ("mine", *mine, "600.0 +- 50.0 %")
+
+
 @pytest.mark.exhaustive
 def test_the_effect_is_paired_on_texts_that_every_model_reads(tmp_path) -> None:
     settings = make_settings(tmp_path, steps=20)

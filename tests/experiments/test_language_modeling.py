@@ -12,11 +12,11 @@ from rich.console import Console
 from toy import make_toy
 
 import msrnn_jax as ms
-from experiments.common.books import Book, read_books, spaced, spread
+from experiments.common.books import Book, Passage, read_books, spaced, spread
 from experiments.common.estimates import by
 from experiments.common.model import open_model
-from experiments.language_modeling.__main__ import Settings, run
-from experiments.language_modeling.reading import read_full, read_short, together
+from experiments.language_modeling.__main__ import Settings, _units, run
+from experiments.language_modeling.reading import Full, read_full, read_short, together
 from experiments.language_modeling.tables import summarise
 from msrnn_jax.checkpoint.tokenizer import load_tokenizer
 from msrnn_jax.evaluation.losses import compare
@@ -132,6 +132,24 @@ def test_a_last_piece_that_is_shorter_is_counted_to_its_end(tmp_path: pathlib.Pa
     compared = full.sum() - full[size - 1 :: size].sum()  # what begins a piece is predicted by nobody
     assert found["tokens"] == SIZE - len(pieces)
     np.testing.assert_allclose([found["nats"], found["full_nats"]], [nats, compared], rtol=1e-5)
+
+
+def test_a_segment_is_read_by_the_full_model_first_and_by_the_others_where_asked() -> None:
+    passage = Passage("book", 0, np.arange(9, dtype=np.int32))
+    full = Full(jnp.zeros((8, 2)), np.full(8, 0.5, np.float32))
+    settings = Settings(budgets=(4,), policies=("tova",), others=("window",))
+    plan = {others: list(_units(settings, None, passage, lambda: full, others)) for others in (True, False)}  # pyright: ignore
+    names = {others: [key.setting["policy"] for unit in units for key in unit.keys] for others, units in plan.items()}
+    assert names == {True: ["full", "baseline", "tova", "window"], False: ["full", "baseline", "tova"]}
+    assert plan[True][0].work() == [{"tokens": 8, "nats": 4.0, "kl": 0.0, "agreement": 8.0, "full_nats": 4.0}]
+
+
+def test_differences_from_the_full_model_are_of_the_same_tokens() -> None:
+    setting = {"policy": "tova", "budget": 4, "segment": 9}
+    numbers = {"tokens": 8, "kl": 1.0, "agreement": 2.0, "full_nats": 4.0}
+    lines = [{"setting": setting, "document": str(i), "nats": nats, **numbers} for i, nats in enumerate((6.0, 8.0))]
+    (row,) = summarise(lines)
+    assert (row["above_full"], row["kl"], row["agreement"]) == (3 / 8, 1 / 8, 1 / 4)
 
 
 @pytest.mark.exhaustive

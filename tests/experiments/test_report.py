@@ -36,10 +36,13 @@ from experiments.common.estimates import Estimate, difference, exact, exp, geome
 from experiments.common.figures import canvas, ours, papers
 from experiments.common.records import THROUGHPUT, Records, read_records
 from experiments.extrapolation.report import stream
+from experiments.generation.report import verdicts_of
 from experiments.report.__main__ import app, run
 from experiments.report.origin import different_models, origins, shown
 from experiments.report.report import CHECKS, CLAIMS
 from experiments.retention.maps import unpack
+from experiments.retention.report import _figure_8, held_map
+from experiments.throughput.report import saved
 
 VOID = ("meta", "img", "br", "hr", "link")
 
@@ -272,6 +275,7 @@ SHORT_LIVED = {"POS": (1, 1, 1, 1), **OTHER_TAGS}
     ("name", "lines", "start", "expected"),
     [
         ("understanding", lambda: made.understanding(-3.0), "SQuALITY: TOVA beats", DISAGREES),
+        ("understanding", lambda: made.understanding(-0.5, noise=0.1), "SQuALITY: TOVA beats", DISAGREES),
         ("understanding", lambda: made.understanding(0.5, noise=5.0), "QASPER: TOVA beats", UNDECIDED),
         ("understanding", lambda: made.understanding(8.0), "QASPER: in some cases", AGREES),
         ("understanding", lambda: made.understanding(-3.0), "SQuALITY: TOVA finds", DISAGREES),
@@ -322,6 +326,12 @@ def test_a_judge_that_prefers_the_first_text_says_nothing(tmp_path):
     found = of(tmp_path, "generation_judge", made.judgements({256: (0, 50, 0)}))
     (part,) = found["Stories: the full model wins more often than TOVA with 256 tokens"].parts
     assert (part.value, part.documents, part.outcome) == (0.0, 50, UNDECIDED)
+
+
+def test_verdicts_are_shares_of_the_pairs(tmp_path):
+    made.write(tmp_path / "generation_judge.jsonl", "generation_judge", made.judgements({300: (10, 25, 15)}))
+    (row,) = verdicts_of(read_records(tmp_path, CHECKS))
+    assert row == {"budget": 300, "pairs": 50, "win": 20.0, "tie": 50.0, "loss": 30.0, "paper": None}
 
 
 # ---------------------------------------------------------------- what is missing
@@ -517,6 +527,22 @@ def test_ours_are_solid_and_filled_and_the_papers_dashed_hollow_and_grey():
     assert mine.get_linestyle() == "-" and mine.get_markerfacecolor() == mine.get_color() != theirs.get_color()
     assert theirs.get_linestyle() == "--" and theirs.get_markerfacecolor() == "none" and theirs.get_color() == "0.55"
     assert [len(line.get_xdata()) for line in (mine, theirs)] == [2, 2]
+
+
+def test_memory_saved_is_the_rest_of_what_the_full_model_takes():
+    full = {"policy": "full", "budget": 4096, "state_bytes": 800}
+    parts = [saved({"policy": "tova", "budget": 512, "state_bytes": size}, full, 512) for size in (100, 120)]
+    assert [(part.value, part.outcome) for part in parts] == [(0.875, AGREES), (0.85, DISAGREES)]
+
+
+def test_a_map_shows_a_token_from_its_own_step_to_the_one_before_it_goes():
+    held = held_map(np.array([2, 2, 4]), np.arange(3))
+    assert held.tolist() == [[True, True, False], [False, True, False], [False, False, True]]
+    setting, _, numbers = made.retention()[-1]
+    assert [len(_figure_8([{"setting": {**setting, "policy": name}, **numbers}])) for name in ("tova", "window")] == [
+        1,
+        0,
+    ]
 
 
 def test_a_map_is_read_as_it_was_written(tmp_path):

@@ -1,0 +1,124 @@
+"""`step` and `extend` of a few layers of a model, compiled for a device that is not there."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import msrnn_jax as ms
+from experiments.common.shapes import SHAPES
+from experiments.compiled.hlo import Program
+from experiments.compiled.targets import target_device
+from msrnn_jax.io.units import tree_bytes
+from msrnn_jax.model.state_ops import fork
+from msrnn_jax.params import abstract_params
+
+PROGRAMS = ("step", "extend")
+CHUNKS = 4  # of a text; a loop over one would be none
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is compiled.
+
+    Attributes:
+      batch: rows; 0 for one state without a batch.
+      chunk: tokens that `extend` takes at once; by default no shape of a weight has its factors.
+    """
+
+    target: str
+    program: str
+    shape: str = "llama-2-7b"
+    dtype: str = "bfloat16"
+    layers: int = 1
+    policy: str = "tova"
+    budget: int = 512
+    positions: str = "absolute"
+    batch: int = 0
+    chunk: int = 120
+
+    @property
+    def config(self) -> ms.Config:
+        return SHAPES[self.shape].replace(num_layers=self.layers, dtype=self.dtype)
+
+    @property
+    def tokens(self) -> int:
+        """That a row reads."""
+        return 1 if self.program == "step" else CHUNKS * self.chunk
+
+    def __str__(self) -> str:
+        return " ".join(f"{value}" for value in dataclasses.astuple(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What came of it, in bytes."""
+
+    case: Case
+    program: Program
+    weights: int
+    state: int
+    temporaries: int
+    aliased: int
+
+    def copies(self) -> list[str]:
+        """What is written of the size of a weight or of a cache, beyond the caches that are returned."""
+        config, rows = self.case.config, max(1, self.case.batch)
+        shapes = jax.tree_util.tree_leaves_with_path(abstract_params(config))
+        counts = {leaf.size: jax.tree_util.keystr(path) for path, leaf in shapes if len(leaf.shape) == 2}
+        found = self.program.of_size(counts)
+        cache = rows * config.num_kv_heads * (self.case.budget + 1) * config.head_dim
+        caches = self.program.of_size({cache: "cache"})
+        return found + caches[2 * config.num_layers :]
+
+
+def compile_case(case: Case) -> Compiled:
+    """Compiles a case; the state is donated, as a decoding loop does."""
+    config, policy = case.config, ms.parse_policy(case.policy)
+    params = abstract_params(config)
+    state = jax.eval_shape(lambda: ms.init_state(config, policy, case.budget, positions=case.positions))
+    tokens = jax.ShapeDtypeStruct((case.tokens,) if case.program == "extend" else (), jnp.int32)
+    if case.batch:
+        state, tokens = (jax.eval_shape(partial(fork, count=case.batch), tree) for tree in (state, tokens))
+
+    def run(params: ms.Params, state: ms.MultiState, tokens: Any) -> Any:
+        def one(state: ms.MultiState, tokens: Any) -> Any:
+            if case.program == "step":
+                return ms.step(config, policy, params, state, tokens)
+            return ms.nll(config, policy, params, state, tokens, tokens, chunk=case.chunk)
+
+        return (jax.vmap(one) if case.batch else one)(state, tokens)
+
+    place = NamedSharding(Mesh(np.array([target_device(case.target)]), ("x",)), PartitionSpec())
+
+    def put(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)
+
+    done = jax.jit(run, donate_argnums=1).lower(put(params), put(state), put(tokens)).compile()
+    memory, text = done.memory_analysis(), done.as_text()
+    assert memory is not None and text is not None
+    return Compiled(
+        case,
+        Program(text),
+        tree_bytes(params),
+        tree_bytes(state),
+        memory.temp_size_in_bytes,
+        memory.alias_size_in_bytes,
+    )
+
+
+def per_layer(case: Case) -> dict[str, float]:
+    """What one layer adds, from a model of as many layers and one of one more."""
+    less, more = (compile_case(dataclasses.replace(case, layers=case.layers + extra)) for extra in (0, 1))
+    kernels = more.program.kernels() - less.program.kernels()
+    return {
+        "weights": more.weights - less.weights,
+        "state": more.state - less.state,
+        "temporaries": more.temporaries - less.temporaries,
+        "kernels": kernels,
+        "kernels_per_token": kernels / case.tokens,
+    }
