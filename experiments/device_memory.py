@@ -192,7 +192,7 @@ def tables(rows: Sequence[dict[str, Any]], checked: Sequence[dict[str, Any]]) ->
     if not checked:
         return [made]
     shown = Table("mesh", "policy", title=f"a small model, {CHECK_BATCH} rows: XLA's count and ours, of one device")
-    for title in ("budget", "arguments", "ours", "temporary", "ours"):
+    for title in ("budget", "arguments", "ours of them", "temporary", "ours"):
         shown.add_column(title, justify="right", no_wrap=True)
     for row in checked:
         names = ("arguments", "expected_arguments", "temporary", "expected_temporary")
