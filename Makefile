@@ -8,13 +8,14 @@ PRESET ?= small
 # The newest Python that is supported, and what `make test-newest` runs on it: the core, checkpoints, commands, the README.
 NEWEST := 3.13
 NEWEST_VENV := .venv-newest
+COMPILERS := .venv-compiled
 NEWEST_TESTS := project/test_readme cli/test_commands checkpoint/test_checkpoint convert/huggingface/test_roundtrip checkpoint/test_state_file model/test_llama
 # The recurrence, the policies and conversion, for every change in between.
 QUICK_TESTS := model/test_extend recurrence/test_policies recurrence/test_slots convert/huggingface/test_roundtrip
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
-.PHONY: demo reproduce test quick test-newest exhaustive mutants check torch clean
+.PHONY: demo reproduce test quick test-newest exhaustive compiled mutants check torch clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.experiments $(CHECKPOINT)/config.json
@@ -47,6 +48,17 @@ quick: $(VENV)/.test
 exhaustive: $(VENV)/.test
 	$(BIN)/python $(PYTEST) -m exhaustive
 
+# What the compilers of TPU and GPU make of the recurrence: both run on any machine, in an environment of their own.
+compiled: $(COMPILERS)/.installed
+	JAX_PLATFORMS=cpu $(COMPILERS)/bin/python $(PYTEST) --dist load tests/compiled
+
+$(COMPILERS)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m venv $(COMPILERS)
+	$(COMPILERS)/bin/python -m pip install --quiet --editable '.[test,tpu]'
+	version=$$($(COMPILERS)/bin/python -c 'import jaxlib; print(jaxlib.__version__)') && \
+	  $(COMPILERS)/bin/python -m pip install --quiet --no-deps "jax-cuda13-plugin==$$version" "jax-cuda13-pjrt==$$version"
+	@touch $@
+
 # How many seeded faults the tests catch, and which they do not. It takes hours, and goes on where it was stopped:
 # make mutants MUTANTS="--minutes 10"; python tests/mutants.py --help names the options.
 mutants: $(VENV)/.mutants
@@ -74,4 +86,4 @@ $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(NEWEST_VENV) .mutants checkpoints results build dist *.egg-info
+	rm -rf $(VENV) $(NEWEST_VENV) $(COMPILERS) .mutants checkpoints results build dist *.egg-info

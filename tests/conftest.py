@@ -1,5 +1,6 @@
 """Strict JAX settings, run-time shape checks, and the models that tests share."""
 
+import importlib.util
 import os
 import pathlib
 import sys
@@ -20,6 +21,9 @@ with pytest.MonkeyPatch.context() as _start:
     _flags = f"{os.environ.get('XLA_FLAGS', '')} {QUICK['XLA_FLAGS']}"
     _start.setenv("XLA_FLAGS", _flags.strip())  # XLA takes what begins with a blank for the name of a file
     jax.devices()
+
+# Programs for TPU and GPU are compiled in an environment of their own: `make compiled`.
+collect_ignore_glob = [] if importlib.util.find_spec("libtpu") else ["compiled/*"]
 
 _ROOT = pathlib.Path(__file__).parent.parent
 

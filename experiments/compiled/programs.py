@@ -65,15 +65,16 @@ class Compiled:
     temporaries: int
     aliased: int
 
-    def copies(self) -> list[str]:
-        """What is written of the size of a weight or of a cache, beyond the caches that are returned."""
+    def weights_copied(self) -> list[str]:
+        """What is written of the size of a matrix of weights, or of the embedding."""
+        leaves = jax.tree_util.tree_leaves_with_path(abstract_params(self.case.config))
+        return self.program.of_size({leaf.size: jax.tree_util.keystr(path) for path, leaf in leaves if leaf.ndim == 2})
+
+    def caches_copied(self) -> list[str]:
+        """What is written of the size of a layer's keys or values, beyond those that are returned."""
         config, rows = self.case.config, max(1, self.case.batch)
-        shapes = jax.tree_util.tree_leaves_with_path(abstract_params(config))
-        counts = {leaf.size: jax.tree_util.keystr(path) for path, leaf in shapes if len(leaf.shape) == 2}
-        found = self.program.of_size(counts)
-        cache = rows * config.num_kv_heads * (self.case.budget + 1) * config.head_dim
-        caches = self.program.of_size({cache: "cache"})
-        return found + caches[2 * config.num_layers :]
+        size = rows * config.num_kv_heads * (self.case.budget + 1) * config.head_dim
+        return self.program.of_size({size: "cache"})[2 * config.num_layers :]
 
 
 def compile_case(case: Case) -> Compiled:
@@ -109,16 +110,3 @@ def compile_case(case: Case) -> Compiled:
         memory.temp_size_in_bytes,
         memory.alias_size_in_bytes,
     )
-
-
-def per_layer(case: Case) -> dict[str, float]:
-    """What one layer adds, from a model of as many layers and one of one more."""
-    less, more = (compile_case(dataclasses.replace(case, layers=case.layers + extra)) for extra in (0, 1))
-    kernels = more.program.kernels() - less.program.kernels()
-    return {
-        "weights": more.weights - less.weights,
-        "state": more.state - less.state,
-        "temporaries": more.temporaries - less.temporaries,
-        "kernels": kernels,
-        "kernels_per_token": kernels / case.tokens,
-    }

@@ -37,6 +37,7 @@ TOPOLOGIES: dict[str, dict[str, Any]] = {
 }
 # So that libtpu asks no cloud what machine it is on.
 HERE = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # there is no TPU that two processes could fight for
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",

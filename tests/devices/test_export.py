@@ -98,7 +98,12 @@ def test_the_shapes_are_those_of_the_models(smollm2):
     counts = {
         name: sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config))) for name, config in SHAPES.items()
     }
-    assert counts == {"llama-2-7b": 6_738_415_616, "llama-3-70b": 70_553_706_496, "smollm2-135m": 134_515_008}
+    assert counts == {
+        "llama-2-7b": 6_738_415_616,
+        "llama-3-8b": 8_030_261_248,
+        "llama-3-70b": 70_553_706_496,
+        "smollm2-135m": 134_515_008,
+    }
     config, _ = ms.load(smollm2)
     assert SHAPES["smollm2-135m"] == config
     assert {SHAPES[name].dtype for name in ("llama-2-7b", "llama-3-70b")} == {"bfloat16"}
