@@ -140,26 +140,21 @@ def project_heads(
     """Query, key and value of the normed residual stream; query and key in at least float32, to be rotated."""
     x = rms_norm(config, x, weights.attention_norm)
     wide = at_least_float32(x.dtype)
-    query, key, value = (
-        split_heads(project(x, weight, bias, dtype), config.head_dim)
-        for weight, bias, dtype in (
-            (weights.query, weights.query_bias, wide),
-            (weights.key, weights.key_bias, wide),
-            (weights.value, weights.value_bias, None),
-        )
+    products = (
+        project(x, weights.query, weights.query_bias, wide),
+        project(x, weights.key, weights.key_bias, wide),
+        project(x, weights.value, weights.value_bias),
     )
+    # XLA for TPU would split the weights into heads instead, and copy them into the layout of what has three axes.
+    products = lax.platform_dependent(*products, tpu=lambda *three: lax.optimization_barrier(three), default=_same)
+    query, key, value = (leaf.reshape(*leaf.shape[:-1], -1, config.head_dim) for leaf in products)
     if weights.query_norm is not None and weights.key_norm is not None:
         query, key = rms_norm(config, query, weights.query_norm), rms_norm(config, key, weights.key_norm)
     return query, key, value
 
 
-def split_heads(x: Float[Array, "*T NH"], width: int) -> Float[Array, "*T N H"]:
-    """Heads and their width as two axes.
-
-    XLA for TPU would split the weight instead, and copy it into the layout of what has three axes.
-    """
-    x = lax.platform_dependent(x, tpu=lax.optimization_barrier, default=lambda x: x)
-    return x.reshape(*x.shape[:-1], -1, width)
+def _same(*leaves: Array) -> tuple[Array, ...]:
+    return leaves
 
 
 def unembed(config: Config, params: Params, x: Float[Array, "*T D"]) -> Float[Array, "*T V"]:
