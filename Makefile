@@ -8,8 +8,8 @@ PRESET ?= small
 # The newest Python that is supported, and what `make test-newest` runs on it: the core, checkpoints, commands, the README.
 NEWEST := 3.13
 NEWEST_VENV := .venv-newest
-COMPILERS := .venv-compiled
 NEWEST_TESTS := project/test_readme cli/test_commands checkpoint/test_checkpoint convert/huggingface/test_roundtrip checkpoint/test_state_file model/test_llama
+COMPILERS := .venv-compiled
 # The recurrence, the policies and conversion, for every change in between.
 QUICK_TESTS := model/test_extend recurrence/test_policies recurrence/test_slots convert/huggingface/test_roundtrip
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder

@@ -23,7 +23,8 @@ with pytest.MonkeyPatch.context() as _start:
     jax.devices()
 
 # Programs for TPU and GPU are compiled in an environment of their own: `make compiled`.
-collect_ignore_glob = [] if importlib.util.find_spec("libtpu") else ["compiled/*"]
+COMPILERS = ("libtpu", "jax_cuda13_plugin")
+collect_ignore_glob = [] if all(map(importlib.util.find_spec, COMPILERS)) else ["compiled/*"]
 
 _ROOT = pathlib.Path(__file__).parent.parent
 

@@ -2,6 +2,19 @@
 
 import msrnn_jax as ms
 
+LLAMA_3_8B = ms.Config(
+    vocab_size=128256,
+    model_dim=4096,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    mlp_dim=14336,
+    max_length=8192,
+    norm_eps=1e-5,
+    rope=ms.Rope(theta=500000.0),
+    dtype="bfloat16",
+)
 SHAPES: dict[str, ms.Config] = {
     "llama-2-7b": ms.Config(
         vocab_size=32000,
@@ -15,32 +28,8 @@ SHAPES: dict[str, ms.Config] = {
         norm_eps=1e-5,
         dtype="bfloat16",
     ),
-    "llama-3-8b": ms.Config(
-        vocab_size=128256,
-        model_dim=4096,
-        num_layers=32,
-        num_heads=32,
-        num_kv_heads=8,
-        head_dim=128,
-        mlp_dim=14336,
-        max_length=8192,
-        norm_eps=1e-5,
-        rope=ms.Rope(theta=500000.0),
-        dtype="bfloat16",
-    ),
-    "llama-3-70b": ms.Config(
-        vocab_size=128256,
-        model_dim=8192,
-        num_layers=80,
-        num_heads=64,
-        num_kv_heads=8,
-        head_dim=128,
-        mlp_dim=28672,
-        max_length=8192,
-        norm_eps=1e-5,
-        rope=ms.Rope(theta=500000.0),
-        dtype="bfloat16",
-    ),
+    "llama-3-8b": LLAMA_3_8B,
+    "llama-3-70b": LLAMA_3_8B.replace(model_dim=8192, num_layers=80, num_heads=64, mlp_dim=28672),
     "smollm2-135m": ms.Config(
         vocab_size=49152,
         model_dim=576,

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common.console import say, show
+from experiments.common.options import settings_of
 from experiments.common.origin import check_out, write_result
 from experiments.common.shapes import SHAPES
 from experiments.compiled.programs import PROGRAMS, Case, compile_case
@@ -102,21 +103,13 @@ def main(
     out: Annotated[pathlib.Path, typer.Option(help="JSON to write.")] = pathlib.Path("results/compiled.json"),
 ) -> None:
     check_out(out)
-    for what, given, known in (("shape", [shape], SHAPES), ("program", program or [], PROGRAMS)):
-        for name in given:
+    given: dict[str, Any] = {"targets": target, "programs": program, "batches": batch, "shape": shape}
+    given |= {"policy": policy, "budget": budget, "positions": positions, "dtype": dtype}
+    settings = settings_of({NAME: Settings()}, NAME, **given)
+    for what, names, known in (("shape", [settings.shape], SHAPES), ("program", settings.programs, PROGRAMS)):
+        for name in names:
             if name not in known:
                 raise ValueError(f"{what} is {name!r}; it must be one of {', '.join(known)}")
-    defaults = Settings()
-    settings = Settings(
-        targets=tuple(target or defaults.targets),
-        programs=tuple(program or defaults.programs),
-        batches=tuple(batch or defaults.batches),
-        shape=shape,
-        policy=policy,
-        budget=budget,
-        positions=positions,
-        dtype=dtype,
-    )
     rows = run(settings, Console(stderr=True))
     write_result(out, NAME, settings, {"rows": rows})
     show(table(rows, settings))

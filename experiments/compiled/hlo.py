@@ -55,19 +55,10 @@ class Program:
             self.computations[head[2]] = [Instruction(*found) for found in INSTRUCTION.findall(block)]
             self.entry = head[2] if head[1] else self.entry
 
-    def loops(self) -> dict[str, int]:
-        """The bodies of all loops, and how often each runs where the compiler knows it, else 0."""
-        found = {}
-        for body in self.computations.values():
-            for one in body:
-                if one.op == "while":
-                    found[_of("body", one)] = _trips(one)
-        return found
-
     def written(self) -> list[Instruction]:
         """What is written to main memory outside of fusions, a line of a loop once."""
-        bodies = [self.entry, *self.loops()]
-        return [one for body in bodies for one in self.computations[body] if one.writes]
+        loops = {_body(one) for body in self.computations.values() for one in body if one.op == "while"}
+        return [one for body in (self.entry, *sorted(loops)) for one in self.computations[body] if one.writes]
 
     def kernels(self) -> int:
         """How many kernels it launches: each fusion, product, copy and custom call, those of a loop times its trips."""
@@ -77,7 +68,7 @@ class Program:
         total = 0
         for one in self.computations[body]:
             if one.op == "while":
-                total += max(1, _trips(one)) * self._kernels(_of("body", one))
+                total += _trips(one) * self._kernels(_body(one))
             elif one.op not in IDLE:
                 total += 1
         return total
@@ -93,12 +84,13 @@ class Program:
         return found
 
 
-def _of(attribute: str, one: Instruction) -> str:
-    found = re.search(rf"{attribute}=%([\w.\-]+)", one.rest)
-    assert found is not None, one
+def _body(loop: Instruction) -> str:
+    found = re.search(r"body=%([\w.\-]+)", loop.rest)
+    assert found is not None, loop
     return found[1]
 
 
-def _trips(one: Instruction) -> int:
-    found = re.search(r'known_trip_count":\{"n":"(\d+)"', one.rest)
-    return int(found[1]) if found else 0
+def _trips(loop: Instruction) -> int:
+    """How often a loop runs; 1 where the compiler does not know it."""
+    found = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest)
+    return int(found[1]) if found else 1

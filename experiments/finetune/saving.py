@@ -1,7 +1,6 @@
 """Training on disk: everything that the next step needs, in a folder that is whole or not there."""
 
 import json
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -70,8 +69,7 @@ def read_kept(folder: pathlib.Path, like: Training) -> Training:
     named = _named(like)
     try:
         stored = {name: tuple(leaf.shape) for name, leaf in stored_shapes(folder / ARRAYS).items()}
-        # By size, since heads and their width were two axes once; which model it is stands beside them.
-        if {name: math.prod(shape) for name, shape in stored.items()} != {n: leaf.size for n, leaf in named.items()}:
+        if stored.keys() != named.keys() or not all(_fits_into(stored[name], named[name].shape) for name in named):
             raise ValueError("it is of another model, optimiser or batch")
         wanted = {name: jax.ShapeDtypeStruct(stored[name], leaf.dtype, sharding=host) for name, leaf in named.items()}
         found = read_weights(folder / ARRAYS, wanted)
@@ -80,6 +78,12 @@ def read_kept(folder: pathlib.Path, like: Training) -> Training:
         raise ValueError(f"{str(folder)!r}: the training that was kept cannot be read: {problem}") from None
     leaves = [_placed(found.pop(name), leaf) for name, leaf in zip(wanted, jax.tree.leaves(like), strict=True)]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _fits_into(stored: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether an array has this shape, or had it when heads and their width were two neighbouring axes."""
+    joined = ((*stored[:i], stored[i] * stored[i + 1], *stored[i + 2 :]) for i in range(len(stored) - 1))
+    return shape in (stored, *joined)
 
 
 def _placed(value: jax.Array, like: jax.Array) -> jax.Array:

@@ -133,7 +133,8 @@ def _with_adapters(shapes: Params, stored: Mapping[str, Any]) -> Params:
         node: Any = stored
         for name in (*path_names(where), "adapter"):
             node = node.get(name) if isinstance(node, Mapping) else None
-        halves = {name: half.shape for name, half in dict(node or {}).items() if hasattr(half, "shape")}
+        found = node if isinstance(node, Mapping) else {}
+        halves = {name: half.shape for name, half in found.items() if hasattr(half, "shape")}
         if halves.keys() != {"down", "up"}:
             return leaf
         shapes = (*leaf.shape[:1], *halves["down"][-1:]), (*halves["up"][:1], *leaf.shape[1:])

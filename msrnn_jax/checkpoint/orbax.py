@@ -38,6 +38,15 @@ class LazyArray:
     def nbytes(self) -> int:
         return self.size * self.dtype.itemsize
 
+    def reshape(self, shape: tuple[int, ...]) -> "LazyArray":
+        """The same numbers in another shape."""
+        return LazyArray(shape, self.dtype, lambda: self.read().reshape(shape))
+
+
+def lazy(leaf: Any) -> LazyArray:
+    """An array, or a `LazyArray`, as the latter."""
+    return leaf if isinstance(leaf, LazyArray) else LazyArray(leaf.shape, leaf.dtype, lambda: np.asarray(leaf))
+
 
 def write_weights(folder: pathlib.Path, tree: Any) -> None:
     """Saves a tree of arrays and `LazyArray` ones, holding one large one or a few small ones in memory at a time."""
@@ -69,10 +78,7 @@ def write_weights(folder: pathlib.Path, tree: Any) -> None:
             for chunk in itertools.product(*(_cut(length, size) for length, size in sides)):
                 await store[chunk].write(value[chunk], can_reference_source_data_indefinitely=True)
 
-    def deferred(leaf: Any) -> LazyArray:
-        return leaf if isinstance(leaf, LazyArray) else LazyArray(leaf.shape, leaf.dtype, lambda: np.asarray(leaf))
-
-    tree = jax.tree.map(deferred, tree)
+    tree = jax.tree.map(lazy, tree)
     arguments = jax.tree.map(lambda leaf: orbax.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
     registry = orbax.type_handlers.create_type_handler_registry((LazyArray, Handler()))
     with _quiet(), orbax.Checkpointer(orbax.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:

@@ -3,13 +3,11 @@
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
-import numpy as np
 
 from msrnn_jax.checkpoint.layout import CONFIG_FILE, PARAMS_FOLDER, is_checkpoint
-from msrnn_jax.checkpoint.orbax import LazyArray, to_tree, write_weights
+from msrnn_jax.checkpoint.orbax import lazy, to_tree, write_weights
 from msrnn_jax.config import Config
 from msrnn_jax.io.folders import FolderKind, atomic_folder, check_and_recover, check_space
 from msrnn_jax.io.units import tree_bytes
@@ -50,23 +48,12 @@ def save(
     texts = {CONFIG_FILE: config.to_json(), **(files or {})}
     check_space(path, tree_bytes(params) + sum(map(len, texts.values())))
     with atomic_folder(path, CHECKPOINT, overwrite) as folder:
-        write_weights(folder / PARAMS_FOLDER, to_tree(_by_head(config, params)))
+        by_head = jax.tree.map(lambda leaf, shape: lazy(leaf).reshape(shape), params, shapes_by_head(config, params))
+        write_weights(folder / PARAMS_FOLDER, to_tree(by_head))
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         if inspect is not None:
             inspect(folder)
-
-
-def _by_head(config: Config, params: Params) -> Params:
-    """Weights as they lie in files, whose layout does not follow that in memory."""
-
-    def weight(leaf: Any, shape: tuple[int, ...]) -> LazyArray:
-        def read() -> np.ndarray:
-            return (leaf.read() if isinstance(leaf, LazyArray) else np.asarray(leaf)).reshape(shape)
-
-        return LazyArray(shape, leaf.dtype, read)
-
-    return jax.tree.map(weight, params, shapes_by_head(config, params))
 
 
 def _check_for_orbax(path: pathlib.Path) -> None:

@@ -24,7 +24,7 @@ SHARDING_NAMES = {"V": "vocab", "D": "embed", "NH": "heads", "KH": "kv_heads", "
 def _param(value: Array | None, axes: str | None) -> Any:
     if value is None or axes is None:
         return None
-    return nnx.Param(value, out_sharding=tuple(map(SHARDING_NAMES.get, axes.split())), eager_sharding=False)
+    return nnx.Param(value, out_sharding=tuple(SHARDING_NAMES[axis] for axis in axes.split()), eager_sharding=False)
 
 
 class DecoderLayer(nnx.Module):

@@ -146,15 +146,13 @@ def project_heads(
         project(x, weights.value, weights.value_bias),
     )
     # XLA for TPU would split the weights into heads instead, and copy them into the layout of what has three axes.
-    products = lax.platform_dependent(*products, tpu=lambda *three: lax.optimization_barrier(three), default=_same)
+    products = lax.platform_dependent(
+        *products, tpu=lambda *three: lax.optimization_barrier(three), default=lambda *three: three
+    )
     query, key, value = (leaf.reshape(*leaf.shape[:-1], -1, config.head_dim) for leaf in products)
     if weights.query_norm is not None and weights.key_norm is not None:
         query, key = rms_norm(config, query, weights.query_norm), rms_norm(config, key, weights.key_norm)
     return query, key, value
-
-
-def _same(*leaves: Array) -> tuple[Array, ...]:
-    return leaves
 
 
 def unembed(config: Config, params: Params, x: Float[Array, "*T D"]) -> Float[Array, "*T V"]:

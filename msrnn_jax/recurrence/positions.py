@@ -1,5 +1,6 @@
 """Position modes: how far apart remembered tokens count as being, and keys turned to their places."""
 
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -114,28 +115,31 @@ def logits_by_place(
 ) -> Float[Array, "K G S"]:
     """`attention_logits` of an unrotated query at the newest held position, with unrotated keys.
 
-    On CPU as a product with rotated keys. Elsewhere the query is rotated, for every slot anew and within the sum, so
-    that keys are read once and nothing of their size is written.
+    On CPU as one product with rotated keys. Elsewhere half by half: XLA then rotates keys within the two products, and
+    writes no copy of them.
     """
-
-    def by_product(query: Array, keys: Array, positions: Array) -> Array:
-        turned = rotate_to_newest(config, mode, angles, keys, positions)
-        return attention_logits(query.astype(turned.dtype), turned)
-
-    def by_sums(query: Array, keys: Array, positions: Array) -> Array:
-        dtype = at_least_float32(keys.dtype)
-        cos, sin = rotation(config, _behind(mode, positions, dtype))  # [#K, S, H / 2]
-        ahead, up = jnp.split(query.astype(dtype), 2, axis=-1)  # [K, G, H / 2]
-        first, second = (half.astype(dtype) for half in jnp.split(keys, 2, axis=-1))  # [K, S, H / 2]
-        return attention_logits(ahead, first * cos + second * sin) + attention_logits(up, second * cos - first * sin)
-
-    return lax.platform_dependent(query, keys, positions, cpu=by_product, default=by_sums)
+    return lax.platform_dependent(
+        query,
+        keys,
+        positions,
+        cpu=partial(_logits_at_once, config, mode, angles),
+        default=partial(_logits_by_halves, config, mode),
+    )
 
 
-def _behind(mode: str, positions: Int[Array, "#K S"], dtype: Any) -> Float[Array, "#K S"] | Int[Array, "#K S"]:
-    """`distances`, whole where they are."""
-    behind = distances(mode, positions, dtype)
-    return behind.astype(jnp.int32) if mode == "cache" else behind
+def _logits_at_once(
+    config: Config, mode: str, angles: Angles | None, query: Array, keys: Array, positions: Array
+) -> Array:
+    turned = rotate_to_newest(config, mode, angles, keys, positions)
+    return attention_logits(query.astype(turned.dtype), turned)
+
+
+def _logits_by_halves(config: Config, mode: str, query: Array, keys: Array, positions: Array) -> Array:
+    dtype = at_least_float32(keys.dtype)
+    cos, sin = rotation(config, distances(mode, positions, dtype))  # [#K, S, H / 2]
+    ahead, up = jnp.split(query.astype(dtype), 2, axis=-1)  # [K, G, H / 2]
+    first, second = (half.astype(dtype) for half in jnp.split(keys, 2, axis=-1))  # [K, S, H / 2]
+    return attention_logits(ahead, first * cos + second * sin) + attention_logits(up, second * cos - first * sin)
 
 
 def counted_distance(mode: str, gap: Int[Array, "*T"], dtype: Any) -> Float[Array, "*T"]:

@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 import experiments.finetune.effect as effect
 import experiments.finetune.run as running
+import experiments.finetune.saving as saving
 import msrnn_jax as ms
 from experiments.common.books import Book, read_books
 from experiments.finetune.__main__ import app
@@ -650,6 +651,11 @@ def test_refuses_kept_training_that_is_damaged(tmp_path) -> None:
     assert losses.read_text() == written
 
 
+def test_kept_arrays_may_have_heads_and_their_width_apart() -> None:
+    fits = {shape: saving._fits_into(shape, (4, 6)) for shape in ((4, 6), (4, 2, 3), (2, 2, 6), (8, 3), (2, 12), (24,))}
+    assert fits == {(4, 6): True, (4, 2, 3): True, (2, 2, 6): True, (8, 3): False, (2, 12): False, (24,): False}
+
+
 # What it changed.
 
 
@@ -659,7 +665,7 @@ def test_the_table_of_effects_has_both_ways_to_attend_and_no_change_of_the_untra
     numbers |= {f"{name}_stderr": 0.5 for name in numbers}
     settings = effect.Settings("model", (), (), policy="tova", budget=8)
     made = effect.table([{"model": model, **numbers} for model in (effect.UNTRAINED, "mine")], settings)
-    found = list(zip(*(column._cells for column in made.columns), strict=True))
+    found = list(zip(*(column.cells for column in made.columns), strict=True))
     assert found[0][1:] == ("1.00 +- 0.50", "", "2.00 +- 0.50", "", "5.0000 +- 0.5000", "")
     mine = ("1.00 +- 0.50", "3.0000 +- 0.5000", "2.00 +- 0.50", "4.0000 +- 0.5000", "5.0000 +- 0.5000")
     assert found[1] == ("mine", *mine, "600.0 +- 50.0 %")

@@ -334,6 +334,7 @@ def test_tables_pair_policies_with_the_full_model_and_orders_with_each_other():
     for shown in (table([full, after, before]), depth_table(depths)):
         console = Console(width=160, file=io.StringIO(), record=True)
         console.print(shown)
+    assert shown.row_count == 3
     rows = [re.findall(r"[\w.-]+", line) for line in console.export_text().splitlines()]
     assert ["full", "-", "after", "1.00", "1.00", "1.00"] in rows
     assert ["tova", "64", "after", "0.00", "0.00", "1.00"] in rows

@@ -539,10 +539,8 @@ def test_a_map_shows_a_token_from_its_own_step_to_the_one_before_it_goes():
     held = held_map(np.array([2, 2, 4]), np.arange(3))
     assert held.tolist() == [[True, True, False], [False, True, False], [False, False, True]]
     setting, _, numbers = made.retention()[-1]
-    assert [len(_figure_8([{"setting": {**setting, "policy": name}, **numbers}])) for name in ("tova", "window")] == [
-        1,
-        0,
-    ]
+    maps = [[{"setting": {**setting, "policy": policy}, **numbers}] for policy in ("tova", "window")]
+    assert [len(_figure_8(lines)) for lines in maps] == [1, 0]
 
 
 def test_a_map_is_read_as_it_was_written(tmp_path):

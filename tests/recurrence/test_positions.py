@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 import msrnn_jax as ms
-from msrnn_jax.recurrence.positions import distances
+from msrnn_jax.recurrence.positions import _logits_at_once, _logits_by_halves, angles_for, distances
 from msrnn_jax.state import POSITION_MODES
 
 CONFIG = tiny.CONFIG
@@ -40,6 +40,19 @@ def test_one_gap_counts_in_full_up_to_ten(gap):
     whole = gap if gap <= 10 else math.log(math.log(gap))  # 11 counts less than 1
     np.testing.assert_allclose(distances("gap", positions, jnp.float32)[0, [0, 1, 3]], [3, 3 + whole, 0], rtol=1e-6)
     assert distances("cache", positions, jnp.float32)[0, jnp.asarray([0, 1, 3])].tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize("mode", ["cache", "gap"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_products_by_halves_are_those_with_rotated_keys(mode, rows, x64):
+    """The first is what TPU and GPU compute, the second what a CPU does."""
+    random, heads, width = np.random.default_rng(0), 3, FLOAT64.head_dim
+    positions = jnp.asarray(random.permuted(np.tile(np.arange(0, 21, 3), (rows, 1)), axis=1), jnp.int32)
+    query, keys = (jnp.asarray(random.normal(size=(heads, count, width))) for count in (2, positions.shape[1]))
+    angles = angles_for(FLOAT64, mode, jnp.int32(0), positions.shape[1])
+    found = _logits_by_halves(FLOAT64, mode, query, keys, positions)
+    wanted = _logits_at_once(FLOAT64, mode, angles, query, keys, positions)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
 
 
 def test_distances_far_into_a_text_are_exact():
