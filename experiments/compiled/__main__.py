@@ -3,8 +3,9 @@
 python -m experiments.compiled
 
 XLA compiles for a device that is described, so programs, buffers and copies are real; only time is not there. It needs
-the compilers, which `make compiled` puts into .venv-compiled. Layers are alike, so what a layer takes is what a model
-of two layers takes beyond one of one. Nothing is computed, and no weights are needed.
+the compilers, which `make compiled` puts into .venv-compiled. Layers are alike, so what a layer launches is what a
+model of two layers launches beyond one of one; everything else is of as many layers as asked for. Nothing is computed,
+and no weights are needed.
 """
 
 import dataclasses
@@ -37,6 +38,7 @@ class Settings:
     targets: tuple[str, ...] = tuple(TOPOLOGIES)
     programs: tuple[str, ...] = PROGRAMS
     batches: tuple[int, ...] = (0, 8)
+    layers: tuple[int, ...] = (1,)
     shape: str = "llama-2-7b"
     policy: str = "tova"
     budget: int = 512
@@ -53,36 +55,45 @@ def run(settings: Settings, console: Console) -> list[dict[str, Any]]:
     rows = []
     for target, program, batch in itertools.product(settings.targets, settings.programs, settings.batches):
         say(console, f"compiling {program} for {target}, batch {batch}")
-        one, two = (compile_case(Case(target, program, batch=batch, layers=layers, **fixed)) for layers in (1, 2))
-        kernels = two.program.kernels() - one.program.kernels()
-        rows.append(
-            {
-                "target": target,
-                "program": program,
-                "batch": batch,
-                "weight_bytes": one.weights,
-                "state_bytes": one.state,
-                "temporary_bytes": one.temporaries,
-                "aliased_bytes": one.aliased,
-                "weights_copied": one.weights_copied(),
-                "caches_copied": one.caches_copied(),
-                "kernels_of_a_layer": kernels,
-                "kernels_of_a_token_and_layer": kernels / one.case.tokens,
-            }
-        )
+        cases = {
+            layers: Case(target, program, batch=batch, layers=layers, **fixed) for layers in (1, 2, *settings.layers)
+        }
+        made = {layers: compile_case(case) for layers, case in cases.items()}
+        kernels = made[2].program.kernels() - made[1].program.kernels()
+        for layers in settings.layers:
+            one = made[layers]
+            rows.append(
+                {
+                    "target": target,
+                    "program": program,
+                    "batch": batch,
+                    "layers": layers,
+                    "compile_seconds": one.seconds,
+                    "weight_bytes": one.weights,
+                    "state_bytes": one.state,
+                    "temporary_bytes": one.temporaries,
+                    "aliased_bytes": one.aliased,
+                    "weights_copied": one.weights_copied(),
+                    "caches_copied": one.caches_copied(),
+                    "kernels_of_a_layer": kernels,
+                    "kernels_of_a_token_and_layer": kernels / one.case.tokens,
+                }
+            )
     return rows
 
 
 def table(rows: Sequence[dict[str, Any]], settings: Settings) -> Table:
     """The rows, for reading."""
-    made = Table("target", "program", title=f"one layer of {settings.shape}, {settings.policy} {settings.budget}")
-    for title in ("batch", "weights", "state", "temporaries", "copies of weights, caches", "kernels of a token"):
+    made = Table("target", "program", title=f"{settings.shape}, {settings.policy} {settings.budget}")
+    for title in ("batch", "layers", "weights", "state", "temporaries", "copies of weights, caches"):
+        made.add_column(title, justify="right")
+    for title in ("kernels of a token and layer", "seconds to compile"):
         made.add_column(title, justify="right")
     for row in rows:
         sizes = (spell_bytes(row[name]) for name in ("weight_bytes", "state_bytes", "temporary_bytes"))
         copies = f"{len(row['weights_copied'])}, {len(row['caches_copied'])}"
-        kernels = f"{row['kernels_of_a_token_and_layer']:.1f}"
-        made.add_row(row["target"], row["program"], str(row["batch"]), *sizes, copies, kernels)
+        last = f"{row['kernels_of_a_token_and_layer']:.1f}", f"{row['compile_seconds']:.1f}"
+        made.add_row(row["target"], row["program"], f"{row['batch']}", f"{row['layers']}", *sizes, copies, *last)
     return made
 
 
@@ -95,6 +106,7 @@ def main(
     target: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(TOPOLOGIES)}; repeat it.")] = None,
     program: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(PROGRAMS)}; repeat it.")] = None,
     batch: Annotated[list[int] | None, typer.Option(min=0, help="Rows, 0 for one state alone; repeat it.")] = None,
+    layers: Annotated[list[int] | None, typer.Option(min=1, help="Of the model; repeat it. Default: 1.")] = None,
     shape: Annotated[str, typer.Option(help=f"Of a model: {', '.join(SHAPES)}.")] = Settings.shape,
     policy: Annotated[str, typer.Option(help="As in msrnn perplexity.")] = Settings.policy,
     budget: Annotated[int, typer.Option(help="Multi-state size.")] = Settings.budget,
@@ -103,8 +115,8 @@ def main(
     out: Annotated[pathlib.Path, typer.Option(help="JSON to write.")] = pathlib.Path("results/compiled.json"),
 ) -> None:
     check_out(out)
-    given: dict[str, Any] = {"targets": target, "programs": program, "batches": batch, "shape": shape}
-    given |= {"policy": policy, "budget": budget, "positions": positions, "dtype": dtype}
+    given: dict[str, Any] = {"targets": target, "programs": program, "batches": batch, "layers": layers}
+    given |= {"shape": shape, "policy": policy, "budget": budget, "positions": positions, "dtype": dtype}
     settings = settings_of({NAME: Settings()}, NAME, **given)
     for what, names, known in (("shape", [settings.shape], SHAPES), ("program", settings.programs, PROGRAMS)):
         for name in names:

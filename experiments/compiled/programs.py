@@ -1,6 +1,7 @@
 """`step` and `extend` of a few layers of a model, compiled for a device that is not there."""
 
 import dataclasses
+import time
 from functools import partial
 from typing import Any
 
@@ -56,10 +57,15 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What came of it, in bytes."""
+    """What came of it, in bytes.
+
+    Attributes:
+      seconds: that tracing and compiling took.
+    """
 
     case: Case
     program: Program
+    seconds: float
     weights: int
     state: int
     temporaries: int
@@ -99,12 +105,15 @@ def compile_case(case: Case) -> Compiled:
     def put(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)
 
+    started = time.perf_counter()
     done = jax.jit(run, donate_argnums=1).lower(put(params), put(state), put(tokens)).compile()
+    seconds = time.perf_counter() - started
     memory, text = done.memory_analysis(), done.as_text()
     assert memory is not None and text is not None
     return Compiled(
         case,
         Program(text),
+        seconds,
         tree_bytes(params),
         tree_bytes(state),
         memory.temp_size_in_bytes,
