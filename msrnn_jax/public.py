@@ -10,6 +10,7 @@ from msrnn_jax.evaluation.losses import nll
 from msrnn_jax.generation.generate import generate, stream
 from msrnn_jax.generation.sampling import Chain, Greedy, MinP, Sampler, Temperature, TopK, TopP
 from msrnn_jax.generation.streaming import stream_text
+from msrnn_jax.io.environment import keep_compilations
 from msrnn_jax.model.cell import MultiStateCell
 from msrnn_jax.model.extend import extend
 from msrnn_jax.model.llama import step
@@ -59,6 +60,7 @@ __all__ = [
     "init_adapters",
     "init_params",
     "init_state",
+    "keep_compilations",
     "load",
     "load_state",
     "load_tokenizer",

@@ -16,26 +16,45 @@ def default_cache() -> Path:
     return Path(own) if own else Path(shared or Path.home() / ".cache") / "msrnn_jax"
 
 
-def keep_compilations() -> None:
-    """Has JAX keep what it compiles in the folder `xla` of the cache, so that the next process need not.
+def keep_compilations(folder: str | os.PathLike[str] | None = None) -> str | None:
+    """Has JAX keep what it compiles in a folder, so that the next process need not compile it again.
 
-    A folder that the user has given to JAX stays (`JAX_COMPILATION_CACHE_DIR`), and
-    `JAX_ENABLE_COMPILATION_CACHE=false` turns it all off. Where the folder cannot be written, nothing is kept.
+    The commands call it. The folder takes at most 2 GiB, and `JAX_ENABLE_COMPILATION_CACHE=false` turns it all off.
+    Keep it to yourself: JAX runs the programs that it finds there.
+
+    Args:
+      folder: by default the one that was given to JAX (`JAX_COMPILATION_CACHE_DIR`), which then stays as it is, else
+        `xla` in `$MSRNN_CACHE`, else in `~/.cache/msrnn_jax`.
+
+    Returns:
+      The folder; None where nothing is kept, since that is turned off, or since the default cannot be written.
+
+    Raises:
+      ValueError: for a folder that cannot be written.
     """
     import jax
+    from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-    if jax.config.values["jax_compilation_cache_dir"] or not jax.config.values["jax_enable_compilation_cache"]:
-        return
-    folder = default_cache() / "xla"
+    given = jax.config.values["jax_compilation_cache_dir"]
+    if not jax.config.values["jax_enable_compilation_cache"]:
+        return None
+    if folder is None and given:
+        return given
+    path = default_cache() / "xla" if folder is None else Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
+        is_writable = os.access(path, os.W_OK)
     except OSError:
-        return
-    if not os.access(folder, os.W_OK):
-        return
+        is_writable = False
+    if not is_writable and folder is not None:
+        raise ValueError(f"folder is {str(folder)!r}; it must be one that can be written")
+    if not is_writable:
+        return None
     # A full disk costs time, not results, and would be told of once for every program.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
     # A command compiles dozens of small programs before the large ones, each in a few hundredths of a second.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    reset_cache()  # JAX may have opened another folder by now
+    return str(path)
