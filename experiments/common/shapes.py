@@ -44,4 +44,16 @@ SHAPES: dict[str, ms.Config] = {
         tied_embeddings=True,
         dtype="float32",
     ),
+    # Compiled and run in seconds anywhere, for checks of what does not depend on size.
+    "tiny": ms.Config(
+        vocab_size=512,
+        model_dim=64,
+        num_layers=2,
+        num_heads=8,
+        num_kv_heads=4,
+        head_dim=16,
+        mlp_dim=192,
+        max_length=4096,
+        dtype="float32",
+    ),
 }

@@ -92,8 +92,8 @@ def row_of(rows: Sequence[Row], name: str) -> Row:
     return row
 
 
-def compiled(function: Callable, *arguments: Any, donate: Sequence[int] = (), **static: Any) -> tuple[Any, float]:
-    """The function compiled for these arguments, or for their shapes, and the seconds that took.
+def lowered(function: Callable, *arguments: Any, donate: Sequence[int] = (), **static: Any) -> Any:
+    """The function traced for these arguments, or for their shapes.
 
     Args:
       donate: numbers of the arguments that the program may overwrite.
@@ -101,8 +101,13 @@ def compiled(function: Callable, *arguments: Any, donate: Sequence[int] = (), **
     """
     # What is not read is kept as an argument all the same, so that XLA counts the memory of a whole state.
     jitted = jax.jit(functools.partial(function, **static), donate_argnums=tuple(donate), keep_unused=True)
+    return jitted.lower(*arguments)
+
+
+def compiled(function: Callable, *arguments: Any, donate: Sequence[int] = (), **static: Any) -> tuple[Any, float]:
+    """`lowered` and compiled, and the seconds that took."""
     started = time.perf_counter()
-    program = jitted.lower(*arguments).compile()
+    program = lowered(function, *arguments, donate=donate, **static).compile()
     return program, time.perf_counter() - started
 
 

@@ -96,7 +96,9 @@ def test_generate_is_exported(shape, policy, mode):
 def test_the_shapes_are_those_of_the_models(smollm2):
     """By their numbers of weights, as published; and our own checkpoint's config."""
     counts = {
-        name: sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config))) for name, config in SHAPES.items()
+        name: sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))
+        for name, config in SHAPES.items()
+        if name != "tiny"
     }
     assert counts == {
         "llama-2-7b": 6_738_415_616,

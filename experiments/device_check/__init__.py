@@ -1,0 +1,4 @@
+"""Whether a GPU or TPU computes what it must, and how near to its limits, in five minutes.
+
+python -m experiments.device_check
+"""
