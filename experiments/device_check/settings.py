@@ -24,7 +24,7 @@ class Settings:
     policy: str = "tova"
     budget: int = 512
     batch: int = published.BATCH[512]
-    tokens: int = 4096
+    tokens: int = 2048
     steps: int = 32
     turns: int = 3
     minutes: float = 5.0
