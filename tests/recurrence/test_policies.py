@@ -174,15 +174,17 @@ def test_the_trace_of_figure_2():
 
 def test_random_keeps_a_uniform_sample():
     """Over many seeds every position survives equally often, in every row by its own draw."""
-    count, budget, seeds = 32, 8, 400
-    layer = ms.init_state(tiny.CONFIG, ms.Random(scope="head"), budget, slots=count + 1).layers[0]
-    positions = jnp.broadcast_to(jnp.arange(count + 1, dtype=jnp.int32), (3, count + 1))
+    count, budget, seeds, rows = 32, 8, 100, 12
+    config = tiny.CONFIG.replace(num_heads=rows, num_kv_heads=rows)
+    layer = ms.init_state(config, ms.Random(scope="head"), budget, slots=count + 1).layers[0]
+    positions = jnp.broadcast_to(jnp.arange(count + 1, dtype=jnp.int32), (rows, count + 1))
     layer = layer.replace(positions=jnp.where(positions == count, ms.EMPTY, positions))
-    kept = np.zeros((3, count))
+    kept = np.zeros((rows, count))
     for seed in range(seeds):
         score = np.asarray(ms.Random(scope="head", seed=seed).score(layer, jnp.int32(count)))[:, :count]
-        for row in range(3):
+        for row in range(rows):
             kept[row, np.argsort(score[row])[-budget:]] += 1
-    expected = seeds * budget / count  # 100, deviation sqrt(400 * 0.25 * 0.75) = 8.7
-    assert np.abs(kept - expected).max() < 5 * 8.7
-    assert not (kept[0] == kept[1]).all()
+    expected = seeds * budget / count  # 25, deviation sqrt(100 * 0.25 * 0.75) = 4.3
+    assert np.abs(kept - expected).max() < 5 * 4.3
+    assert np.abs(kept.sum(axis=0) - rows * expected).max() < 5 * 15  # sqrt(1200 * 0.25 * 0.75)
+    assert len({tuple(row) for row in kept}) == rows
