@@ -73,7 +73,7 @@ WRITING = {
 }
 
 
-@pytest.mark.parametrize("name", tiny.few(WRITING, "info", "generate", "perplexity in JSON", "trace", "chat", "all"))
+@pytest.mark.parametrize("name", tiny.few(WRITING, "info", "perplexity in JSON", "trace", "chat", "all"))
 def test_a_command_ends_quietly_where_nobody_reads(name, toy, tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text("the quick brown fox")
     places = {"TOY": toy, "TEXT": str(tmp_path / "text.txt")}
@@ -119,7 +119,7 @@ def test_a_process_ends_after_the_first_lines_that_were_read(toy, tmp_path):
         assert (process.stderr.read(), process.wait()) == ("", CLOSED)
 
 
-@pytest.mark.parametrize("module", ["convert", "experiments.report"])
+@pytest.mark.parametrize("module", ["convert", tiny.more("experiments.report")])
 def test_a_process_ends_quietly_where_nobody_reads(module):
     nobody = closed_pipe()
     command = [sys.executable, "-m", module, "--help"]

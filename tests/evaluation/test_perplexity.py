@@ -41,6 +41,9 @@ from msrnn_jax.policies.source import source_hash
 ROOT = pathlib.Path(__file__).parents[2]
 PANGRAM = "the quick brown fox jumps over the lazy dog. "
 SIZE = 24  # tokens of a segment
+ALIKE = ["--budget", "7", "--batch", "2"]  # tests that measure one policy so, or as below, share a program
+MANY = ["--policy", "tova", "--policy", "window:sinks=1", "--policy", "full", "--budget", "4", "--budget", "7"]
+MANY += ["--fidelity", "--batch", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +107,8 @@ def test_numbers_are_those_of_the_logits(toy, text):
     def losses(found: list[np.ndarray]) -> list[float]:
         return [-float(p[np.arange(len(p)), row[1:]].sum()) for p, row in zip(found, cut, strict=True)]
 
-    arguments = ["--text", text, "--policy", "tova", "--policy", "full", "--policy", "window", "--budget", "4"]
-    found = results(toy, *arguments, "--budget", "9", "--fidelity", "--batch", "4")
-    pairs = [("tova", 4), ("tova", 9), ("full", SIZE - 1), ("window", 4), ("window", 9)]
+    found = results(toy, "--text", text, *MANY)
+    pairs = [("tova", 4), ("tova", 7), ("window:sinks=1", 4), ("window:sinks=1", 7), ("full", SIZE - 1)]
     assert [(row["policy"], row["budget"]) for row in found] == pairs
     full = logs(ms.Full(), SIZE - 1)
     for row, (policy, budget) in zip(found, pairs, strict=True):
@@ -123,20 +125,19 @@ def test_numbers_are_those_of_the_logits(toy, text):
         assert row["perplexity"] == pytest.approx(math.exp(row["nll"]))
         assert row["bits_per_byte"] == pytest.approx(sum(nats) / math.log(2) / said, rel=1e-4)
         assert (row["tokens"], row["bytes"], row["segments"]) == (sum(counts), said, len(cut))
-    full_row = found[2]
+    full_row = found[-1]
     assert (full_row["kl"], full_row["agreement"], full_row["above_full"]) == (0, 1, 0)
     assert said == sum(counts) + 1  # the last letter has two
 
 
 def test_fidelity_measures_full_and_changes_no_loss(toy, text):
-    plain = results(toy, "--text", text, "--policy", "tova", "--budget", "5")
+    plain = results(toy, "--text", text, "--policy", "tova", *ALIKE)
     assert len(plain) == 1 and not {"above_full", "kl", "agreement"} & set(plain[0])
-    full, tova, _ = results(
-        toy, "--text", text, "--policy", "tova", "--policy", "window", "--budget", "5", "--fidelity"
-    )
+    both = ["--policy", "tova", "--policy", "window:sinks=1"]
+    full, tova, _ = results(toy, "--text", text, *both, *ALIKE, "--fidelity")
     assert (full["policy"], full["kl"]) == ("full", 0) and tova["kl"] > 0
     assert tova["nll"] == pytest.approx(plain[0]["nll"], rel=1e-6)
-    table = run(toy, "--text", text, "--policy", "tova", "--budget", "5", "--fidelity").stdout
+    table = run(toy, "--text", text, "--policy", "tova", *ALIKE, "--fidelity").stdout
     for name, places in (("perplexity", 2), ("bits_per_byte", 4), ("above_full", 4), ("kl", 4), ("agreement", 4)):
         assert f"{tova[name]:.{places}f}" in table
     assert f"± {tova['above_full_stderr']:.4f}" in table
@@ -152,7 +153,7 @@ def test_full_is_the_default_beside_tova_and_is_read_once(toy, text, monkeypatch
         return read_rows(config, policy, *args, **options)
 
     monkeypatch.setattr(perplexity, "read_rows", counted)
-    arguments = ["--text", text, "--budget", "5", "--fidelity", "--batch", "2"]
+    arguments = ["--text", text, *ALIKE, "--fidelity"]
     together = results(toy, *arguments)
     assert [row["policy"] for row in together] == ["full", "tova"]
     full = [segment for policy, segments in calls if policy == "full" for segment in segments]
@@ -173,7 +174,7 @@ def test_documents_stand_in_the_rows(toy, tmp_path, monkeypatch):
     (tmp_path / "books" / "a.txt").write_text(PANGRAM)
     (tmp_path / "rows.jsonl").write_text('{"body": "x"}\n{"body": "the lazy dog"}\n')
     arguments = ["--text", "books", "--text", "rows.jsonl", "--text", "-", "--field", "body", "--policy", "window"]
-    printed = run(toy, *arguments, "--budget", "4", "--out", "out.jsonl", "--json", input="from stdin")
+    printed = run(toy, *arguments, *ALIKE, "--out", "out.jsonl", "--json", input="from stdin")
     assert printed.stderr == "note: documents with nothing to predict, which are skipped: 1\n"
     (result,) = objects(printed.stdout)
     assert (result["documents"], result["skipped_documents"], result["segments"]) == (3, 1, 4)
@@ -192,9 +193,6 @@ def rows_in(name: str) -> list[dict]:
 
 
 # Results that continue.
-
-MANY = ["--policy", "tova", "--policy", "window:sinks=1", "--policy", "full", "--budget", "4", "--budget", "7"]
-MANY += ["--fidelity", "--batch", "2"]
 
 
 @pytest.mark.exhaustive
@@ -301,7 +299,7 @@ def test_rows_of_something_else_are_not_counted(change, toy, text, tmp_path, mon
     source = "import msrnn_jax as ms\nclass Mine(ms.Window): pass\n"
     mine.write_text(source)
     policy = f"{mine}:Mine" if change == "policy" else "window"
-    arguments = ["--text", text, "--out", str(out), "--policy", policy, "--budget", "4"]
+    arguments = ["--text", text, "--out", str(out), "--policy", policy, *ALIKE]
     first = results(toy, *arguments)
     before, model = out.read_text(), toy
     if change == "config":
@@ -328,7 +326,7 @@ def test_rows_of_something_else_are_not_counted(change, toy, text, tmp_path, mon
     assert results(model, *arguments) == found  # and each continues beside the other
     monkeypatch.undo()
     mine.write_text(source)
-    assert results(toy, "--text", text, *arguments[2:8]) == first
+    assert results(toy, "--text", text, *arguments[2:10]) == first
     assert len([row for row in rows(out) if row["policy"] == policy]) == number
 
 
@@ -336,7 +334,7 @@ def test_bos_before_every_segment_is_another_measurement(toy, text, tmp_path, mo
     """Its rows and those without it do not mix, nor do those of files in which nobody spoke of it yet."""
     model, out = str(shutil.copytree(toy, tmp_path / "toy")), tmp_path / "out.jsonl"
     pathlib.Path(model, "tokenizer_config.json").write_text('{"bos_token_id": 7, "eos_token_ids": [3]}')
-    arguments = ["--text", text, "--out", str(out), "--policy", "tova", "--budget", "4", "--batch", "3"]
+    arguments = ["--text", text, "--out", str(out), "--policy", "tova", *ALIKE]
     plain = results(model, *arguments)
     old = [{name: value for name, value in line.items() if name != "bos"} for line in objects(out.read_text())]
     del old[0]["settings"]["bos_every_segment"]
@@ -347,8 +345,9 @@ def test_bos_before_every_segment_is_another_measurement(toy, text, tmp_path, mo
     nats = 0.0
     for start in range(0, len(ids), SIZE):
         row = np.asarray([7, *ids[start : start + SIZE]], np.int32)
-        state = ms.init_state(config, ms.TOVA(), 4)
-        nats += float(ms.nll(config, ms.TOVA(), params, state, row[:-1], row[1:])[1].sum())
+        length, row = len(row) - 1, np.pad(row, (0, SIZE + 1 - len(row)))
+        state = ms.init_state(config, ms.TOVA(), 7)
+        nats += float(ms.nll(config, ms.TOVA(), params, state, row[:-1], row[1:], length)[1].sum())
     assert (found["bos"], found["tokens"], plain[0]["bos"]) == (7, len(ids), None)
     assert found["nll"] == pytest.approx(nats / len(ids), rel=1e-5)
     assert found["bytes"] == len(pathlib.Path(text).read_bytes())
@@ -363,7 +362,7 @@ def test_one_process_at_a_time_writes_a_file(toy, text, tmp_path):
     with filelock.FileLock(tmp_path / ".out.jsonl.lock"):
         failed = run(toy, "--text", text, "--out", str(out), code=2)
     assert failed.stderr == f"error: out is {str(out)!r}, which another process is writing\n" and not out.exists()
-    run(toy, "--text", text, "--out", str(out), "--policy", "window", "--budget", "4")
+    run(toy, "--text", text, "--out", str(out), "--policy", "window", *ALIKE)
 
 
 def test_a_file_has_one_lock_whatever_links_lead_to_it(tmp_path):
@@ -385,16 +384,16 @@ def test_a_file_of_somebody_else_is_left_alone(content, toy, text, tmp_path):
 def test_heads_say_what_was_run(toy, text, tmp_path):
     out, policies = tmp_path / "new" / "out.jsonl", ["--policy", "full", "--policy", "window"]
     for _ in range(2):
-        run(toy, "--text", text, "--out", str(out), "--budget", "4", "--batch", "2", *policies)
+        run(toy, "--text", text, "--out", str(out), *ALIKE, *policies)
     lines = objects(out.read_text())
     assert [line["kind"] for line in lines] == [RUN, *[SEGMENT] * 18, RUN]
     head, row = lines[0], lines[-2]
     assert head == lines[-1] and head["batches"] == {"full": 2, "window": 2}
-    assert head["settings"]["texts"] == [text] and head["settings"]["budgets"] == [4]
+    assert head["settings"]["texts"] == [text] and head["settings"]["budgets"] == [7]
     assert {"versions", "device", "python"} <= set(head)
     shared = ("environment", "model_sha256", "config_sha256", "dtype", "positions", "segment", "width")
     assert all(row[name] == head[name] for name in shared)
-    assert (row["policy"], row["budget"], row["batch"], row["slots"]) == ("window", 4, 2, 5)
+    assert (row["policy"], row["budget"], row["batch"], row["slots"]) == ("window", 7, 2, 8)
     assert len(row["tokens_sha256"]) == 16 and row["document"] == text
 
 
@@ -499,7 +498,7 @@ def test_scores_are_looked_at_where_slots_are_held():
 
 def test_a_plot_is_drawn_or_refused_before_any_work(toy, text, tmp_path, monkeypatch):
     picture = tmp_path / "new" / "plot.png"
-    arguments = ["--text", text, "--policy", "full", "--policy", "window", "--budget", "4", "--budget", "7", "--plot"]
+    arguments = ["--text", text, "--policy", "full", "--policy", "window", "--budget", "4", *ALIKE, "--plot"]
     run(toy, *arguments, str(picture))
     assert picture.read_bytes()[:4] == b"\x89PNG" and os.listdir(picture.parent) == ["plot.png"]
     for path, message in [
@@ -513,7 +512,7 @@ def test_a_plot_is_drawn_or_refused_before_any_work(toy, text, tmp_path, monkeyp
 
 
 def test_progress_reaches_every_row(toy, text, tmp_path):
-    settings = Settings(toy, (text,), segment=SIZE, budgets=(4, 6), batch=2, fidelity=True)
+    settings = Settings(toy, (text,), segment=SIZE, budgets=(4, 7), batch=2, fidelity=True)
     inputs = read_inputs(settings)
     for _ in range(2):  # the second time from what is there
         seen: list[perplexity.Progress] = []
@@ -551,7 +550,7 @@ def test_own_policies_are_told_apart_by_all_the_code_they_are_made_of(tmp_path, 
 
 def test_a_line_whose_number_was_edited_is_refused(toy, text, tmp_path):
     out = tmp_path / "out.jsonl"
-    arguments = ["--text", text, "--policy", "window", "--budget", "6", "--out", str(out)]
+    arguments = ["--text", text, "--policy", "window", *ALIKE, "--out", str(out)]
     run(toy, *arguments)
     out.write_text(re.sub(r'"nats": [0-9.]+', '"nats": "many"', out.read_text()))
     assert "out holds a line whose nats is 'many'; it must be a number" in run(toy, *arguments, code=2).stderr

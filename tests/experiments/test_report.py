@@ -349,7 +349,8 @@ def test_verdicts_are_shares_of_the_pairs(tmp_path):
 
 
 def test_missing_and_incomplete_results_are_named(tmp_path):
-    made.write(tmp_path / "language_modeling.jsonl", "language_modeling", made.language_modeling(count=3, others=3), lack=60)
+    lines = made.language_modeling(count=3, others=3)
+    made.write(tmp_path / "language_modeling.jsonl", "language_modeling", lines, lack=60)
     result = CliRunner().invoke(app, [str(tmp_path), "--out", str(tmp_path / "out")], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "language_modeling: 123 of 183 planned results are there" in result.output

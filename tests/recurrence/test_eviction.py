@@ -49,7 +49,7 @@ def who_goes(positions, scores, budget, sinks, recent, t):
 
 
 evict_one_jit, evict_to_budget_jit = jax.jit(evict_one), jax.jit(evict_to_budget)
-# Sinks and recent tokens: none, either, both with tokens between them, and more than there may be. A pair compiles once.
+# Sinks and recent tokens: none, either, both with tokens between them, and more than there may be.
 PROTECTED = st.sampled_from([(0, 0), (3, 0), (0, 2), (1, 1), (2, 4), (5, 5)])
 numbers = st.sampled_from([0.0, -0.0, 0.25, 0.5, 1.0, -1.0, np.nan, np.inf, -np.inf])
 

@@ -377,13 +377,13 @@ class Masked(Good):
 
 
 SOUND = [
-    Good(),
-    ValueNorm(),
+    tiny.more(Good()),
+    tiny.more(ValueNorm()),
     ValueNorm(scope="head", sinks=1, recent=4),
     Learned(weight=jnp.asarray([0.3, -0.8])),
     Infinite(),
     Buckets(),
-    Knorm(),
+    tiny.more(Knorm()),
     Knorm(scope="head", sinks=900, recent=None),
     Busy(),
     Masked(scope="head"),

@@ -298,7 +298,12 @@ def ours(name):
     return config, params, np.asarray(run(config, params, ms.init_state(config, ms.Full(), budget), tokens))
 
 
-@pytest.mark.parametrize("name", ROWS)
+# The other rows differ from these in sizes and factors alone.
+TYPICAL = ("llama-2", "llama-3.2", "vicuna-1.5-16k", "yi", "biases", "mistral-0.1", "mistral-nemo")
+TYPICAL += ("qwen2-sliding", "qwen2.5-yarn", "qwen3", "qwen3-yarn", "smollm3", "smollm3-sliding")
+
+
+@pytest.mark.parametrize("name", tiny.few(ROWS, *TYPICAL))
 def test_the_numbers_of_transformers(name):
     """As they were recorded."""
     config, params, logits = ours(name)

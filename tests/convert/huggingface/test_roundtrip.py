@@ -252,12 +252,13 @@ def test_templates_write_the_tokenizers_own_tokens(tmp_path, files, config, stop
     tokenizer = ms.load_tokenizer(ours)
     bos, eos = wanted
     text = f"[{bos or ''}{bos is not None}]hi{eos or ''}hh{eos or ''}{eos is not None}"
-    assert render(source) == render(back)
-    assert render(source)[0] == text
+    theirs = render(source)
+    assert theirs == render(back)
+    assert theirs[0] == text
     assert tokenizer.render(TURNS, add_generation_prompt=False) == text
     assert tokenizer.stop == stop
     if not {bos, eos} & {"<|endoftext|>"}:  # which these tokenizers lack
-        assert tokenizer.chat(TURNS, add_generation_prompt=False) == render(source)[1]
+        assert tokenizer.chat(TURNS, add_generation_prompt=False) == theirs[1]
     facts = facts_of(back)
     written = json.loads((ours / "tokenizer_config.json").read_text())
     assert (facts.bos_token_id, facts.eos_token_ids) == (written["bos_token_id"], written["eos_token_ids"])
