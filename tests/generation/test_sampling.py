@@ -13,17 +13,22 @@ from msrnn_jax.generation.sampling import make_sampler
 
 def lists(numbers):
     """Of few lengths, since every length is compiled."""
-    return st.sampled_from([1, 2, 7, 12]).flatmap(lambda size: st.lists(numbers, min_size=size, max_size=size))
+    return st.sampled_from([1, 12]).flatmap(lambda size: st.lists(numbers, min_size=size, max_size=size))
 
 
 LOGITS = lists(st.sampled_from([-30.0, -3.5, -1.0, -0.25, -0.0, 0.0, 0.5, 1.0, 2.5, 8.0, -np.inf]))
 NUMBERS = lists(st.floats(-50, 50, width=32, allow_subnormal=False))
 
 
+@jax.jit
+def warp(sampler, logits):
+    return sampler.warp(logits)
+
+
 def kept(sampler, logits):
     """Which tokens are left; those stay as they were."""
     logits = np.append(np.asarray(logits, np.float32), np.float32(0.25))  # one at least that can be drawn
-    warped = np.asarray(sampler.warp(jnp.asarray(logits)))
+    warped = np.asarray(warp(sampler, jnp.asarray(logits)))
     left = warped != -np.inf
     np.testing.assert_array_equal(warped[left], logits[left])
     return left, logits

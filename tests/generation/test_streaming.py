@@ -12,7 +12,8 @@ import msrnn_jax as ms
 from msrnn_jax.generation.streaming import Detokenizer, _sure
 from msrnn_jax.text.tokenizer import Tokenizer
 
-CONFIG = tiny.CONFIG
+CONFIG = tiny.CONFIG.replace(num_layers=1)  # compiles in half the time
+PARAMS = tiny.params(config=CONFIG)
 OPTIONS = {"budget": 6, "max_new_tokens": 45, "sampler": ms.Temperature(1.3), "stop": ()}
 
 
@@ -23,7 +24,7 @@ def tokenizer(tmp_path_factory):
 
 def writer(tokenizer, prompts, stop_strings=(), **changes):
     options = {**OPTIONS, "key": jax.random.key(5), **changes}
-    return ms.stream_text(CONFIG, ms.TOVA(), tiny.params(), tokenizer, prompts, stop_strings=stop_strings, **options)
+    return ms.stream_text(CONFIG, ms.TOVA(), PARAMS, tokenizer, prompts, stop_strings=stop_strings, **options)
 
 
 def written(writer):
@@ -35,14 +36,18 @@ def written(writer):
 
 def test_pieces_make_the_text_of_generate(tokenizer):
     prompts = ["hello", "a b c d e f", "x"]
-    stop = ms.generate(CONFIG, ms.TOVA(), tiny.params(), np.asarray([tokenizer.encode("hello")]), budget=6)[0][0, 20]
-    stream = writer(tokenizer, prompts, stop=(int(stop),), sampler=ms.Greedy())
+
+    def generate(prompt, stop):
+        ids = np.asarray([tokenizer.encode(prompt)])
+        return ms.generate(CONFIG, ms.TOVA(), PARAMS, ids, budget=6, max_new_tokens=45, stop=(stop,))
+
+    tokens, lengths, _ = generate("hello", 49)
+    assert lengths[0] > 20
+    stop = int(tokens[0, 20])
+    stream = writer(tokenizer, prompts, stop=(stop,), sampler=ms.Greedy())
     texts = written(stream)
     for prompt, text, row in zip(prompts, texts, stream.rows, strict=True):
-        ids = np.asarray([tokenizer.encode(prompt)])
-        tokens, lengths, _ = ms.generate(
-            CONFIG, ms.TOVA(), tiny.params(), ids, budget=6, max_new_tokens=45, stop=(int(stop),)
-        )
+        tokens, lengths, _ = generate(prompt, stop)
         assert row.tokens == tokens[0, : lengths[0]].tolist()
         assert row.text == text == tokenizer.decode(row.tokens[:-1] if row.finish == "stop" else row.tokens)
         assert row.finish == ("stop" if row.tokens[-1] == stop else "length")
@@ -77,7 +82,8 @@ def test_a_stop_string_ends_a_row_and_its_state_has_seen_no_more(tokenizer, plai
     for index, prompt in enumerate(("hello", "goodbye")):
         seen = tokenizer.encode(prompt) + stopped.rows[index].tokens
         state = ms.init_state(CONFIG, ms.TOVA(), 6)
-        state, logits = ms.prefill(CONFIG, ms.TOVA(), tiny.params(), state, seen)
+        padded = np.pad(np.asarray(seen, np.int32), (0, 64 - len(seen)))  # one shape, one program
+        state, logits = ms.prefill(CONFIG, ms.TOVA(), PARAMS, state, padded, len(seen))
         mine = jax.tree.map(lambda leaf, index=index: leaf[index], stopped.states)
         assert int(mine.t) == len(seen)
         assert [tiny.held(layer) for layer in mine.layers] == [tiny.held(layer) for layer in state.layers]

@@ -7,6 +7,7 @@ import pytest
 import tiny
 
 import msrnn_jax as ms
+from msrnn_jax.params import abstract_params
 from msrnn_jax.recurrence.indexing import take_rows, take_slots, write_slot
 
 pytestmark = pytest.mark.optimised
@@ -51,18 +52,18 @@ def test_moves_are_differentiable(dtype):
 
     leaves = tuple(leaf.astype(dtype) for leaf in (CACHE, ROW, CACHE[0]))
     batched = [jnp.stack([leaf, 2 * leaf]) for leaf in leaves]
-    for found, wanted in zip(
-        jax.vmap(jax.grad(loss, (0, 1, 2)))(*batched), jax.vmap(jax.grad(plain, (0, 1, 2)))(*batched), strict=True
-    ):
+    gradients = (jax.jit(jax.vmap(jax.grad(of, (0, 1, 2))))(*batched) for of in (loss, plain))
+    for found, wanted in zip(*gradients, strict=True):
         np.testing.assert_array_equal(found, wanted)
 
 
 def _program(dtype: str, batch: int = 2) -> str:
     config, policy = tiny.CONFIG.replace(dtype=dtype), ms.TOVA()
-    state = ms.init_state(config, policy, 8)
-    states = jax.tree.map(lambda leaf: jnp.stack([leaf] * batch), state)
+    states = jax.eval_shape(
+        jax.vmap(lambda budget: ms.init_state(config, policy, budget, slots=9)), jnp.ones(batch, int)
+    )
     step = jax.jit(jax.vmap(lambda params, state, token: ms.step(config, policy, params, state, token), (None, 0, 0)))
-    return step.lower(tiny.params(dtype), states, jnp.zeros(batch, jnp.int32)).compile().as_text() or ""
+    return step.lower(abstract_params(config), states, jnp.zeros(batch, jnp.int32)).compile().as_text() or ""
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads what XLA compiles for CPU")

@@ -19,6 +19,7 @@ FLOAT64 = CONFIG.replace(dtype="float64")
 E = ms.EMPTY
 
 extend = jax.jit(ms.extend, static_argnames="chunk")
+by_halves, at_once = (jax.jit(of, static_argnums=(0, 1)) for of in (_logits_by_halves, _logits_at_once))
 
 
 def test_the_distances_of_rows_with_holes():
@@ -50,8 +51,8 @@ def test_products_by_halves_are_those_with_rotated_keys(mode, rows, x64):
     positions = jnp.asarray(random.permuted(np.tile(np.arange(0, 21, 3), (rows, 1)), axis=1), jnp.int32)
     query, keys = (jnp.asarray(random.normal(size=(heads, count, width))) for count in (2, positions.shape[1]))
     angles = angles_for(FLOAT64, mode, jnp.int32(0), positions.shape[1])
-    found = _logits_by_halves(FLOAT64, mode, query, keys, positions)
-    wanted = _logits_at_once(FLOAT64, mode, angles, query, keys, positions)
+    found = by_halves(FLOAT64, mode, query, keys, positions)
+    wanted = at_once(FLOAT64, mode, angles, query, keys, positions)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
 
 
@@ -161,21 +162,22 @@ def test_the_mode_travels_with_the_state(mode):
 
 def test_every_entry_point_takes_a_mode():
     """`generate`, the cell and the losses of a segment, against what `extend` and `step` do in that mode."""
-    policy, params, tokens = ms.TOVA(), tiny.params(), tiny.tokens(12)
-    state, logits = ms.extend(CONFIG, policy, params, ms.init_state(CONFIG, policy, 4, positions="cache"), tokens)
-    _, other = ms.extend(CONFIG, policy, params, ms.init_state(CONFIG, policy, 4), tokens)
+    config = CONFIG.replace(num_layers=1)  # compiles in half the time
+    policy, params, tokens = ms.TOVA(), tiny.params(config=config), tiny.tokens(12)
+    state, logits = ms.extend(config, policy, params, ms.init_state(config, policy, 4, positions="cache"), tokens)
+    _, other = ms.extend(config, policy, params, ms.init_state(config, policy, 4), tokens)
     assert np.abs(logits - other).max() > 0.1
-    found, _, after = ms.generate(CONFIG, policy, params, tokens[None], budget=4, max_new_tokens=5, positions="cache")
+    found, _, after = ms.generate(config, policy, params, tokens[None], budget=4, max_new_tokens=5, positions="cache")
     assert after.mode == "cache"
-    step, last = jax.jit(ms.step), logits[-1]
+    last = logits[-1]
     for token in found[0]:
         assert int(token) == int(jnp.argmax(last))
-        state, last = step(CONFIG, policy, params, state, token)
-    empty = ms.init_state(CONFIG, policy, 4, positions="cache")
-    _, losses = ms.nll(CONFIG, policy, params, empty, tokens[:-1], tokens[1:])
+        state, last = tiny.step(config, policy, params, state, token)
+    empty = ms.init_state(config, policy, 4, positions="cache")
+    _, losses = ms.nll(config, policy, params, empty, tokens[:-1], tokens[1:])
     expected = -jax.nn.log_softmax(logits[:-1], axis=-1)[jnp.arange(11), tokens[1:]]
     np.testing.assert_allclose(losses, expected, atol=1e-4)
-    cell = ms.MultiStateCell(CONFIG, policy, params, 4, positions="cache")
+    cell = ms.MultiStateCell(config, policy, params, 4, positions="cache")
     _, y = jax.jit(lambda carry, token: cell(carry, token))(cell.initialize_carry(()), jnp.int32(tokens[0]))
     np.testing.assert_allclose(y, logits[0], atol=1e-4)
 
