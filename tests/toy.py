@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 import msrnn_jax as ms
 
 
-def make_toy(path: pathlib.Path) -> str:
+def make_toy(path: pathlib.Path, config: ms.Config = tiny.CONFIG) -> str:
     """Writes the checkpoint and returns its path."""
     alphabet = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTU.\n"
     vocabulary = {"?": 0, **{letter: number for number, letter in enumerate(alphabet[:49], 1)}}
@@ -24,5 +24,5 @@ def make_toy(path: pathlib.Path) -> str:
         "chat_template.jinja": template
         + "{% if messages[0]['content'] == 'x' %}{{ raise_exception('no x') }}{% endif %}",
     }
-    ms.save(path, tiny.CONFIG, tiny.params(), files=files)
+    ms.save(path, config, tiny.params(config=config), files=files)
     return str(path)

@@ -336,7 +336,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, message, toy, tmp_pa
 def test_an_interrupt_ends_a_command_at_once(number, toy, tmp_path):
     """After the first of many results: those printed stay, and no traceback follows."""
     text = tmp_path / "text.txt"
-    text.write_text("the quick brown fox jumps over the lazy dog. " * 200)
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 20)
     command = [sys.executable, "-m", "msrnn_jax", "perplexity", toy, "--text", str(text), "--budget", "8", "--json"]
     for seed in range(200):
         command += ["--policy", f"random:seed={seed}"]

@@ -28,7 +28,7 @@ EXPERIMENTS = sorted(
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> str:
-    return make_toy(tmp_path_factory.mktemp("models") / "toy")
+    return make_toy(tmp_path_factory.mktemp("models") / "toy", tiny.SHALLOW)
 
 
 def closed_pipe() -> int:

@@ -48,7 +48,7 @@ MANY += ["--fidelity", "--batch", "2"]
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> str:
-    return make_toy(tmp_path_factory.mktemp("models") / "toy")
+    return make_toy(tmp_path_factory.mktemp("models") / "toy", tiny.SHALLOW)
 
 
 @pytest.fixture(scope="module")

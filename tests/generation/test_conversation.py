@@ -37,8 +37,7 @@ def toy(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def model(toy) -> ChatModel:
-    config = tiny.CONFIG.replace(num_layers=1)  # compiles in half the time
-    return ChatModel(config, tiny.params(config=config), ms.load_tokenizer(toy))
+    return ChatModel(tiny.SHALLOW, tiny.params(config=tiny.SHALLOW), ms.load_tokenizer(toy))
 
 
 def say(model, conversation, message, **options):

@@ -12,7 +12,7 @@ import msrnn_jax as ms
 from msrnn_jax.generation.streaming import Detokenizer, _sure
 from msrnn_jax.text.tokenizer import Tokenizer
 
-CONFIG = tiny.CONFIG.replace(num_layers=1)  # compiles in half the time
+CONFIG = tiny.SHALLOW
 PARAMS = tiny.params(config=CONFIG)
 OPTIONS = {"budget": 6, "max_new_tokens": 45, "sampler": ms.Temperature(1.3), "stop": ()}
 

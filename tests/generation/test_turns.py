@@ -23,7 +23,7 @@ from msrnn_jax.generation.conversation import (
 from msrnn_jax.text.tokenizer import Tokenizer
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start|>", "<|end|>", "<|eot|>", "<|U|>", "<|A|>"]
-CONFIG = tiny.CONFIG.replace(vocab_size=384, num_layers=1)
+CONFIG = tiny.SHALLOW.replace(vocab_size=384)
 ROOM = 640
 
 

@@ -15,7 +15,6 @@ T, BUDGET, CHUNK = 20, 6, 7
 FLOAT64 = tiny.CONFIG.replace(dtype="float64")
 
 ONE_LAYER = FLOAT64.replace(num_layers=1)
-SHALLOW = tiny.CONFIG.replace(num_layers=1)
 
 CASES = [(policy, mode) for policy in (ms.TOVA(), ms.H2O(), ms.Window()) for mode in ("absolute", "cache")]
 CASES.append((ms.TOVA(scope="head"), "gap"))
@@ -120,18 +119,18 @@ class Learned(ms.Policy):
 
 def losses_under(policy, params, tokens, run):
     """Losses of a text of which the state forgets most."""
-    state = ms.init_state(SHALLOW, policy, 3)
+    state = ms.init_state(tiny.SHALLOW, policy, 3)
     if run == "nll":
-        return ms.nll(SHALLOW, policy, params, state, tokens[:-1], tokens[1:], chunk=CHUNK)[1]
+        return ms.nll(tiny.SHALLOW, policy, params, state, tokens[:-1], tokens[1:], chunk=CHUNK)[1]
     if run == "extend":
-        return losses_of(ms.extend(SHALLOW, policy, params, state, tokens[:-1], chunk=CHUNK)[1], tokens[1:])
-    return losses_of(tiny.unroll(SHALLOW, policy, params, state, tokens[:-1])[1][0], tokens[1:])
+        return losses_of(ms.extend(tiny.SHALLOW, policy, params, state, tokens[:-1], chunk=CHUNK)[1], tokens[1:])
+    return losses_of(tiny.unroll(tiny.SHALLOW, policy, params, state, tokens[:-1])[1][0], tokens[1:])
 
 
 @pytest.mark.parametrize("run", ["extend", *map(tiny.more, ["step", "nll"])])
 def test_no_gradient_reaches_the_arrays_of_a_policy(run):
     """They change what is forgotten, so the losses, but only by a choice."""
-    params, tokens = tiny.params(config=SHALLOW), jnp.asarray(tiny.tokens(9))
+    params, tokens = tiny.params(config=tiny.SHALLOW), jnp.asarray(tiny.tokens(9))
 
     @jax.jit
     @partial(jax.value_and_grad, argnums=(0, 1))
@@ -147,7 +146,7 @@ def test_no_gradient_reaches_the_arrays_of_a_policy(run):
 
 
 def test_evolution_strategies_find_what_to_forget():
-    params, tokens = tiny.params(config=SHALLOW), jnp.asarray(tiny.tokens(24))
+    params, tokens = tiny.params(config=tiny.SHALLOW), jnp.asarray(tiny.tokens(24))
 
     @jax.jit
     @jax.vmap

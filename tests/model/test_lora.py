@@ -15,7 +15,6 @@ from msrnn_jax.checkpoint.load import load_deferred
 from msrnn_jax.devices.memory import part_sizes
 from msrnn_jax.params import MATRICES
 
-SHALLOW = tiny.CONFIG.replace(num_layers=1)  # compiles in half the time
 BIASED = tiny.CONFIG.replace(attention_bias=True, output_bias=True, mlp_bias=True)
 
 
@@ -52,10 +51,10 @@ def test_equals_the_merged_model(config, x64):
 
 
 def test_new_ones_change_nothing_and_come_off_again():
-    params, tokens = tiny.params(config=SHALLOW), jnp.asarray(tiny.tokens(20))
-    adapters = ms.init_adapters(SHALLOW, 3, jax.random.key(0), weights=("query", "down"))
-    low_rank = ms.attach_adapters(SHALLOW, params, adapters)
-    np.testing.assert_array_equal(logits_of(SHALLOW, low_rank, tokens), logits_of(SHALLOW, params, tokens))
+    params, tokens = tiny.params(config=tiny.SHALLOW), jnp.asarray(tiny.tokens(20))
+    adapters = ms.init_adapters(tiny.SHALLOW, 3, jax.random.key(0), weights=("query", "down"))
+    low_rank = ms.attach_adapters(tiny.SHALLOW, params, adapters)
+    np.testing.assert_array_equal(logits_of(tiny.SHALLOW, low_rank, tokens), logits_of(tiny.SHALLOW, params, tokens))
     plain, found = ms.detach_adapters(low_rank)
     jax.tree.map(np.testing.assert_array_equal, (plain, found), (params, adapters))
     assert isinstance(low_rank.layers[0].query, ms.LowRank) and not isinstance(low_rank.layers[0].key, ms.LowRank)
@@ -66,21 +65,21 @@ def test_new_ones_change_nothing_and_come_off_again():
 
 def test_gradients_reach_adapters_only_where_asked():
     """The gradient by the adapters alone is that of the whole model at the same place; `up` is 0 at first."""
-    params, tokens = tiny.params(config=SHALLOW), jnp.asarray(tiny.tokens(20))
-    plain, adapters = ms.detach_adapters(adapted(SHALLOW, params))
+    params, tokens = tiny.params(config=tiny.SHALLOW), jnp.asarray(tiny.tokens(20))
+    plain, adapters = ms.detach_adapters(adapted(tiny.SHALLOW, params))
 
     @jax.jit
     def gradients(plain, adapters):
         def loss(plain, adapters):
-            both = ms.attach_adapters(SHALLOW, plain, adapters)
-            state = ms.init_state(SHALLOW, ms.TOVA(), 6)
-            return ms.nll(SHALLOW, ms.TOVA(), both, state, tokens[:-1], tokens[1:])[1].mean()
+            both = ms.attach_adapters(tiny.SHALLOW, plain, adapters)
+            state = ms.init_state(tiny.SHALLOW, ms.TOVA(), 6)
+            return ms.nll(tiny.SHALLOW, ms.TOVA(), both, state, tokens[:-1], tokens[1:])[1].mean()
 
         return jax.grad(loss, argnums=1)(plain, adapters)
 
     found = gradients(plain, adapters)
     assert all(np.abs(leaf).max() > 1e-7 for leaf in jax.tree.leaves(found))
-    fresh = ms.init_adapters(SHALLOW, 2, jax.random.key(0))
+    fresh = ms.init_adapters(tiny.SHALLOW, 2, jax.random.key(0))
     found = gradients(plain, fresh)
     for layer in found:
         for adapter in layer.values():

@@ -20,11 +20,12 @@ def test_oneshot_equals_the_oracle_and_goes_on_stepwise(policy, x64):
     prompt, more, budget = 20, 8, 7
     if not policy.forgets:
         budget = prompt + more
-    config, params, tokens = CONFIG.replace(dtype="float64"), tiny.params("float64"), tiny.tokens(prompt + more)
+    config = (CONFIG if isinstance(policy, ms.TOVA) else tiny.SHALLOW).replace(dtype="float64")
+    params, tokens = tiny.params("float64", config=config), tiny.tokens(prompt + more)
     moments = oracle.run(config, str(policy), params, tokens, budget, oneshot=prompt)
     state = ms.init_state(config, policy, budget)
     state, logits = prefill(config, policy, params, state, jnp.asarray(tokens[:prompt]), mode="oneshot")
-    assert [layer.num_slots for layer in state.layers] == [budget + 1] * 2
+    assert [layer.num_slots for layer in state.layers] == [budget + 1] * config.num_layers
     assert int(state.t) == prompt
     cut = moments[prompt - 1]
     assert [tiny.held(layer) for layer in state.layers] == [[list(row) for row in layer] for layer in cut.kept]

@@ -82,17 +82,15 @@ def test_half_the_budget_is_protected_where_recent_is_none():
 @tiny.each_policy
 def test_compress_is_jittable_and_agrees_across_budgets(policy):
     """From a state that holds everything; a smaller budget keeps a subset, and later steps keep to it."""
-    count = 24
-    state, _ = tiny.unroll_jit(
-        tiny.CONFIG, policy, tiny.params(), ms.init_state(tiny.CONFIG, policy, count), tiny.tokens(count)
-    )
+    count, config, params = 24, tiny.SHALLOW, tiny.params(config=tiny.SHALLOW)
+    state, _ = tiny.unroll_jit(config, policy, params, ms.init_state(config, policy, count), tiny.tokens(count))
     compress = jax.jit(ms.compress)
     fixed = policy if policy.recent is not None else policy.replace(recent=3)  # half would change with the budget
     wide, narrow = compress(fixed, state, jnp.int32(12)), compress(fixed, state, jnp.int32(7))
     for big, small in zip(wide.layers, narrow.layers, strict=True):
         for many, few in zip(tiny.held(big), tiny.held(small), strict=True):
             assert len(many) == 12 and len(few) == 7 and set(few) <= set(many)
-    after, _ = tiny.step(tiny.CONFIG, fixed, tiny.params(), narrow, jnp.int32(1))
+    after, _ = tiny.step(config, fixed, params, narrow, jnp.int32(1))
     assert all(len(row) == 7 for layer in after.layers for row in tiny.held(layer))
     assert int(narrow.t) == count
 
@@ -123,14 +121,13 @@ def test_without_a_budget_each_layer_keeps_its_own():
 
 @pytest.mark.parametrize("policy", [ms.TOVA(), ms.H2O()], ids=str)
 def test_shrink_cuts_the_slots_and_nothing_else(policy):
-    state, _ = tiny.unroll_jit(
-        tiny.CONFIG, policy, tiny.params(), ms.init_state(tiny.CONFIG, policy, 16), tiny.tokens(20)
-    )
+    config, params = tiny.SHALLOW, tiny.params(config=tiny.SHALLOW)
+    state, _ = tiny.unroll_jit(config, policy, params, ms.init_state(config, policy, 16), tiny.tokens(20))
     same, less = ms.compress(policy, state, 6), ms.compress(policy, state, 6, shrink=True)
-    assert [layer.num_slots for layer in same.layers] == [17, 17]
-    assert [layer.num_slots for layer in less.layers] == [7, 7]
+    assert [layer.num_slots for layer in same.layers] == [17]
+    assert [layer.num_slots for layer in less.layers] == [7]
     assert [tiny.held(layer) for layer in same.layers] == [tiny.held(layer) for layer in less.layers]
-    outputs = [tiny.unroll_jit(tiny.CONFIG, policy, tiny.params(), s, tiny.tokens(10, 1))[1][0] for s in (same, less)]
+    outputs = [tiny.unroll_jit(config, policy, params, s, tiny.tokens(10, 1))[1][0] for s in (same, less)]
     np.testing.assert_allclose(*outputs, atol=1e-5)  # sums run over slots in another order
 
 

@@ -51,7 +51,7 @@ def test_an_equal_policy_does_not_retrace(policy):
     assert policy.replace() == policy and hash(policy.replace()) == hash(policy)
 
 
-@tiny.each_policy
+@pytest.mark.parametrize("policy", tiny.few(tiny.POLICIES, tiny.TYPICAL[0], tiny.TYPICAL[3]), ids=str)
 def test_a_batch_agrees_with_one_by_one(policy):
     count = 30
     rows = jnp.stack([tiny.tokens(count, seed) for seed in range(3)])

@@ -162,7 +162,7 @@ def test_the_mode_travels_with_the_state(mode):
 
 def test_every_entry_point_takes_a_mode():
     """`generate`, the cell and the losses of a segment, against what `extend` and `step` do in that mode."""
-    config = CONFIG.replace(num_layers=1)  # compiles in half the time
+    config = tiny.SHALLOW
     policy, params, tokens = ms.TOVA(), tiny.params(config=config), tiny.tokens(12)
     state, logits = ms.extend(config, policy, params, ms.init_state(config, policy, 4, positions="cache"), tokens)
     _, other = ms.extend(config, policy, params, ms.init_state(config, policy, 4), tokens)

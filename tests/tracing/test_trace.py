@@ -114,7 +114,8 @@ def test_a_trace_says_what_a_scan_over_the_same_tokens_says(toy, tmp_path):
 
 
 def test_an_oneshot_prompt_in_padded_blocks(x64):
-    config, params = tiny.CONFIG.replace(dtype="float64"), tiny.params("float64")
+    config = tiny.SHALLOW.replace(dtype="float64")
+    params = tiny.params("float64", config=config)
     policy, tokens, prompt, reports = ms.H2O(), tiny.tokens(75), 67, []
     settings, state = TraceSettings(policy, 7, "oneshot", "absolute", 0), ms.init_state(config, policy, 7)
     found = freed_at(config, params, tokens.tolist(), prompt, settings, state, reports.append)
