@@ -60,13 +60,13 @@ def test_a_prompt_that_ends_chunks_before_its_padding_gets_the_logits_of_its_own
 
 
 def test_stepwise_is_the_recurrence():
-    policy, tokens = ms.TOVA(), jnp.asarray(tiny.tokens(19))
+    policy, tokens = ms.TOVA(), jnp.asarray(tiny.tokens(20))
     state = ms.init_state(CONFIG, policy, 6)
     last, (logits, _) = tiny.unroll_jit(CONFIG, policy, tiny.params(), state, tokens)
     after, only = prefill(CONFIG, policy, tiny.params(), state, tokens)
     np.testing.assert_allclose(only, logits[-1], atol=1e-5)
-    again, parted = prefill(CONFIG, policy, tiny.params(), state, tokens[:8])
-    again, parted = prefill(CONFIG, policy, tiny.params(), again, tokens[8:])
+    again, parted = prefill(CONFIG, policy, tiny.params(), state, tokens[:10])
+    again, parted = prefill(CONFIG, policy, tiny.params(), again, tokens[10:])
     np.testing.assert_allclose(parted, only, atol=1e-5)
     for layers in zip(last.layers, after.layers, again.layers, strict=True):
         assert tiny.held(layers[0]) == tiny.held(layers[1]) == tiny.held(layers[2])
@@ -94,7 +94,7 @@ def test_a_second_call_outside_jit_compiles_nothing(mode):
 
 def test_the_two_modes_differ():
     """Else the tests above would prove nothing about which one ran."""
-    state, tokens = ms.init_state(CONFIG, ms.TOVA(), 6), jnp.asarray(tiny.tokens(30))
+    state, tokens = ms.init_state(CONFIG, ms.TOVA(), 6), jnp.asarray(tiny.tokens(20))
     a, b = (prefill(CONFIG, ms.TOVA(), tiny.params(), state, tokens, mode=m)[0] for m in ("stepwise", "oneshot"))
     assert [tiny.held(layer) for layer in a.layers] != [tiny.held(layer) for layer in b.layers]
 

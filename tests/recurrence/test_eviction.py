@@ -102,8 +102,8 @@ def test_a_traced_budget_beyond_the_slots_is_cut_to_all_but_one():
     )
     wide = jax.jit(ms.compress)(ms.Window(), state, jnp.int32(1000))
     assert [int(layer.budget) for layer in wide.layers] == [6, 3]
-    after, _ = tiny.unroll_jit(tiny.CONFIG, ms.Window(), tiny.params(), wide, tiny.tokens(4, 1))
-    assert [tiny.held(layer) for layer in after.layers] == [[[7, 8, 9, 10, 11, 12]], [[10, 11, 12]]]
+    after, _ = tiny.unroll_jit(tiny.CONFIG, ms.Window(), tiny.params(), wide, tiny.tokens(9, 1))
+    assert [tiny.held(layer) for layer in after.layers] == [[[12, 13, 14, 15, 16, 17]], [[15, 16, 17]]]
 
 
 def test_without_a_budget_each_layer_keeps_its_own():
