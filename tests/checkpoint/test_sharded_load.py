@@ -1,5 +1,7 @@
 """Weights restored straight onto their devices, on eight that XLA makes of one CPU."""
 
+import textwrap
+
 import jax
 import pytest
 import tiny
@@ -16,6 +18,53 @@ def saved(tmp_path_factory):
     path = tmp_path_factory.mktemp("checkpoints") / "model"
     ms.save(path, CONFIG, tiny.params(config=CONFIG))
     return path
+
+
+# Programs that see eight devices, which one process runs one after another. Each prints for a test below.
+PROGRAMS = {
+    "one sharding": """
+        everywhere = NamedSharding(mesh, P())
+        config, params = ms.load(path, dtype="bfloat16", sharding=everywhere)
+        print(config.dtype, {str(leaf.dtype) for leaf in jax.tree.leaves(params)})
+        print(all(leaf.sharding == everywhere for leaf in jax.tree.leaves(params)))
+        _, host = ms.load(path, dtype="bfloat16")
+        print(all(jax.tree.leaves(jax.tree.map(lambda one, other: np.array_equal(one, other), params, host))))
+        leaves = jax.tree.leaves(host)
+        print({len(leaf.devices()) for leaf in leaves}, any(leaf.committed for leaf in leaves))
+        last = jax.sharding.SingleDeviceSharding(jax.devices()[5])
+        _, params = ms.load(path, sharding=ms.Params(last, last, last, last))  # a tree like the top of the params
+        print({device.id for leaf in jax.tree.leaves(params) for device in leaf.devices()})
+    """,
+    "odd ones": """
+        five = jax.make_mesh((5,), ("model",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:5])
+        for odd in (NamedSharding(five, P(None, "model")), NamedSharding(mesh, P(None, None, "model"))):
+            try:
+                ms.load(path, sharding=ms.Params(*[NamedSharding(mesh, P())] * 3, odd))
+            except ValueError as error:
+                print(error)
+    """,
+    "through heads": """
+        from msrnn_jax.params import param_axes
+        config, host = ms.load(path)
+        spread = {"KH": ("data", "model")}
+        shardings = jax.tree.map(
+            lambda axes: NamedSharding(mesh, P(*map(spread.get, axes.split()))), param_axes(config)
+        )
+        _, params = ms.load(path, sharding=shardings)
+        same = jax.tree.map(lambda leaf, place: leaf.sharding == place, params, shardings)
+        equal = jax.tree.map(lambda one, other: np.array_equal(one, other), params, host)
+        print(all(jax.tree.leaves(same)), all(jax.tree.leaves(equal)))
+        print({part.data.shape for part in params.layers[0].key.addressable_shards})
+    """,
+}
+
+
+@pytest.fixture(scope="module")
+def printed(saved) -> dict[str, list[str]]:
+    """What the programs print, line by line."""
+    programs = (f"print({name!r})\n{textwrap.dedent(code)}print()\n" for name, code in PROGRAMS.items())
+    parts = on_devices("path = sys.argv[1]\n" + "".join(programs), saved).split("\n\n")
+    return {name: lines for name, *lines in (part.splitlines() for part in parts if part)}
 
 
 @pytest.mark.exhaustive
@@ -57,28 +106,11 @@ def test_every_device_holds_its_part_and_no_device_held_all(saved):
     assert float(printed[3]) == pytest.approx(float(printed[4]), rel=1e-5)
 
 
-def test_one_sharding_serves_all_weights_and_dtype_casts_on_the_way(saved):
-    printed = on_devices(
-        """
-        path = sys.argv[1]
-        everywhere = NamedSharding(mesh, P())
-        config, params = ms.load(path, dtype="bfloat16", sharding=everywhere)
-        print(config.dtype, {str(leaf.dtype) for leaf in jax.tree.leaves(params)})
-        print(all(leaf.sharding == everywhere for leaf in jax.tree.leaves(params)))
-        _, host = ms.load(path, dtype="bfloat16")
-        print(all(jax.tree.leaves(jax.tree.map(lambda one, other: np.array_equal(one, other), params, host))))
-        leaves = jax.tree.leaves(host)
-        print({len(leaf.devices()) for leaf in leaves}, any(leaf.committed for leaf in leaves))
-        last = jax.sharding.SingleDeviceSharding(jax.devices()[5])
-        _, params = ms.load(path, sharding=ms.Params(last, last, last, last))  # a tree like the top of the params
-        print({device.id for leaf in jax.tree.leaves(params) for device in leaf.devices()})
-        """,
-        saved,
-    ).splitlines()
-    assert printed == ["bfloat16 {'bfloat16'}", "True", "True", "{1} False", "{5}"]
+def test_one_sharding_serves_all_weights_and_dtype_casts_on_the_way(printed):
+    assert printed["one sharding"] == ["bfloat16 {'bfloat16'}", "True", "True", "{1} False", "{5}"]
 
 
-def test_shardings_that_do_not_fit_are_named(saved):
+def test_shardings_that_do_not_fit_are_named(saved, printed):
     mesh = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
     place = jax.sharding.NamedSharding(mesh, P("model", None, None, None))
     with pytest.raises(ValueError, match=r"sharding of params.embedding \[56, 24\] does not fit: "):
@@ -89,39 +121,12 @@ def test_shardings_that_do_not_fit_are_named(saved):
         ms.load(saved, sharding="model")
     with pytest.raises(ValueError, match="sharding is no tree shaped like the params"):
         ms.load(saved, sharding=(place, place))
-    printed = on_devices(
-        """
-        path = sys.argv[1]
-        five = jax.make_mesh((5,), ("model",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:5])
-        for odd in (NamedSharding(five, P(None, "model")), NamedSharding(mesh, P(None, None, "model"))):
-            try:
-                ms.load(path, sharding=ms.Params(*[NamedSharding(mesh, P())] * 3, odd))
-            except ValueError as error:
-                print(error)
-        """,
-        saved,
-    ).splitlines()
-    assert len(printed) == 2
-    assert all(line.startswith("sharding of params.unembedding [24, 56] does not fit: ") for line in printed)
+    assert len(printed["odd ones"]) == 2
+    assert all(
+        line.startswith("sharding of params.unembedding [24, 56] does not fit: ") for line in printed["odd ones"]
+    )
 
 
-def test_a_sharding_may_cut_through_heads(saved):
+def test_a_sharding_may_cut_through_heads(printed):
     """Files have an axis of four KV heads, which eight devices cannot share out."""
-    printed = on_devices(
-        """
-        path = sys.argv[1]
-        from msrnn_jax.params import param_axes
-        config, host = ms.load(path)
-        spread = {"KH": ("data", "model")}
-        shardings = jax.tree.map(
-            lambda axes: NamedSharding(mesh, P(*map(spread.get, axes.split()))), param_axes(config)
-        )
-        _, params = ms.load(path, sharding=shardings)
-        same = jax.tree.map(lambda leaf, place: leaf.sharding == place, params, shardings)
-        equal = jax.tree.map(lambda one, other: np.array_equal(one, other), params, host)
-        print(all(jax.tree.leaves(same)), all(jax.tree.leaves(equal)))
-        print({part.data.shape for part in params.layers[0].key.addressable_shards})
-        """,
-        saved,
-    ).splitlines()
-    assert printed == ["True True", "{(24, 5)}"]
+    assert printed["through heads"] == ["True True", "{(24, 5)}"]
