@@ -1,5 +1,7 @@
 """Text as it is written: pieces, stop strings, and what the states have seen."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from msrnn_jax.generation.streaming import Detokenizer, _sure
 from msrnn_jax.text.tokenizer import Tokenizer
 
 CONFIG = tiny.SHALLOW
-PARAMS = tiny.params(config=CONFIG)
+params = partial(tiny.params, config=CONFIG)
 OPTIONS = {"budget": 6, "max_new_tokens": 45, "sampler": ms.Temperature(1.3), "stop": ()}
 
 
@@ -24,7 +26,7 @@ def tokenizer(tmp_path_factory):
 
 def writer(tokenizer, prompts, stop_strings=(), **changes):
     options = {**OPTIONS, "key": jax.random.key(5), **changes}
-    return ms.stream_text(CONFIG, ms.TOVA(), PARAMS, tokenizer, prompts, stop_strings=stop_strings, **options)
+    return ms.stream_text(CONFIG, ms.TOVA(), params(), tokenizer, prompts, stop_strings=stop_strings, **options)
 
 
 def written(writer):
@@ -39,7 +41,7 @@ def test_pieces_make_the_text_of_generate(tokenizer):
 
     def generate(prompt, stop):
         ids = np.asarray([tokenizer.encode(prompt)])
-        return ms.generate(CONFIG, ms.TOVA(), PARAMS, ids, budget=6, max_new_tokens=45, stop=(stop,))
+        return ms.generate(CONFIG, ms.TOVA(), params(), ids, budget=6, max_new_tokens=45, stop=(stop,))
 
     tokens, lengths, _ = generate("hello", 49)
     assert lengths[0] > 20
@@ -83,7 +85,7 @@ def test_a_stop_string_ends_a_row_and_its_state_has_seen_no_more(tokenizer, plai
         seen = tokenizer.encode(prompt) + stopped.rows[index].tokens
         state = ms.init_state(CONFIG, ms.TOVA(), 6)
         padded = np.pad(np.asarray(seen, np.int32), (0, 64 - len(seen)))  # one shape, one program
-        state, logits = ms.prefill(CONFIG, ms.TOVA(), PARAMS, state, padded, len(seen))
+        state, logits = ms.prefill(CONFIG, ms.TOVA(), params(), state, padded, len(seen))
         mine = jax.tree.map(lambda leaf, index=index: leaf[index], stopped.states)
         assert int(mine.t) == len(seen)
         assert [tiny.held(layer) for layer in mine.layers] == [tiny.held(layer) for layer in state.layers]
