@@ -1,5 +1,6 @@
 """Many budgets at once: every (budget, segment) is a row of one batch, whatever its budget."""
 
+import contextlib
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -87,7 +88,8 @@ def read_rows(
     if mesh is not None:
         batch = put_rows(batch, shardings(config, policy, mesh, positions=positions).rows)
     fixed: Any = {"reader": reader, "slots": slots, "positions": positions, "mesh": mesh}
-    kept, wrong = _read_rows(config, policy, params, *batch, **fixed)
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):  # kernels need it
+        kept, wrong = _read_rows(config, policy, params, *batch, **fixed)
     # Where losses are no numbers either, it is the model that fails, and the policy cannot help it.
     sound = np.isfinite(np.asarray(kept["nats"])).all(axis=1, keepdims=True)
     for row, layer in np.argwhere((np.asarray(wrong) != EMPTY) & sound)[:1]:

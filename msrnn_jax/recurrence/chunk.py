@@ -1,7 +1,9 @@
 """What a layer does with many tokens at once, exactly as one after the other."""
 
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
@@ -10,9 +12,10 @@ from msrnn_jax.config import Config
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.attention import attention_logits, softmax, weighted_values
 from msrnn_jax.recurrence.eviction import eviction_order
+from msrnn_jax.recurrence.kernel import Kernel, kernels_for, step_through
 from msrnn_jax.recurrence.positions import Frame, close_gap, make_frame, place_token
 from msrnn_jax.recurrence.sliding_window import visible_in_window, window_in
-from msrnn_jax.recurrence.slots import append_tokens, compact, mark_held
+from msrnn_jax.recurrence.slots import append_tokens, compact, hold_next
 from msrnn_jax.recurrence.step import observe_and_forget
 from msrnn_jax.state import EMPTY, LayerState, StepContext
 
@@ -42,7 +45,7 @@ def attend_chunk(
     grouped = jnp.moveaxis(query.reshape(count, key.shape[1], -1, query.shape[2]), 0, 1)  # [K, T, G, H]
     if context.mode == "absolute" or not config.rotates(index):
         products = attention_logits(grouped, layer.keys)  # [K, T, G, M]
-        hold = _hold_in_closed_form if _has_closed_form(policy, context, window) else _scan_masks
+        hold = _hold_in_closed_form if _has_closed_form(policy, context, window) else _step_through
         layer, visible = hold(policy, layer, context, query, products, index, window)
     else:
         frame = make_frame(config, context.mode, context.angles, before, count)
@@ -101,7 +104,7 @@ def _hold_in_closed_form(
         mine = lax.dynamic_index_in_dim(probs, step, axis=1, keepdims=False)  # [K, G, M]
         there = lax.dynamic_index_in_dim(present, step, axis=1, keepdims=False)  # [#K, M]
         held = layer.replace(positions=jnp.where(there, arrived, EMPTY), stats=stats)
-        held, _ = _arrive(policy, held, slot, now)
+        held, _ = hold_next(policy, held, slot, now.position)
         return observe_and_forget(
             policy, held, mine, query, now.replace(forgetting=False), index, over, None
         ).stats, None
@@ -150,6 +153,40 @@ def _outlived_by(policy: Policy, layer: LayerState, context: StepContext) -> Int
     return every[:, None] - later.astype(jnp.int32)
 
 
+def _step_through(
+    policy: Policy,
+    layer: LayerState,
+    context: StepContext,
+    query: Float[Array, "T N H"],
+    products: Float[Array, "K T G M"],
+    index: int,
+    window: int | None,
+) -> tuple[LayerState, Bool[Array, "#K T M"]]:
+    """`_scan_masks`, on TPU and GPU as one kernel where that can do it (see `kernel.why_not`).
+
+    The kernel has no derivative: which slots are held has none, and that of statistics is the scan's.
+    """
+    args = layer, context.replace(angles=None), query, products
+
+    def scan(layer: LayerState, context: StepContext, query: Array, products: Array) -> tuple[Array, Any, Array]:
+        layer, visible = _scan_masks(policy, layer, context, query, products, index, window)
+        return layer.positions, layer.stats, visible
+
+    def made(kernel: Kernel) -> Callable[..., tuple[Array, Any, Array]]:
+        @jax.custom_jvp
+        def run(layer: LayerState, context: StepContext, query: Array, products: Array) -> tuple[Array, Any, Array]:
+            return step_through(kernel, layer, context, _rows(layer, context, query)[3], products)
+
+        run.defjvp(lambda primals, tangents: (run(*primals), jax.jvp(scan, primals, tangents)[1]))
+        return run
+
+    kernels = kernels_for(policy, layer, context, products, index, window, query.shape[2])
+    platforms = {name: made(kernel) for name, kernel in kernels.items()}
+    default = platforms.pop("default", scan)
+    positions, stats, visible = lax.platform_dependent(*args, **platforms, default=default) if kernels else scan(*args)
+    return layer.replace(positions=positions, stats=stats), visible
+
+
 def _scan_masks(
     policy: Policy,
     layer: LayerState,
@@ -169,7 +206,7 @@ def _scan_masks(
         step, slot, now, over, query = row
         mine = lax.dynamic_index_in_dim(products, step, axis=1, keepdims=False)  # [K, G, M]
         positions, stats = carry
-        held, visible = _arrive(policy, layer.replace(positions=positions, stats=stats), slot, now)
+        held, visible = hold_next(policy, layer.replace(positions=positions, stats=stats), slot, now.position)
         held = observe_and_forget(policy, held, softmax(mine, visible, query.shape[1]), query, now, index, over, window)
         return (held.positions, held.stats), visible
 
@@ -194,7 +231,7 @@ def _scan_masks_and_keys(
     def one(carry: tuple[Array, Any, Frame], row: tuple) -> tuple[tuple[Array, Any, Frame], tuple[Array, Array]]:
         (step, slot, now, over, query), key = row
         positions, stats, frame = carry
-        held, visible = _arrive(policy, layer.replace(positions=positions, stats=stats), slot, now)
+        held, visible = hold_next(policy, layer.replace(positions=positions, stats=stats), slot, now.position)
         if sight is not None:
             visible = visible & lax.dynamic_index_in_dim(sight, step, axis=1, keepdims=False)
         grouped = query.reshape(key.shape[0], -1, query.shape[1])  # [K, G, H]
@@ -222,18 +259,8 @@ def _rows(
     more from the start, as many as then. Where tokens expire it is not, and `observe_and_forget` counts.
     """
     steps = jnp.arange(context.token.shape[0], dtype=jnp.int32)
-    before = (layer.positions != EMPTY).sum(axis=1, dtype=jnp.int32)[None]  # [1, #K]
-    over = jnp.minimum(before + steps[:, None], jnp.maximum(layer.budget, before)) >= layer.budget  # [T, #K]
+    before = (layer.positions != EMPTY).sum(axis=1, keepdims=True, dtype=jnp.int32)[None]  # [1, #K, 1]
+    most = jnp.maximum(layer.budget, before)
+    over = jnp.minimum(before + steps[:, None, None], most) >= layer.budget  # [T, #K, 1]
     slots = layer.num_slots - steps.shape[0] + steps
     return steps, slots, context.replace(angles=None), over, query
-
-
-def _arrive(
-    policy: Policy, layer: LayerState, slot: Int[Array, ""], now: StepContext
-) -> tuple[LayerState, Bool[Array, "#K M"]]:
-    """The layer with the next token of the chunk in its slot, and what that token sees."""
-    slots = jnp.arange(layer.num_slots, dtype=jnp.int32)[None]
-    newest = jnp.broadcast_to(slots == slot, layer.positions.shape)
-    layer = mark_held(policy, layer, newest, now.position)
-    # The newest token is visible even where it is padding, whose row is thrown away but must stay finite.
-    return layer, newest | (layer.positions != EMPTY)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Bool, Int
 
 from msrnn_jax.policies import Policy
@@ -20,16 +20,20 @@ def comparable_scores(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> t
     if jnp.issubdtype(score.dtype, jnp.floating):
         score = score.astype(at_least_float32(score.dtype))  # the smallest floats have no infinity
         score = jnp.where(jnp.isnan(score), -jnp.inf, score)
+    elif jnp.issubdtype(score.dtype, jnp.unsignedinteger):  # in the same order, as numbers that every kernel compares
+        bits = 8 * score.dtype.itemsize
+        signed = jnp.dtype(f"int{bits}")
+        score = lax.bitcast_convert_type(score, signed) ^ jnp.asarray(jnp.iinfo(signed).min, signed)
     held = layer.positions != EMPTY
     if not policy.protects:
         return score, held
-    recent = layer.budget // 2 if policy.recent is None else policy.recent
+    recent = layer.budget >> 1 if policy.recent is None else policy.recent  # half; Mosaic asks the device how to divide
     protected = (layer.positions < policy.sinks) | (layer.positions >= t - recent)
     return score, held & ~protected
 
 
 def evict_one(
-    policy: Policy, layer: LayerState, t: Int[Array, ""], over: Bool[Array, "#K"] | None = None
+    policy: Policy, layer: LayerState, t: Int[Array, ""], over: Bool[Array, "#K 1"] | None = None
 ) -> LayerState:
     """Frees one slot in every row that holds more than its budget: `evict_to_budget` where one is too many.
 
@@ -42,15 +46,21 @@ def evict_one(
     score, eligible = comparable_scores(policy, layer, t)
     held = layer.positions != EMPTY  # [#K, S]
     if policy.protects:
-        eligible = jnp.where(eligible.any(axis=1, keepdims=True), eligible, held)
+        some = jnp.where(eligible, 1, 0).max(axis=1, keepdims=True) > 0  # `any`, which Triton lacks
+        eligible = eligible | (held & ~some)
     score = jnp.where(eligible, score, _highest(score.dtype))
     lowest = jnp.min(score, axis=1, keepdims=True)  # [#K, 1]
     candidates = jnp.where(eligible & (score <= lowest), layer.positions, _highest(jnp.int32))
     oldest = jnp.min(candidates, axis=1, keepdims=True)  # [#K, 1]
     if over is None:
-        over = held.sum(axis=1, dtype=jnp.int32) > layer.budget
+        over = holds_too_many(layer)
     # A position is held by one slot of a row at most, so it names the slot that goes.
-    return layer.replace(positions=jnp.where(over[:, None] & (layer.positions == oldest), EMPTY, layer.positions))
+    return layer.replace(positions=jnp.where(over & (layer.positions == oldest), EMPTY, layer.positions))
+
+
+def holds_too_many(layer: LayerState) -> Bool[Array, "#K 1"]:
+    """Which rows hold more than their budget."""
+    return (layer.positions != EMPTY).sum(axis=1, keepdims=True, dtype=jnp.int32) > layer.budget
 
 
 def evict_to_budget(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> LayerState:

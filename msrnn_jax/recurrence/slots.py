@@ -135,6 +135,16 @@ def mark_held(policy: Policy, layer: LayerState, here: Bool[Array, "#K S"], posi
     )
 
 
+def hold_next(
+    policy: Policy, layer: LayerState, slot: Int[Array, ""], position: Int[Array, ""]
+) -> tuple[LayerState, Bool[Array, "#K S"]]:
+    """The layer with a token whose key and value stand in `slot` already, and what that token sees."""
+    newest = lax.broadcasted_iota(jnp.int32, layer.positions.shape, 1) == slot
+    layer = mark_held(policy, layer, newest, position)
+    # The newest token is visible even where it is padding, whose row is thrown away but must stay finite.
+    return layer, newest | (layer.positions != EMPTY)
+
+
 def grow_slots(policy: Policy, layer: LayerState, extra: int) -> LayerState:
     """The same layer with `extra` more free slots."""
     heads, _, width = layer.keys.shape

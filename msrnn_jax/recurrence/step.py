@@ -9,7 +9,7 @@ from msrnn_jax.config import Config
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.attention import attention_logits, softmax, weighted_values
 from msrnn_jax.recurrence.checks import check_observed
-from msrnn_jax.recurrence.eviction import evict_one
+from msrnn_jax.recurrence.eviction import evict_one, holds_too_many
 from msrnn_jax.recurrence.positions import logits_by_place
 from msrnn_jax.recurrence.sliding_window import free_expired, visible_in_window, window_in
 from msrnn_jax.recurrence.slots import write_token
@@ -51,7 +51,7 @@ def attend(
         visible = visible & visible_in_window(context.mode, layer.positions, slot[:, None], window)[:, 0]
     probs = softmax(products, visible, query.shape[1])
     mixed = weighted_values(probs, layer.values)
-    over = held.sum(axis=1, dtype=jnp.int32) > layer.budget
+    over = holds_too_many(layer)
     layer = observe_and_forget(policy, layer, probs, query, context, index, over, window)
     return layer, mixed.reshape(query.shape).astype(query.dtype)
 
@@ -60,10 +60,10 @@ def observe_and_forget(
     policy: Policy,
     layer: LayerState,
     probs: Float[Array, "K G S"],
-    query: Float[Array, "N H"],
+    query: Float[Array, "N H"] | jax.ShapeDtypeStruct,
     context: StepContext,
     index: int,
-    over: Bool[Array, "#K"],
+    over: Bool[Array, "#K 1"],
     window: int | None,
 ) -> LayerState:
     """The policy observes what the token attended to, and one slot is freed of every row that holds too many.
@@ -71,6 +71,7 @@ def observe_and_forget(
     Padding changes nothing.
 
     Args:
+      query: its shape alone in a kernel, as of keys and values: a policy that looks at them has none.
       over: which rows hold too many, where nothing expires.
       window: beyond which tokens expire, and are freed first; None where they do not.
     """
@@ -80,7 +81,7 @@ def observe_and_forget(
         positions=layer.positions,
         t=context.position,
         token=context.token,
-        queries=query,
+        queries=query,  # pyright: ignore[reportArgumentType]
         keys=layer.keys,
         values=layer.values,
         layer=index,
@@ -93,5 +94,5 @@ def observe_and_forget(
         return layer
     if window is not None:
         layer = free_expired(layer, window, context.seen)
-        over = (layer.positions != EMPTY).sum(axis=1, dtype=jnp.int32) > layer.budget
+        over = holds_too_many(layer)
     return evict_one(policy, layer, context.seen, over & real)

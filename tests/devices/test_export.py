@@ -12,6 +12,7 @@ from jax import export
 import msrnn_jax as ms
 from experiments.common.shapes import SHAPES
 from msrnn_jax.params import abstract_params
+from msrnn_jax.recurrence.kernel import SWITCH
 
 PLATFORMS = ("cuda", "tpu")
 BUDGET, READ = 512, 1024
@@ -44,6 +45,12 @@ def arguments(shape, policy, mode, layers=LAYERS):
 
 def described(tree):
     return [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.fixture(autouse=True)
+def without_kernels(monkeypatch):
+    """A program for several platforms at once can have none: JAX lowers what is for one of them for all."""
+    monkeypatch.setenv(SWITCH, "off")
 
 
 def check(function, *args):
@@ -90,6 +97,19 @@ def test_generate_is_exported(shape, policy, mode):
     assert (tokens.shape, tokens.dtype) == ((rows, new), jnp.int32)
     assert (lengths.shape, lengths.dtype) == ((rows,), jnp.int32)
     assert described(states) == [((rows, *shape), dtype) for shape, dtype in described(state)]
+
+
+@pytest.mark.parametrize(("platform", "kernel"), [("tpu", "tpu_custom_call"), ("cuda", "__gpu$xla.gpu.triton")])
+def test_a_program_for_one_platform_has_our_kernel(platform, kernel, monkeypatch):
+    """One a layer, and it is lowered without a device, too."""
+    monkeypatch.delenv(SWITCH)
+    args = (*arguments("llama-3-70b", ms.H2O(), "absolute"), integers(READ))
+    # Another function each time: JAX would find what it has traced with the switch off.
+    checks = [export.DisabledSafetyCheck.custom_call(kernel)]  # JAX promises nothing of Triton's programs of tomorrow
+    program = jax.jit(lambda *args: ms.extend(*args))
+    text = export.export(program, platforms=[platform], disabled_checks=checks)(*args).mlir_module()
+    assert re.findall(r"custom_call @([\w.$]+)", text).count(kernel) == LAYERS
+    assert re.search(r"custom_call @[\w.$]+", text.replace(kernel, "")) is None
 
 
 @pytest.mark.exhaustive

@@ -1,0 +1,327 @@
+"""The recurrence over masks and statistics of a chunk as one kernel, by Pallas, for TPU (Mosaic) and GPU (Triton).
+
+XLA makes a loop of it that launches a dozen kernels for every token. Here a kernel steps over the chunk by itself, with
+what is held and the statistics on chip. It traces the policy's own `observe` and `score`: no policy is written twice.
+"""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.custom_batching import custom_vmap
+from jax.experimental import pallas as pl
+from jax.sharding import PartitionSpec
+from jaxtyping import Bool, Float
+
+from msrnn_jax.policies import Policy
+from msrnn_jax.recurrence.slots import grow_slots, hold_next
+from msrnn_jax.recurrence.step import observe_and_forget
+from msrnn_jax.state import LayerState, StepContext, View
+
+SWITCH = "MSRNN_KERNELS"  # environment variable, read when a program is traced
+CHOICES = ("auto", "on", "off")  # "on": on every platform, interpreted by JAX where there is no back end
+DATA = "data"  # the axis of a mesh over which rows of a batch are shared out
+LEAST = 32  # tokens of a chunk for which a kernel is worth its compilation
+VMEM = 14 * 2**20  # bytes of a TPU's vector memory that a kernel may take, of the 16 MiB that Mosaic gives it
+BLOCK = 2 * 2**20  # bytes of products that are fetched at once, while the kernel works on those before
+LANES, SUBLANES = 128, 8  # tiles that a TPU lays numbers out in
+WARPS = 16  # of a GPU that work together on a row
+
+# What both back ends lower; anything else leaves the chunk to the scan. `sign`, and so `//`, is not among them: Mosaic
+# asks the device for its kind there, and programs are also made for devices that are not there.
+LOWERED = set(
+    "add sub mul div neg abs max min exp exp2 log log1p expm1 sqrt rsqrt square integer_pow pow tanh logistic erf "
+    "eq ne lt le gt ge and or not xor select_n clamp convert_element_type bitcast_convert_type broadcast_in_dim iota "
+    "reduce_sum reduce_max reduce_min shift_left shift_right_logical shift_right_arithmetic floor ceil round is_finite "
+    "squeeze expand_dims stop_gradient copy sin cos".split()
+)
+
+
+class Kernel(NamedTuple):
+    """A kernel for the recurrence of a layer; hashable.
+
+    Attributes:
+      policy: whose it is.
+      index: of the layer.
+      window: beyond which tokens expire, None where they do not.
+      mode: how positions are rotated.
+      width: of a head.
+      platform: "tpu" or "cuda".
+      interpret: run it by JAX, on any device.
+    """
+
+    policy: Policy
+    index: int
+    window: int | None
+    mode: str
+    width: int
+    platform: str
+    interpret: bool = False
+
+
+def kernels_for(
+    policy: Policy,
+    layer: LayerState,
+    context: StepContext,
+    products: Float[Array, "K T G M"],
+    index: int,
+    window: int | None,
+    width: int,
+) -> dict[str, Kernel]:
+    """The kernels that can do a chunk, by platform; "default" is one for all others, if it is asked for.
+
+    Raises:
+      ValueError: where the switch is set to something unknown.
+    """
+    switch = os.environ.get(SWITCH, "auto")
+    if switch not in CHOICES:
+        raise ValueError(f"{SWITCH} is {switch!r}; it must be one of {', '.join(CHOICES)}")
+    # XLA cannot share out a kernel by itself; where there are many devices, a mesh must say what lies where.
+    known = jax.device_count() == 1 or not jax.sharding.get_abstract_mesh().empty
+    if switch == "off" or (switch == "auto" and (len(context.token) < LEAST or not known)):
+        return {}
+    kernels = {name: Kernel(policy, index, window, context.mode, width, name) for name in ("tpu", "cuda")}
+    if switch == "on":
+        kernels["default"] = kernels["tpu"]._replace(interpret=True)
+    return {name: kernel for name, kernel in kernels.items() if not why_not(kernel, layer, products)}
+
+
+def why_not(kernel: Kernel, layer: LayerState, products: Float[Array, "K T G M"]) -> str | None:
+    """Why a chunk is left to the scan; None where the kernel can do it."""
+    heads, _, group, slots = products.shape
+    if products.dtype != jnp.float32 and not kernel.interpret:
+        return f"attention is computed in {products.dtype}"
+    if jax.tree.leaves(kernel.policy):
+        return "the policy has arrays"
+    if kernel.platform == "tpu" and _vmem(heads, group, slots, 1) > VMEM:
+        return "a token's products do not fit into a TPU's memory"
+    if kernel.platform == "cuda" and any(size & (size - 1) for size in (heads, group, layer.num_rows)):
+        return f"a GPU's kernels take powers of two; there are {heads} KV heads and {group} query heads for each"
+    return _unknown(kernel, layer, products)
+
+
+def _unknown(kernel: Kernel, layer: LayerState, products: Float[Array, "K T G M"]) -> str | None:
+    """What the policy does that a kernel cannot do."""
+    heads, _, group, slots = products.shape
+
+    def decide(hidden: tuple[Array, Array, Array], stats: Any, positions: Array, probs: Array, number: Array) -> Any:
+        query, keys, values = hidden
+        view = View(probs, positions, number, number, query, keys, values, layer=kernel.index)
+        stats = kernel.policy.observe(stats, view)
+        return stats, kernel.policy.score(LayerState(keys, values, positions, stats, number), number)
+
+    query = jax.ShapeDtypeStruct((heads * group, kernel.width), layer.keys.dtype)
+    probs = jax.ShapeDtypeStruct((heads, group, slots), products.dtype)
+    hidden = (query, layer.keys, layer.values)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    jaxpr = jax.make_jaxpr(decide)(hidden, layer.stats, layer.positions, probs, number).jaxpr
+    used = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
+    used |= {id(variable) for variable in jaxpr.outvars}
+    if any(id(variable) in used for variable in jaxpr.invars[: len(hidden)]):
+        return "the policy looks at queries, keys or values"
+    unknown = sorted(_primitives(jaxpr) - LOWERED)
+    return f"the policy uses {', '.join(unknown)}" if unknown else None
+
+
+def _primitives(jaxpr: Any) -> set[str]:
+    """The names of all primitives, those within functions included."""
+    found = set()
+    for equation in jaxpr.eqns:
+        inner = [value for value in equation.params.values() if hasattr(value, "jaxpr") or hasattr(value, "eqns")]
+        for one in inner:
+            found |= _primitives(getattr(one, "jaxpr", one))
+        if not inner:
+            found.add(equation.primitive.name)
+    return found
+
+
+def step_through(
+    kernel: Kernel,
+    layer: LayerState,
+    context: StepContext,
+    over: Bool[Array, "T #K 1"],
+    products: Float[Array, "K T G M"],
+) -> tuple[Any, Any, Bool[Array, "#K T M"]]:
+    """What is held after the last token, the statistics, and what every token sees.
+
+    Under `vmap` rows of the batch are an axis of the kernel's grid. On a mesh (`jax.set_mesh`) every device takes its
+    own rows; heads that are shared out are gathered first, K * T * G * M numbers a layer and chunk, since a policy may
+    look at all, and every device then steps through all of them.
+
+    Args:
+      over: which rows will hold too many when each token has come.
+    """
+    slots = layer.num_slots
+    if kernel.platform == "cuda":  # Triton's arrays have lengths that are powers of two; what is added is never held
+        layer = grow_slots(kernel.policy, layer, (1 << (slots - 1).bit_length()) - slots)
+        products = jnp.pad(products, [(0, 0)] * 3 + [(0, layer.num_slots - slots)])
+    stats, tree = jax.tree.flatten(layer.stats)
+    rows = jnp.moveaxis(products, 1, 0)  # [T, K, G, M]
+    rows = rows[:, :, 0] if rows.shape[2] == 1 else rows  # an axis of one would be padded to SUBLANES
+    numbers = [leaf[None] for leaf in (context.position, context.token, context.seen)]  # [1, T]
+    turns = jnp.where(over, 1, 0).astype(jnp.int32)
+    args = (rows, turns, *numbers, layer.budget.reshape(1, 1), layer.positions, *stats)
+    first = slots - products.shape[1]
+    query = jax.ShapeDtypeStruct((products.shape[0] * products.shape[2], kernel.width), layer.keys.dtype)
+    keys = jax.ShapeDtypeStruct(layer.keys.shape, layer.keys.dtype)
+    call = _batched(partial(_call, kernel, (query, keys), tree, first))
+    visible, positions, *stats = (leaf[0] for leaf in call(*(leaf[None] for leaf in args)))
+    stats = [leaf[:, :slots] for leaf in stats]
+    return positions[:, :slots], jax.tree.unflatten(tree, stats), jnp.moveaxis(visible[:, :, :slots], 0, 1) != 0
+
+
+def _batched(call: Any) -> Any:
+    """A function of arrays [B, ...] that takes another axis of `vmap` as more rows."""
+
+    @custom_vmap
+    def rows(*args: Array) -> tuple[Array, ...]:
+        return _shared_out(call, args)
+
+    @rows.def_vmap
+    def _(size: int, batched: Sequence[bool], *args: Array) -> tuple[tuple[Array, ...], tuple[bool, ...]]:
+        args = tuple(
+            leaf if is_batched else jnp.broadcast_to(leaf, (size, *leaf.shape))
+            for leaf, is_batched in zip(args, batched, strict=True)
+        )
+        made = rows(*(leaf.reshape(-1, *leaf.shape[2:]) for leaf in args))
+        return tuple(leaf.reshape(size, -1, *leaf.shape[1:]) for leaf in made), (True,) * len(made)
+
+    return rows
+
+
+def _shared_out(call: Any, args: tuple[Array, ...]) -> tuple[Array, ...]:
+    """The call with its rows shared out over the devices of a mesh that is set, and all else whole on each."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.are_all_axes_manual:
+        return call(*args)
+    divides = DATA in mesh.axis_names and args[0].shape[0] % mesh.shape[DATA] == 0
+    rows = PartitionSpec(DATA if divides else None)
+    return jax.shard_map(call, in_specs=rows, out_specs=rows, check_vma=False)(*args)
+
+
+def _call(kernel: Kernel, unseen: tuple[Any, Any], tree: Any, first: int, *args: Array) -> tuple[Array, ...]:
+    """The kernel for rows of a batch.
+
+    Args:
+      unseen: the shapes of a query and of all keys.
+      first: the slot of the chunk's first token.
+      args: products [B, T, K, G, M], or [B, T, K, M] for G of 1; over [B, T, #K, 1]; position, token and seen [B, 1, T]
+        and budget [B, 1, 1]; positions [B, #K, M] and statistics before.
+
+    Returns:
+      What every token sees [B, T, #K, M] int32, and positions and statistics after the last.
+    """
+    rows, over, *numbers, positions = args[:7]
+    before = args[6:]
+    batch, count, heads, slots = rows.shape[0], rows.shape[1], rows.shape[2], rows.shape[-1]
+    group = rows.shape[3] if rows.ndim == 5 else 1
+    size = count
+    if kernel.platform == "tpu":  # a GPU reads products from its memory, token by token
+        row = _tiled(heads, group, slots)
+        size = min(count, max(1, BLOCK // row))
+    seen = jax.ShapeDtypeStruct((batch, count, *positions.shape[1:]), jnp.int32)
+
+    def part(leaf: Any) -> pl.BlockSpec:  # [B, T, ...]: a block of tokens
+        rest = (0,) * (leaf.ndim - 2)
+        return pl.BlockSpec((None, size, *leaf.shape[2:]), lambda row, block: (row, block, *rest))
+
+    def whole(leaf: Any, **options: Any) -> pl.BlockSpec:  # [B, ...]
+        rest = (0,) * (leaf.ndim - 1)
+        return pl.BlockSpec((None, *leaf.shape[1:]), lambda row, block: (row, *rest), **options)
+
+    made = pl.pallas_call(
+        partial(_step_over, kernel, unseen, tree, count, size, first),
+        grid=(batch, -(-count // size)),
+        out_shape=[seen, *(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in before)],
+        in_specs=[part(rows), part(over), *(whole(leaf, **_scalars(kernel)) for leaf in numbers), *map(whole, before)],
+        out_specs=[part(seen), *map(whole, before)],
+        interpret=kernel.interpret,
+        name=f"{type(kernel.policy).__name__.lower()}_chunk",
+        **_options(kernel),
+    )(*args)
+    return tuple(made)
+
+
+def _step_over(
+    kernel: Kernel, unseen: tuple[Any, Any], tree: Any, count: int, size: int, first: int, *refs: Any
+) -> None:
+    """The kernel: a block of tokens, one after the other, each block with what the one before has left.
+
+    Args:
+      refs: what `_call` is given and returns, of one row and block.
+    """
+    query, keys = unseen  # `why_not` sees to it that the policy asks for no more than their shapes
+    leaves = 1 + tree.num_leaves  # positions and statistics
+    products, over, position, token, seen, budget, *others = refs
+    before, (visible, *after) = others[:leaves], others[leaves:]
+    block = pl.program_id(1) if count > size else 0
+    if count > size:  # blocks follow each other on the same core, and find what was written
+
+        @pl.when(block == 0)
+        def _() -> None:
+            for target, source in zip(after, before, strict=True):
+                target[...] = source[...]
+
+        before = after
+
+    def one(step: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        now = block * size + step
+        positions, *stats = carry
+        context = StepContext(
+            token=token[0, now], position=position[0, now], seen=seen[0, now], angles=None, mode=kernel.mode
+        )
+        layer = LayerState(keys, keys, positions, jax.tree.unflatten(tree, stats), budget[0, 0])
+        layer, sees = hold_next(kernel.policy, layer, first + now, context.position)
+        probs = _softmax(products[step], sees, kernel.width)
+        layer = observe_and_forget(
+            kernel.policy, layer, probs, query, context, kernel.index, over[step] != 0, kernel.window
+        )
+        visible[step] = jnp.where(sees, 1, 0).astype(jnp.int32)
+        return (layer.positions, *jax.tree.leaves(layer.stats))
+
+    steps = size if count % size == 0 else jnp.minimum(size, count - block * size)
+    carry = lax.fori_loop(0, steps, one, tuple(ref[...] for ref in before))
+    for target, leaf in zip(after, carry, strict=True):
+        target[...] = leaf
+
+
+def _softmax(products: Float[Array, "K *G M"], visible: Bool[Array, "#K M"], width: int) -> Float[Array, "K G M"]:
+    """As `attention.softmax`; G is missing where it is 1."""
+    if products.ndim == 3:
+        visible = jnp.where(visible, 1, 0)[:, None] != 0  # Mosaic gives no new axis to booleans
+    probs = jax.nn.softmax(jnp.where(visible, products * width**-0.5, -jnp.inf), axis=-1)
+    return probs if products.ndim == 3 else probs[:, None]
+
+
+def _tiled(heads: int, group: int, slots: int) -> int:
+    """Bytes of a token's products in a TPU's tiles."""
+    outer, inner = (1, heads) if group == 1 else (heads, group)
+    return 4 * outer * -(-inner // SUBLANES) * SUBLANES * -(-slots // LANES) * LANES
+
+
+def _vmem(heads: int, group: int, slots: int, tokens: int) -> int:
+    """Bytes of a TPU's vector memory for two blocks of products, and for what is computed of one token's."""
+    return (2 * tokens + 4) * _tiled(heads, group, slots)
+
+
+def _scalars(kernel: Kernel) -> dict[str, Any]:
+    """Where numbers of a token lie."""
+    if kernel.platform != "tpu":
+        return {}
+    from jax.experimental.pallas import tpu
+
+    return {"memory_space": tpu.SMEM}
+
+
+def _options(kernel: Kernel) -> dict[str, Any]:
+    if kernel.platform == "tpu":
+        from jax.experimental.pallas import tpu
+
+        return {"compiler_params": tpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"))}
+    from jax.experimental.pallas import triton
+
+    return {"compiler_params": triton.CompilerParams(num_warps=WARPS, num_stages=1)}
