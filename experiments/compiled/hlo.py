@@ -46,6 +46,7 @@ class Program:
     """A compiled program, by its text."""
 
     def __init__(self, text: str):
+        self.text = text
         self.computations: dict[str, list[Instruction]] = {}
         self.entry = ""
         for block in re.split(r"\n(?=%|ENTRY )", text):

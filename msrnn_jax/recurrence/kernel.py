@@ -29,6 +29,7 @@ LEAST = 32  # tokens of a chunk for which a kernel is worth its compilation
 VMEM = 14 * 2**20  # bytes of a TPU's vector memory that a kernel may take, of the 16 MiB that Mosaic gives it
 BLOCK = 2 * 2**20  # bytes of products that are fetched at once, while the kernel works on those before
 LANES, SUBLANES = 128, 8  # tiles that a TPU lays numbers out in
+MOST = 2**19  # numbers of a token's products that Triton is given; with more it compiles for minutes
 WARPS = 16  # of a GPU that work together on a row
 
 # What both back ends lower; anything else leaves the chunk to the scan. `sign`, and so `//`, is not among them: Mosaic
@@ -99,7 +100,9 @@ def why_not(kernel: Kernel, layer: LayerState, products: Float[Array, "K T G M"]
         return "the policy has arrays"
     if kernel.platform == "tpu" and _vmem(heads, group, slots, 1) > VMEM:
         return "a token's products do not fit into a TPU's memory"
-    if kernel.platform == "cuda" and any(size & (size - 1) for size in (heads, group, layer.num_rows)):
+    if kernel.platform == "cuda" and heads * group * _power(slots) > MOST:
+        return "a token's products are too many for a GPU's kernel"
+    if kernel.platform == "cuda" and any(size != _power(size) for size in (heads, group)):
         return f"a GPU's kernels take powers of two; there are {heads} KV heads and {group} query heads for each"
     return _unknown(kernel, layer, products)
 
@@ -157,7 +160,7 @@ def step_through(
     """
     slots = layer.num_slots
     if kernel.platform == "cuda":  # Triton's arrays have lengths that are powers of two; what is added is never held
-        layer = grow_slots(kernel.policy, layer, (1 << (slots - 1).bit_length()) - slots)
+        layer = grow_slots(kernel.policy, layer, _power(slots) - slots)
         products = jnp.pad(products, [(0, 0)] * 3 + [(0, layer.num_slots - slots)])
     stats, tree = jax.tree.flatten(layer.stats)
     rows = jnp.moveaxis(products, 1, 0)  # [T, K, G, M]
@@ -295,6 +298,11 @@ def _softmax(products: Float[Array, "K *G M"], visible: Bool[Array, "#K M"], wid
         visible = jnp.where(visible, 1, 0)[:, None] != 0  # Mosaic gives no new axis to booleans
     probs = jax.nn.softmax(jnp.where(visible, products * width**-0.5, -jnp.inf), axis=-1)
     return probs if products.ndim == 3 else probs[:, None]
+
+
+def _power(size: int) -> int:
+    """The next power of two."""
+    return 1 << (size - 1).bit_length()
 
 
 def _tiled(heads: int, group: int, slots: int) -> int:
