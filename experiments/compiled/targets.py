@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+from msrnn_jax.recurrence.kernel import SWITCH
+
 # As an H100 of 80 GB describes itself to XLA.
 H100 = """
 gpu_device_info {
@@ -56,6 +58,7 @@ def target_device(name: str) -> Any:
     from jax.experimental import topologies
 
     os.environ.update(HERE)
+    os.environ.setdefault(SWITCH, "on")  # "auto" looks for a device that is there
     jax.devices("cpu")  # before the compilers are looked for, which would take their absence for a fault
     try:
         return topologies.get_topology_desc(**TOPOLOGIES[name]).devices[0]

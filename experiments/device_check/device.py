@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 
-SWITCH = "MSRNN_KERNELS"  # read when a program is traced
+from msrnn_jax.recurrence.kernel import SWITCH
 
 
 class Peak(NamedTuple):

@@ -5,7 +5,7 @@ what is held and the statistics on chip. It traces the policy's own `observe` an
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -40,6 +40,9 @@ LOWERED = set(
     "reduce_sum reduce_max reduce_min shift_left shift_right_logical shift_right_arithmetic floor ceil round is_finite "
     "squeeze expand_dims stop_gradient copy sin cos".split()
 )
+
+
+DTYPES = [jnp.dtype(name) for name in ("float32", "int32", "uint32", "bool")]
 
 
 class Kernel(NamedTuple):
@@ -83,7 +86,8 @@ def kernels_for(
         raise ValueError(f"{SWITCH} is {switch!r}; it must be one of {', '.join(CHOICES)}")
     # XLA cannot share out a kernel by itself; where there are many devices, a mesh must say what lies where.
     known = jax.device_count() == 1 or not jax.sharding.get_abstract_mesh().empty
-    if switch == "off" or (switch == "auto" and (len(context.token) < LEAST or not known)):
+    worth = len(context.token) >= LEAST and jax.default_backend() != "cpu"  # where tracing it would be in vain
+    if switch == "off" or (switch == "auto" and not (known and worth)):
         return {}
     kernels = {name: Kernel(policy, index, window, context.mode, width, name) for name in ("tpu", "cuda")}
     if switch == "on":
@@ -98,7 +102,8 @@ def why_not(kernel: Kernel, layer: LayerState, products: Float[Array, "K T G M"]
         return f"attention is computed in {products.dtype}"
     if jax.tree.leaves(kernel.policy):
         return "the policy has arrays"
-    if kernel.platform == "tpu" and _vmem(heads, group, slots, 1) > VMEM:
+    # Two blocks of products, and what is computed of one token's.
+    if kernel.platform == "tpu" and 6 * _tiled(heads, group, slots) > VMEM:
         return "a token's products do not fit into a TPU's memory"
     if kernel.platform == "cuda" and heads * group * _power(slots) > MOST:
         return "a token's products are too many for a GPU's kernel"
@@ -115,31 +120,40 @@ def _unknown(kernel: Kernel, layer: LayerState, products: Float[Array, "K T G M"
         query, keys, values = hidden
         view = View(probs, positions, number, number, query, keys, values, layer=kernel.index)
         stats = kernel.policy.observe(stats, view)
-        return stats, kernel.policy.score(LayerState(keys, values, positions, stats, number), number)
+        score = kernel.policy.score(LayerState(keys, values, positions, stats, number), number)
+        return kernel.policy.init(layer.num_rows, slots), stats, score
 
     query = jax.ShapeDtypeStruct((heads * group, kernel.width), layer.keys.dtype)
     probs = jax.ShapeDtypeStruct((heads, group, slots), products.dtype)
     hidden = (query, layer.keys, layer.values)
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    jaxpr = jax.make_jaxpr(decide)(hidden, layer.stats, layer.positions, probs, number).jaxpr
+    traced = jax.make_jaxpr(decide)(hidden, layer.stats, layer.positions, probs, number)
+    if traced.consts:
+        return "the policy has arrays"
+    jaxpr = traced.jaxpr
     used = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
     used |= {id(variable) for variable in jaxpr.outvars}
     if any(id(variable) in used for variable in jaxpr.invars[: len(hidden)]):
         return "the policy looks at queries, keys or values"
-    unknown = sorted(_primitives(jaxpr) - LOWERED)
-    return f"the policy uses {', '.join(unknown)}" if unknown else None
+    for equation in _equations(jaxpr):
+        if equation.primitive.name not in LOWERED:
+            return f"the policy uses {equation.primitive.name}"
+        for made in (variable.aval for variable in equation.outvars):
+            if made.dtype not in DTYPES and not kernel.interpret:
+                return f"the policy computes in {made.dtype}"
+            if kernel.platform == "cuda" and any(size not in (slots, _power(size)) for size in made.shape):
+                return f"a GPU's kernels take powers of two; the policy makes an array {made.shape}"
+    return None
 
 
-def _primitives(jaxpr: Any) -> set[str]:
-    """The names of all primitives, those within functions included."""
-    found = set()
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations, those within functions included."""
     for equation in jaxpr.eqns:
         inner = [value for value in equation.params.values() if hasattr(value, "jaxpr") or hasattr(value, "eqns")]
         for one in inner:
-            found |= _primitives(getattr(one, "jaxpr", one))
+            yield from _equations(getattr(one, "jaxpr", one))
         if not inner:
-            found.add(equation.primitive.name)
-    return found
+            yield equation
 
 
 def step_through(
@@ -309,11 +323,6 @@ def _tiled(heads: int, group: int, slots: int) -> int:
     """Bytes of a token's products in a TPU's tiles."""
     outer, inner = (1, heads) if group == 1 else (heads, group)
     return 4 * outer * -(-inner // SUBLANES) * SUBLANES * -(-slots // LANES) * LANES
-
-
-def _vmem(heads: int, group: int, slots: int, tokens: int) -> int:
-    """Bytes of a TPU's vector memory for two blocks of products, and for what is computed of one token's."""
-    return (2 * tokens + 4) * _tiled(heads, group, slots)
 
 
 def _scalars(kernel: Kernel) -> dict[str, Any]:

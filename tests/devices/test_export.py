@@ -102,7 +102,7 @@ def test_generate_is_exported(shape, policy, mode):
 @pytest.mark.parametrize(("platform", "kernel"), [("tpu", "tpu_custom_call"), ("cuda", "__gpu$xla.gpu.triton")])
 def test_a_program_for_one_platform_has_our_kernel(platform, kernel, monkeypatch):
     """One a layer, and it is lowered without a device, too."""
-    monkeypatch.delenv(SWITCH)
+    monkeypatch.setenv(SWITCH, "on")
     args = (*arguments("llama-3-70b", ms.H2O(), "absolute"), integers(READ))
     # Another function each time: JAX would find what it has traced with the switch off.
     checks = [export.DisabledSafetyCheck.custom_call(kernel)]  # JAX promises nothing of Triton's programs of tomorrow

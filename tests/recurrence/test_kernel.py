@@ -50,6 +50,30 @@ class Peeking(ms.Policy):
         return (layer.keys**2).sum(axis=(0, 2))[None]
 
 
+class Halving(ms.Policy):
+    """One that computes in half precision."""
+
+    def score(self, layer, t):
+        return layer.positions.astype(jnp.bfloat16)
+
+
+class Pairing(ms.Policy):
+    """One whose statistics are three for each slot, from a table."""
+
+    def init(self, rows, slots):
+        return jnp.broadcast_to(np.arange(3, dtype=np.float32), (rows, slots, 3))
+
+    def score(self, layer, t):
+        return layer.stats.sum(axis=-1)
+
+
+class Tripling(Pairing):
+    """The same without a table."""
+
+    def init(self, rows, slots):
+        return jnp.zeros((rows, slots, 3))
+
+
 class Sorting(ms.Policy):
     """One that does what no kernel can."""
 
@@ -212,6 +236,10 @@ def test_what_a_kernel_cannot_do_is_left_to_the_scan(monkeypatch):
     assert reasons(ms.TOVA()) == [None, None]
     assert reasons(Peeking()) == ["the policy looks at queries, keys or values"] * 2
     assert reasons(Sorting()) == ["the policy uses sort"] * 2
+    assert reasons(Halving()) == ["the policy computes in bfloat16"] * 2
+    (tpu, gpu) = reasons(Tripling(), situation(Tripling())[0])
+    assert tpu is None and gpu == "a GPU's kernels take powers of two; the policy makes an array (1, 20, 3)"
+    assert reasons(Pairing(), situation(Pairing())[0]) == ["the policy has arrays"] * 2
     assert reasons(Listener(weight=jnp.ones(2))) == ["the policy has arrays"] * 2
     odd = situation(ms.TOVA(), heads=3)
     (tpu, gpu) = reasons(ms.TOVA(), odd[0], odd[2])
@@ -235,9 +263,15 @@ def test_the_switch(monkeypatch):
         return sorted(kernels_for(ms.TOVA(), layer, context, products, 0, None, WIDTH))
 
     assert made("on") == ["cuda", "default", "tpu"] and made("off") == []
-    assert made("auto") == []  # a chunk so short is not worth it
     longer = context.replace(token=jnp.zeros(kernel.LEAST, jnp.int32))
+    assert made("auto", longer) == []  # on a CPU
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert made("auto", longer) == ["cuda", "tpu"]
+    assert made("auto") == []  # a chunk so short is not worth it
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    assert made("auto", longer) == []  # nobody says what lies where
+    with jax.set_mesh(jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))):
+        assert made("auto", longer) == ["cuda", "tpu"]
     with pytest.raises(ValueError, match="MSRNN_KERNELS is 'yes'; it must be one of auto, on, off"):
         made("yes")
 
