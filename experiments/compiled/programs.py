@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import msrnn_jax as ms
 from experiments.common.shapes import SHAPES
 from experiments.compiled.hlo import Program
-from experiments.compiled.targets import target_device
+from experiments.compiled.targets import described, target_device
 from msrnn_jax.io.units import tree_bytes
 from msrnn_jax.model.state_ops import fork
 from msrnn_jax.params import abstract_params
@@ -108,7 +108,8 @@ def compile_case(case: Case) -> Compiled:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)
 
     started = time.perf_counter(), time.process_time()
-    done = jax.jit(run, donate_argnums=1).lower(put(params), put(state), put(tokens)).compile()
+    with described(case.target):
+        done = jax.jit(run, donate_argnums=1).lower(put(params), put(state), put(tokens)).compile()
     seconds = time.perf_counter() - started[0], time.process_time() - started[1]
     memory, text = done.memory_analysis(), done.as_text()
     assert memory is not None and text is not None

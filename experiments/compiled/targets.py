@@ -1,9 +1,11 @@
 """Devices that are described and not there, for which XLA's own compilers make programs."""
 
+import contextlib
 import os
 from typing import Any
 
 import jax
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from msrnn_jax.recurrence.kernel import SWITCH
 
@@ -37,6 +39,10 @@ TOPOLOGIES: dict[str, dict[str, Any]] = {
     "v5e": {"platform": "tpu", "topology_name": "v5e:2x2"},
     "h100": {"platform": "cuda", "topology_name": "h100", "target_config": H100, "topology": "1x1x1"},
 }
+DEVICES = {
+    "v5e": AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu"),
+    "h100": AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu"),
+}
 # So that libtpu asks no cloud what machine it is on.
 HERE = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # there is no TPU that two processes could fight for
@@ -65,3 +71,9 @@ def target_device(name: str) -> Any:
     except (RuntimeError, NotImplementedError, KeyError) as error:
         problem = str(error).splitlines()[0]
         raise ValueError(f"target {name} has no compiler here ({problem}); `make compiled` installs it") from None
+
+
+def described(name: str) -> contextlib.AbstractContextManager:
+    """What is lowered within is told of the device: JAX 0.12 asks for it before it makes a kernel."""
+    mesh = AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=DEVICES[name])
+    return jax.sharding.use_abstract_mesh(mesh)

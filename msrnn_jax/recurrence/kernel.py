@@ -213,7 +213,7 @@ def _batched(call: Any) -> Any:
 def _shared_out(call: Any, args: tuple[Array, ...]) -> tuple[Array, ...]:
     """The call with its rows shared out over the devices of a mesh that is set, and all else whole on each."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.are_all_axes_manual:
+    if mesh.empty or mesh.size == 1 or mesh.are_all_axes_manual:
         return call(*args)
     divides = DATA in mesh.axis_names and args[0].shape[0] % mesh.shape[DATA] == 0
     rows = PartitionSpec(DATA if divides else None)

@@ -8,7 +8,7 @@ import tiny
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import msrnn_jax as ms
-from experiments.compiled.targets import target_device
+from experiments.compiled.targets import described, target_device
 from msrnn_jax.recurrence.kernel import Kernel, step_through, why_not
 from msrnn_jax.state import LayerState, StepContext
 
@@ -48,7 +48,8 @@ def compiled(target, policy, shape, budget, *, batch=1, window=None):
         given((CHUNK,), jnp.int32),
         given((CHUNK, rows, 1), jnp.bool_),
     )
-    return jax.jit(jax.vmap(run)).lower(*args).compile().as_text()
+    with described(target):
+        return jax.jit(jax.vmap(run)).lower(*args).compile().as_text()
 
 
 @pytest.mark.parametrize("target", PLATFORMS)

@@ -11,6 +11,7 @@ from jax import export
 
 import msrnn_jax as ms
 from experiments.common.shapes import SHAPES
+from experiments.compiled import targets
 from msrnn_jax.params import abstract_params
 from msrnn_jax.recurrence.kernel import SWITCH
 
@@ -99,15 +100,18 @@ def test_generate_is_exported(shape, policy, mode):
     assert described(states) == [((rows, *shape), dtype) for shape, dtype in described(state)]
 
 
-@pytest.mark.parametrize(("platform", "kernel"), [("tpu", "tpu_custom_call"), ("cuda", "__gpu$xla.gpu.triton")])
-def test_a_program_for_one_platform_has_our_kernel(platform, kernel, monkeypatch):
+@pytest.mark.parametrize(
+    ("platform", "target", "kernel"), [("tpu", "v5e", "tpu_custom_call"), ("cuda", "h100", "__gpu$xla.gpu.triton")]
+)
+def test_a_program_for_one_platform_has_our_kernel(platform, target, kernel, monkeypatch):
     """One a layer, and it is lowered without a device, too."""
     monkeypatch.setenv(SWITCH, "on")
     args = (*arguments("llama-3-70b", ms.H2O(), "absolute"), integers(READ))
     # Another function each time: JAX would find what it has traced with the switch off.
     checks = [export.DisabledSafetyCheck.custom_call(kernel)]  # JAX promises nothing of Triton's programs of tomorrow
     program = jax.jit(lambda *args: ms.extend(*args))
-    text = export.export(program, platforms=[platform], disabled_checks=checks)(*args).mlir_module()
+    with targets.described(target):
+        text = export.export(program, platforms=[platform], disabled_checks=checks)(*args).mlir_module()
     assert re.findall(r"custom_call @([\w.$]+)", text).count(kernel) == LAYERS
     assert re.search(r"custom_call @[\w.$]+", text.replace(kernel, "")) is None
 
