@@ -120,6 +120,7 @@ def test_every_turn_draws_anew_and_the_same_turn_the_same(model):
     empty = begin_conversation(model, ms.TOVA(), 8)
     first, conversation = spoken(empty, 0)
     assert len(first) == 25 and spoken(empty, 0)[0] == first
+    assert len(set(first)) > 10  # every token is drawn anew, too
     assert len({first, spoken(empty, 1)[0], spoken(conversation, 0)[0], spoken(conversation, 1)[0]}) == 4
 
 
