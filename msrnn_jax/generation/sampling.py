@@ -183,7 +183,8 @@ def _keep_top(logits: Float[Array, " V"], enough: Callable[[Bool[Array, " V"]], 
 
 def _ordered(values: Float[Array, " V"]) -> UInt32[Array, " V"]:
     """Whole numbers in the same order as the floats."""
-    bits = lax.bitcast_convert_type(values + 0.0, jnp.uint32)  # -0.0 + 0.0 is 0.0
+    values = jnp.where(values == 0, 0.0, values)  # -0.0 is 0.0; XLA leaves `values + 0.0` out
+    bits = lax.bitcast_convert_type(values, jnp.uint32)
     sign = jnp.uint32(2**31)
     return jnp.where(bits >= sign, ~bits, bits | sign)
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import msrnn_jax as ms
@@ -36,6 +36,7 @@ def kept(sampler, logits):
 
 @settings(max_examples=60, deadline=None)
 @given(LOGITS | NUMBERS, st.integers(1, 12))
+@example([-30.0] * 10 + [-0.0, 0.0], 2)  # the two zeros are equals
 def test_top_k_keeps_the_k_most_likely_and_their_equals(logits, k):
     left, logits = kept(ms.TopK(k), logits)
     least = np.sort(logits)[::-1][min(k, len(logits)) - 1]
