@@ -15,7 +15,7 @@ from msrnn_jax.recurrence.eviction import eviction_order
 from msrnn_jax.recurrence.kernel import Kernel, kernels_for, step_through
 from msrnn_jax.recurrence.positions import Frame, close_gap, make_frame, place_token
 from msrnn_jax.recurrence.sliding_window import visible_in_window, window_in
-from msrnn_jax.recurrence.slots import append_tokens, compact, hold_next
+from msrnn_jax.recurrence.slots import append_tokens, hold_next, settle
 from msrnn_jax.recurrence.step import observe_and_forget
 from msrnn_jax.state import EMPTY, LayerState, StepContext
 
@@ -54,7 +54,7 @@ def attend_chunk(
         )
     probs = softmax(products, visible, query.shape[2])
     mixed = jnp.moveaxis(weighted_values(probs, layer.values).astype(query.dtype), 0, 1)  # [T, K, G, H]
-    return compact(layer, before.num_slots), mixed.reshape(query.shape)
+    return settle(before, layer), mixed.reshape(query.shape)
 
 
 def _has_closed_form(policy: Policy, context: StepContext, window: int | None) -> bool:

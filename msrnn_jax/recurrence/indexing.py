@@ -74,3 +74,11 @@ def write_slot(arrays: tuple[Array, Array], slot: Int[Array, "#K"]) -> Array:
     cache, row = arrays
     slots = jnp.broadcast_to(slot, cache.shape[:1])
     return jax.vmap(lambda own, place, new: own.at[place].set(new, unique_indices=True))(cache, slots, row)
+
+
+@as_bits
+def write_slots(arrays: tuple[Array, Array], slots: Int[Array, "#K T"]) -> Array:
+    """Leaves [K, S, ...] with rows [K, T, ...] in the slots named; those that do not exist are left out."""
+    leaf, rows = arrays
+    slots = jnp.broadcast_to(slots, leaf.shape[:1] + slots.shape[1:])
+    return jax.vmap(lambda own, place, new: own.at[place].set(new, unique_indices=True, mode="drop"))(leaf, slots, rows)

@@ -23,7 +23,7 @@ from msrnn_jax.recurrence.checks import (
     concrete,
     layer_budgets,
 )
-from msrnn_jax.recurrence.indexing import expand_like, take_slots, write_slot
+from msrnn_jax.recurrence.indexing import expand_like, take_slots, write_slot, write_slots
 from msrnn_jax.recurrence.sliding_window import check_windows
 from msrnn_jax.state import EMPTY, POSITION_MODES, LayerState, MultiState
 
@@ -171,17 +171,33 @@ def append_tokens(
     )
 
 
-def compact(layer: LayerState, slots: int) -> LayerState:
-    """The same layer with its first `slots` slots: tokens held in later ones move into free ones, and must fit."""
+def settle(before: LayerState, layer: LayerState) -> LayerState:
+    """The slots of `layer` that `before` has: tokens held in later ones move into free ones, and must fit.
+
+    Keys and values are written into those of `before`, where they stand.
+
+    Args:
+      layer: `before` after `append_tokens`, with other positions and statistics.
+    """
+    slots, count = before.num_slots, layer.num_slots - before.num_slots
     free = layer.positions[:, :slots] == EMPTY  # [#K, S]
     arrived = layer.positions[:, slots:] != EMPTY  # [#K, T]
-    # The n-th free slot takes the n-th token that arrived.
-    order = jnp.argsort(~arrived, axis=1, stable=True).astype(jnp.int32)  # [#K, T]
-    turn = jnp.cumsum(free, axis=1, dtype=jnp.int32) - 1  # [#K, S]
-    taken = free & (turn < arrived.sum(axis=1, keepdims=True, dtype=jnp.int32))
-    source = slots + jnp.take_along_axis(order, jnp.clip(turn, 0, order.shape[1] - 1), axis=1)
-    here = jnp.arange(slots, dtype=jnp.int32)[None]
-    return _take(layer, jnp.where(taken, source, here))
+    # The n-th token that arrived takes the n-th free slot.
+    order = jnp.argsort(~free, axis=1, stable=True).astype(jnp.int32)  # [#K, S]
+    turn = jnp.cumsum(arrived, axis=1, dtype=jnp.int32) - 1  # [#K, T]
+    place = jnp.take_along_axis(order, jnp.clip(turn, 0, slots - 1), axis=1)
+    nowhere = slots + jnp.arange(count, dtype=jnp.int32)[None]
+    place = jnp.where(arrived, place, nowhere)
+
+    def move(leaf: Array) -> Array:
+        return write_slots((leaf[:, :slots], leaf[:, slots:]), place)
+
+    return layer.replace(
+        keys=write_slots((before.keys, layer.keys[:, slots:]), place),
+        values=write_slots((before.values, layer.values[:, slots:]), place),
+        positions=move(layer.positions),
+        stats=jax.tree.map(move, layer.stats),
+    )
 
 
 def shrink_slots(layer: LayerState, slots: int) -> LayerState:
