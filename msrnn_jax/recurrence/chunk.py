@@ -175,7 +175,8 @@ def _step_through(
     def made(kernel: Kernel) -> Callable[..., tuple[Array, Any, Array]]:
         @jax.custom_jvp
         def run(layer: LayerState, context: StepContext, query: Array, products: Array) -> tuple[Array, Any, Array]:
-            return step_through(kernel, layer, context, _rows(layer, context, query)[3], products)
+            del query
+            return step_through(kernel, layer, context, products)
 
         run.defjvp(lambda primals, tangents: (run(*primals), jax.jvp(scan, primals, tangents)[1]))
         return run

@@ -18,9 +18,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float
 
 from msrnn_jax.policies import Policy
-from msrnn_jax.recurrence.slots import grow_slots, hold_next
+from msrnn_jax.recurrence.eviction import holds_too_many
+from msrnn_jax.recurrence.slots import hold_next
 from msrnn_jax.recurrence.step import observe_and_forget
-from msrnn_jax.state import LayerState, StepContext, View
+from msrnn_jax.state import EMPTY, LayerState, StepContext, View
 
 SWITCH = "MSRNN_KERNELS"  # environment variable, read when a program is traced
 CHOICES = ("auto", "on", "off")  # "on": on every platform, interpreted by JAX where there is no back end
@@ -157,38 +158,25 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def step_through(
-    kernel: Kernel,
-    layer: LayerState,
-    context: StepContext,
-    over: Bool[Array, "T #K 1"],
-    products: Float[Array, "K T G M"],
+    kernel: Kernel, layer: LayerState, context: StepContext, products: Float[Array, "K T G M"]
 ) -> tuple[Any, Any, Bool[Array, "#K T M"]]:
     """What is held after the last token, the statistics, and what every token sees.
 
     Under `vmap` rows of the batch are an axis of the kernel's grid. On a mesh (`jax.set_mesh`) every device takes its
     own rows; heads that are shared out are gathered first, K * T * G * M numbers a layer and chunk, since a policy may
     look at all, and every device then steps through all of them.
-
-    Args:
-      over: which rows will hold too many when each token has come.
     """
-    slots = layer.num_slots
-    if kernel.platform == "cuda":  # Triton's arrays have lengths that are powers of two; what is added is never held
-        layer = grow_slots(kernel.policy, layer, _power(slots) - slots)
-        products = jnp.pad(products, [(0, 0)] * 3 + [(0, layer.num_slots - slots)])
     stats, tree = jax.tree.flatten(layer.stats)
     rows = jnp.moveaxis(products, 1, 0)  # [T, K, G, M]
     rows = rows[:, :, 0] if rows.shape[2] == 1 else rows  # an axis of one would be padded to SUBLANES
     numbers = [leaf[None] for leaf in (context.position, context.token, context.seen)]  # [1, T]
-    turns = jnp.where(over, 1, 0).astype(jnp.int32)
-    args = (rows, turns, *numbers, layer.budget.reshape(1, 1), layer.positions, *stats)
-    first = slots - products.shape[1]
+    args = (rows, *numbers, layer.budget.reshape(1, 1), layer.positions, *stats)
+    first = layer.num_slots - products.shape[1]
     query = jax.ShapeDtypeStruct((products.shape[0] * products.shape[2], kernel.width), layer.keys.dtype)
     keys = jax.ShapeDtypeStruct(layer.keys.shape, layer.keys.dtype)
     call = _batched(partial(_call, kernel, (query, keys), tree, first))
     visible, positions, *stats = (leaf[0] for leaf in call(*(leaf[None] for leaf in args)))
-    stats = [leaf[:, :slots] for leaf in stats]
-    return positions[:, :slots], jax.tree.unflatten(tree, stats), jnp.moveaxis(visible[:, :, :slots], 0, 1) != 0
+    return positions, jax.tree.unflatten(tree, stats), jnp.moveaxis(visible, 0, 1) != 0
 
 
 def _batched(call: Any) -> Any:
@@ -226,14 +214,14 @@ def _call(kernel: Kernel, unseen: tuple[Any, Any], tree: Any, first: int, *args:
     Args:
       unseen: the shapes of a query and of all keys.
       first: the slot of the chunk's first token.
-      args: products [B, T, K, G, M], or [B, T, K, M] for G of 1; over [B, T, #K, 1]; position, token and seen [B, 1, T]
-        and budget [B, 1, 1]; positions [B, #K, M] and statistics before.
+      args: products [B, T, K, G, M], or [B, T, K, M] for G of 1; position, token and seen [B, 1, T] and budget
+        [B, 1, 1]; positions [B, #K, M] and statistics before.
 
     Returns:
       What every token sees [B, T, #K, M] int32, and positions and statistics after the last.
     """
-    rows, over, *numbers, positions = args[:7]
-    before = args[6:]
+    rows, *numbers, positions = args[:6]
+    before = args[5:]
     batch, count, heads, slots = rows.shape[0], rows.shape[1], rows.shape[2], rows.shape[-1]
     group = rows.shape[3] if rows.ndim == 5 else 1
     size = count
@@ -241,20 +229,24 @@ def _call(kernel: Kernel, unseen: tuple[Any, Any], tree: Any, first: int, *args:
         row = _tiled(heads, group, slots)
         size = min(count, max(1, BLOCK // row))
     seen = jax.ShapeDtypeStruct((batch, count, *positions.shape[1:]), jnp.int32)
+    width = _power(slots) if kernel.platform == "cuda" else slots  # Triton's arrays have lengths that are powers of two
+
+    def padded(shape: Sequence[int]) -> tuple[int, ...]:
+        return tuple(width if length == slots else length for length in shape)
 
     def part(leaf: Any) -> pl.BlockSpec:  # [B, T, ...]: a block of tokens
         rest = (0,) * (leaf.ndim - 2)
-        return pl.BlockSpec((None, size, *leaf.shape[2:]), lambda row, block: (row, block, *rest))
+        return pl.BlockSpec((None, size, *padded(leaf.shape[2:])), lambda row, block: (row, block, *rest))
 
     def whole(leaf: Any, **options: Any) -> pl.BlockSpec:  # [B, ...]
         rest = (0,) * (leaf.ndim - 1)
-        return pl.BlockSpec((None, *leaf.shape[1:]), lambda row, block: (row, *rest), **options)
+        return pl.BlockSpec((None, *padded(leaf.shape[1:])), lambda row, block: (row, *rest), **options)
 
     made = pl.pallas_call(
-        partial(_step_over, kernel, unseen, tree, count, size, first),
+        partial(_step_over, kernel, unseen, tree, (count, size, first, slots)),
         grid=(batch, -(-count // size)),
         out_shape=[seen, *(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in before)],
-        in_specs=[part(rows), part(over), *(whole(leaf, **_scalars(kernel)) for leaf in numbers), *map(whole, before)],
+        in_specs=[part(rows), *(whole(leaf, **_scalars(kernel)) for leaf in numbers), *map(whole, before)],
         out_specs=[part(seen), *map(whole, before)],
         interpret=kernel.interpret,
         name=f"{type(kernel.policy).__name__.lower()}_chunk",
@@ -264,17 +256,20 @@ def _call(kernel: Kernel, unseen: tuple[Any, Any], tree: Any, first: int, *args:
 
 
 def _step_over(
-    kernel: Kernel, unseen: tuple[Any, Any], tree: Any, count: int, size: int, first: int, *refs: Any
+    kernel: Kernel, unseen: tuple[Any, Any], tree: Any, sizes: tuple[int, int, int, int], *refs: Any
 ) -> None:
     """The kernel: a block of tokens, one after the other, each block with what the one before has left.
 
     Args:
+      sizes: of the chunk and of a block, the slot of the chunk's first token, and how many slots there are.
       refs: what `_call` is given and returns, of one row and block.
     """
     query, keys = unseen  # `why_not` sees to it that the policy asks for no more than their shapes
+    count, size, first, slots = sizes
     leaves = 1 + tree.num_leaves  # positions and statistics
-    products, over, position, token, seen, budget, *others = refs
+    products, position, token, seen, budget, *others = refs
     before, (visible, *after) = others[:leaves], others[leaves:]
+    keys = keys.update(shape=(keys.shape[0], before[0].shape[1], keys.shape[2]))
     block = pl.program_id(1) if count > size else 0
     if count > size:  # blocks follow each other on the same core, and find what was written
 
@@ -293,17 +288,39 @@ def _step_over(
         )
         layer = LayerState(keys, keys, positions, jax.tree.unflatten(tree, stats), budget[0, 0])
         layer, sees = hold_next(kernel.policy, layer, first + now, context.position)
-        probs = _softmax(products[step], sees, kernel.width)
-        layer = observe_and_forget(
-            kernel.policy, layer, probs, query, context, kernel.index, over[step] != 0, kernel.window
-        )
-        visible[step] = jnp.where(sees, 1, 0).astype(jnp.int32)
+        probs = _softmax(_read(products.at[step], slots, products.ndim - 2), sees, kernel.width)
+        over = holds_too_many(layer)
+        layer = observe_and_forget(kernel.policy, layer, probs, query, context, kernel.index, over, kernel.window)
+        _write(visible.at[step], jnp.where(sees, 1, 0).astype(jnp.int32), slots)
         return (layer.positions, *jax.tree.leaves(layer.stats))
 
+    fresh = kernel.policy.init(*before[0].shape)
+    start = tuple(
+        _read(ref, slots, 1, leaf) for ref, leaf in zip(before, [EMPTY, *jax.tree.leaves(fresh)], strict=True)
+    )
     steps = size if count % size == 0 else jnp.minimum(size, count - block * size)
-    carry = lax.fori_loop(0, steps, one, tuple(ref[...] for ref in before))
-    for target, leaf in zip(after, carry, strict=True):
-        target[...] = leaf
+    for target, leaf in zip(after, lax.fori_loop(0, steps, one, start), strict=True):
+        _write(target, leaf, slots)
+
+
+def _read(ref: Any, slots: int, axis: int, other: Any = 0) -> Array:
+    """All of it, with something else in the slots that are there only for a power of two."""
+    if ref.shape[axis] == slots:
+        return ref[...]
+    from jax.experimental.pallas import triton
+
+    real = lax.broadcasted_iota(jnp.int32, ref.shape, axis) < slots
+    return jnp.where(real, triton.load(ref, mask=real, other=0), jnp.asarray(other, ref.dtype))
+
+
+def _write(ref: Any, leaf: Array, slots: int) -> None:
+    """Into all of it but the slots [.., slots, ..] of axis 1 that are not there."""
+    if ref.shape[1] == slots:
+        ref[...] = leaf
+        return
+    from jax.experimental.pallas import triton
+
+    triton.store(ref, leaf, mask=lax.broadcasted_iota(jnp.int32, ref.shape, 1) < slots)
 
 
 def _softmax(products: Float[Array, "K *G M"], visible: Bool[Array, "#K M"], width: int) -> Float[Array, "K G M"]:

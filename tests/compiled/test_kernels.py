@@ -27,12 +27,12 @@ def compiled(target, policy, shape, budget, *, batch=1, window=None):
     made = Kernel(policy, 3, window, "absolute", width, PLATFORMS[target])
     stats = jax.eval_shape(lambda: policy.init(rows, slots))
 
-    def run(products, positions, stats, limit, tokens, over):
+    def run(products, positions, stats, limit, tokens):
         cache = jnp.zeros((heads, slots, width), jnp.bfloat16)
         layer = LayerState(cache, cache, positions, stats, limit)
         context = StepContext(tokens, tokens, tokens + 1, None)
         assert why_not(made, layer, products) is None
-        positions, stats, visible = step_through(made, layer, context, over, products)
+        positions, stats, visible = step_through(made, layer, context, products)
         return positions, stats, visible.sum(axis=-1)
 
     place = NamedSharding(Mesh(np.array([target_device(target)]), ("x",)), PartitionSpec())
@@ -46,7 +46,6 @@ def compiled(target, policy, shape, budget, *, batch=1, window=None):
         jax.tree.map(lambda leaf: given(leaf.shape, leaf.dtype), stats),
         given((), jnp.int32),
         given((CHUNK,), jnp.int32),
-        given((CHUNK, rows, 1), jnp.bool_),
     )
     with described(target):
         return jax.jit(jax.vmap(run)).lower(*args).compile().as_text()
