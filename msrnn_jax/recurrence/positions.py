@@ -116,13 +116,14 @@ def logits_by_place(
     """`attention_logits` of an unrotated query at the newest held position, with unrotated keys.
 
     On CPU as one product with rotated keys. Elsewhere half by half: XLA then rotates keys within the two products, and
-    writes no copy of them.
+    writes no copy of them. For TPU also one query head of a group after the other: it would write one for several.
     """
     return lax.platform_dependent(
         query,
         keys,
         positions,
         cpu=partial(_logits_at_once, config, mode, angles),
+        tpu=partial(_logits_one_by_one, config, mode),
         default=partial(_logits_by_halves, config, mode),
     )
 
@@ -140,6 +141,12 @@ def _logits_by_halves(config: Config, mode: str, query: Array, keys: Array, posi
     ahead, up = jnp.split(query.astype(dtype), 2, axis=-1)  # [K, G, H / 2]
     first, second = (half.astype(dtype) for half in jnp.split(keys, 2, axis=-1))  # [K, S, H / 2]
     return attention_logits(ahead, first * cos + second * sin) + attention_logits(up, second * cos - first * sin)
+
+
+def _logits_one_by_one(config: Config, mode: str, query: Array, keys: Array, positions: Array) -> Array:
+    heads = jnp.split(query, query.shape[1], axis=1)
+    alone = (lax.optimization_barrier((head, keys)) for head in heads)  # so that no two share rotated keys
+    return jnp.concatenate([_logits_by_halves(config, mode, *pair, positions) for pair in alone], axis=1)
 
 
 def counted_distance(mode: str, gap: Int[Array, "*T"], dtype: Any) -> Float[Array, "*T"]:

@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 import msrnn_jax as ms
-from msrnn_jax.recurrence.positions import _logits_at_once, _logits_by_halves, angles_for, distances
+from msrnn_jax.recurrence.positions import _logits_at_once, _logits_by_halves, _logits_one_by_one, angles_for, distances
 from msrnn_jax.state import POSITION_MODES
 
 CONFIG = tiny.CONFIG
@@ -19,7 +19,9 @@ FLOAT64 = CONFIG.replace(dtype="float64")
 E = ms.EMPTY
 
 extend = jax.jit(ms.extend, static_argnames="chunk")
-by_halves, at_once = (jax.jit(of, static_argnums=(0, 1)) for of in (_logits_by_halves, _logits_at_once))
+by_halves, one_by_one, at_once = (
+    jax.jit(of, static_argnums=(0, 1)) for of in (_logits_by_halves, _logits_one_by_one, _logits_at_once)
+)
 
 
 def test_the_distances_of_rows_with_holes():
@@ -46,14 +48,14 @@ def test_one_gap_counts_in_full_up_to_ten(gap):
 @pytest.mark.parametrize("mode", ["cache", "gap"])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_products_by_halves_are_those_with_rotated_keys(mode, rows, x64):
-    """The first is what TPU and GPU compute, the second what a CPU does."""
+    """The first is what a GPU computes, the second a TPU, the last what a CPU does."""
     random, heads, width = np.random.default_rng(0), 3, FLOAT64.head_dim
     positions = jnp.asarray(random.permuted(np.tile(np.arange(0, 21, 3), (rows, 1)), axis=1), jnp.int32)
     query, keys = (jnp.asarray(random.normal(size=(heads, count, width))) for count in (2, positions.shape[1]))
     angles = angles_for(FLOAT64, mode, jnp.int32(0), positions.shape[1])
-    found = by_halves(FLOAT64, mode, query, keys, positions)
     wanted = at_once(FLOAT64, mode, angles, query, keys, positions)
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
+    for of in (by_halves, one_by_one):
+        np.testing.assert_allclose(of(FLOAT64, mode, query, keys, positions), wanted, rtol=0, atol=1e-12)
 
 
 def test_distances_far_into_a_text_are_exact():
