@@ -1,5 +1,6 @@
 """The arithmetic of a decoder layer, for one token or many: products with weights, norms, attention, mlp."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from msrnn_jax.config import Config
 from msrnn_jax.params import LayerParams, LowRank
 from msrnn_jax.recurrence.attention import at_least_float32
+from msrnn_jax.recurrence.products import multiply_rows
 
 
 def project(
@@ -36,8 +38,10 @@ def project(
 
 def multiply(x: Float[Array, "*T I"], weight: Array, side: int = 0) -> Float[Array, "*T O"]:
     """The product with a matrix whose axis `side` is summed over, in at least float32."""
-    axes = ((x.ndim - 1,), (side,))
-    return lax.dot_general(x, weight, (axes, ((), ())), preferred_element_type=at_least_float32(x.dtype))
+    wide = at_least_float32(x.dtype)
+    of = partial(lax.dot_general, dimension_numbers=(((1,), (side,)), ((), ())), preferred_element_type=wide)
+    product = multiply_rows(of, x.reshape(-1, x.shape[-1]), weight)
+    return product.reshape(*x.shape[:-1], product.shape[-1])
 
 
 def beside(weight: Array, x: Array) -> Array:

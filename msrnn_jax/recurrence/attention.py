@@ -1,11 +1,14 @@
 """Attention's products, softmax and mixing, and the dtype they are computed in."""
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float
+
+from msrnn_jax.recurrence.products import multiply_rows
 
 
 def at_least_float32(dtype: Any) -> jnp.dtype:
@@ -39,7 +42,7 @@ def weighted_values(probs: Float[Array, "K *T G S"], values: Float[Array, "K S H
 def _batched(equation: str, left: Float[Array, "K *T G X"], right: Float[Array, "K Y Z"]) -> Float[Array, "K *T G W"]:
     """One matrix product for every KV head."""
     rows = left.reshape(left.shape[0], -1, left.shape[-1])  # [K, T * G, X]
-    product = jnp.einsum(
-        equation, rows, right, precision=lax.Precision.HIGHEST, preferred_element_type=at_least_float32(left.dtype)
-    )
+    wide = at_least_float32(left.dtype)
+    of = partial(jnp.einsum, equation, precision=lax.Precision.HIGHEST, preferred_element_type=wide)
+    product = multiply_rows(of, rows, right)
     return product.reshape(*left.shape[:-1], product.shape[-1])

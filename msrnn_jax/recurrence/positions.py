@@ -146,7 +146,7 @@ def _logits_by_halves(config: Config, mode: str, query: Array, keys: Array, posi
 def _logits_one_by_one(config: Config, mode: str, query: Array, keys: Array, positions: Array) -> Array:
     heads = jnp.split(query, query.shape[1], axis=1)
     alone = (lax.optimization_barrier((head, keys)) for head in heads)  # so that no two share rotated keys
-    return jnp.concatenate([_logits_by_halves(config, mode, *pair, positions) for pair in alone], axis=1)
+    return jnp.concatenate([_logits_by_halves(config, mode, head, own, positions) for head, own in alone], axis=1)
 
 
 def counted_distance(mode: str, gap: Int[Array, "*T"], dtype: Any) -> Float[Array, "*T"]:
