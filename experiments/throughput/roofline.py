@@ -10,6 +10,7 @@ from jaxtyping import Float
 import msrnn_jax as ms
 from experiments.throughput.settings import Settings
 from experiments.throughput.timing import Bench, Row, Series, compiled, take_turns
+from msrnn_jax.model.layers import multiply
 
 PASSES = 4  # over all layers in a call
 
@@ -24,10 +25,10 @@ def run(settings: Settings, bench: Bench) -> dict[str, Any]:
 
 
 def mlps(params: ms.Params, x: Float[Array, "R D"]) -> Float[Array, "R D"]:
-    """The products of all MLPs, each fed by the one before, in the plainest spelling there is."""
+    """The products of all MLPs, each fed by the one before."""
 
     def product(x: Array, weight: Array) -> Array:
-        return jnp.matmul(x, weight, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32)).astype(x.dtype)
+        return multiply(x, weight).astype(x.dtype)
 
     for layer in params.layers:
         x = product(product(x, layer.gate) + product(x, layer.up), layer.down)
@@ -67,21 +68,24 @@ def _rates(row: Row) -> Row:
 def shares(result: dict[str, Any]) -> list[Row]:
     """How much of what the products alone reach, at as many rows, the other sections' series make of it.
 
-    Counted are the products with weights; attention, norms and what a policy does are what is missing to 1.
-    Above 1 is possible where weights are converted once for a whole loop, which the products alone repeat.
+    Counted are the products with weights and, where a text is read, those of attention with all slots; norms, softmax
+    and what a policy does are what is missing to 1.
     """
     speeds = {(row["dtype"], row["rows"]): row["operations_per_second"] for row in result["roofline"]["rows"]}
-    series = [(row, row["batch"]) for row in result.get("decode", {}).get("rows", ()) if "policy" in row]
-    series += [(row, row["chunk"]) for row in result.get("extend", {}).get("whole", ()) if "chunk" in row]
-    operations = 2 * result["weights_per_token"]
+    series = [(row, row["batch"], 0) for row in result.get("decode", {}).get("rows", ()) if "policy" in row]
+    for row in result.get("extend", {}).get("whole", ()):
+        if "chunk" in row:
+            series.append((row, row["chunk"], row["budget"] + 1 + row["chunk"]))
+    config = result["config"]
+    slot = 2 * config["num_layers"] * config["num_heads"] * config["head_dim"]  # of key and value, for all query heads
+
+    def share(row: Row, rows: int, slots: int) -> float:
+        operations = 2 * (result["weights_per_token"] + slots * slot)
+        return row["tokens_per_second"] * operations / speeds[row["dtype"], rows]
+
     return [
-        {
-            "dtype": row["dtype"],
-            "series": row["series"],
-            "rows": rows,
-            "share": row["tokens_per_second"] * operations / speeds[row["dtype"], rows],
-        }
-        for row, rows in series
+        {"dtype": row["dtype"], "series": row["series"], "rows": rows, "share": share(row, rows, slots)}
+        for row, rows, slots in series
         if (row["dtype"], rows) in speeds
     ]
 

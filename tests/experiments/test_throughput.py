@@ -19,7 +19,7 @@ from experiments.throughput import memory as largest
 from experiments.throughput import timing as bench
 from experiments.throughput.__main__ import app
 from experiments.throughput.memory import check, summarise
-from experiments.throughput.roofline import weights_per_token
+from experiments.throughput.roofline import shares, weights_per_token
 from experiments.throughput.settings import SECTIONS
 from experiments.throughput.timing import Series, ratio, take_turns
 from msrnn_jax.devices.memory import largest_batch, state_bytes, working_bytes
@@ -316,3 +316,20 @@ def test_a_ratio_is_the_median_of_those_within_turns():
     ]
     assert ratio(rows, "a", "b", "time")["each"] == [0.5, 2.5, 0.25]
     assert ratio(rows, "a", "b")["median"] == 2.0
+
+
+def test_shares_of_the_products_count_attention_where_a_text_is_read():
+    rows = [{"dtype": "float32", "rows": rows, "operations_per_second": 1000.0} for rows in (1, 4)]
+    row = {"dtype": "float32", "budget": 5, "tokens_per_second": 2.0}
+    result = {
+        "config": {"num_layers": 2, "num_heads": 3, "head_dim": 4},
+        "weights_per_token": 100,
+        "roofline": {"rows": rows},
+        "decode": {
+            "rows": [row | {"series": "step", "policy": "tova", "batch": 1}, row | {"series": "peer", "batch": 1}]
+        },
+        "extend": {"whole": [row | {"series": "read", "chunk": 4}, row | {"series": "other", "chunk": 3}]},
+    }
+    found = {one["series"]: one["share"] for one in shares(result)}
+    # A token has ten slots, of which each takes 2 * 2 * 12 products in a layer.
+    assert found == {"step": pytest.approx(2 * 200 / 1000), "read": pytest.approx(2 * (200 + 10 * 2 * 48) / 1000)}
