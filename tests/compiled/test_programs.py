@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 from typer.testing import CliRunner
 
@@ -53,6 +54,14 @@ def test_reading_many_tokens_copies_no_weight_and_no_cache(case: Case) -> None:
     if case.positions == "absolute" and case.policy != "window:sinks=4":  # which needs no steps
         assert case.target != "v5e" or made.program.text.count('custom_call_target="tpu_custom_call"') == case.layers
         assert case.target != "h100" or made.program.kernels() <= 0.5 * case.tokens * case.layers
+
+
+def test_float32_weights_are_not_rounded_beside_the_model() -> None:
+    """With the precision that is asked for where digits matter; else XLA for TPU keeps rounded ones."""
+    with jax.default_matmul_precision("highest"):
+        made = compile_case(Case("v5e", "extend", dtype="float32"))
+    assert made.weights_copied() == [] and made.caches_copied() == []
+    assert made.temporaries <= 0.02 * (made.weights + made.state)
 
 
 def test_the_command_prints_a_table_and_writes_json(tmp_path) -> None:
