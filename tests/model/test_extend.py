@@ -41,6 +41,9 @@ EVERY = tiny.few(
     itertools.product(tiny.POLICIES, MODES, CHUNKS),
     *zip(tiny.TYPICAL[1:], ["cache", "gap", "absolute"], [1, 64, 7], strict=True),
 )
+EVERY.append(
+    (ms.Random(scope="head", sinks=1, recent=3), "absolute", 7)
+)  # its scores say nothing, yet nothing is static
 
 
 @pytest.mark.parametrize(("policy", "mode", "chunk"), EVERY, ids=str)
