@@ -23,7 +23,7 @@ from experiments.common.options import settings_of
 from experiments.common.origin import check_out, write_result
 from experiments.common.shapes import SHAPES
 from experiments.compiled.programs import PROGRAMS, Case, compile_case
-from experiments.compiled.targets import TOPOLOGIES, target_device
+from experiments.compiled.targets import TOPOLOGIES, target_devices
 from msrnn_jax.cli.errors import plain_errors
 from msrnn_jax.cli.usage import Command
 from msrnn_jax.io.units import spell_bytes
@@ -51,7 +51,7 @@ def run(settings: Settings, console: Console) -> list[dict[str, Any]]:
     same = ("shape", "policy", "budget", "positions", "dtype")
     fixed: dict[str, Any] = {name: getattr(settings, name) for name in same}
     for target in settings.targets:
-        target_device(target)  # refuses before work
+        target_devices(target)  # refuses before work
     rows = []
     for target, program, batch in itertools.product(settings.targets, settings.programs, settings.batches):
         say(console, f"compiling {program} for {target}, batch {batch}")

@@ -1,4 +1,4 @@
-"""`step` and `extend` of a few layers of a model, compiled for a device that is not there."""
+"""`step` and `extend` of a model, or of a few of its layers, compiled for devices that are not there."""
 
 import dataclasses
 import time
@@ -7,13 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import msrnn_jax as ms
 from experiments.common.shapes import SHAPES
 from experiments.compiled.hlo import Program
-from experiments.compiled.targets import described, target_device
+from experiments.compiled.targets import described, target_devices
 from msrnn_jax.io.units import tree_bytes
 from msrnn_jax.model.state_ops import fork
 from msrnn_jax.params import abstract_params
@@ -28,6 +26,7 @@ class Case:
 
     Attributes:
       batch: rows; 0 for one state without a batch.
+      mesh: devices that share the batch, see `parse_mesh`; without a batch one.
       chunk: tokens that `extend` takes at once; by default no shape of a weight has its factors.
     """
 
@@ -40,6 +39,7 @@ class Case:
     budget: int = 512
     positions: str = "absolute"
     batch: int = 0
+    mesh: str = "data=1,model=1"
     chunk: int = 120
 
     @property
@@ -60,6 +60,8 @@ class Compiled:
     """What came of it, in bytes.
 
     Attributes:
+      weights: of the whole model; and `state` of the whole batch.
+      total: of one device: what is given to it, temporaries, and results that are not written in place.
       seconds: that tracing and compiling took.
       cpu_seconds: that all cores together worked for it, whatever else they did.
     """
@@ -72,6 +74,7 @@ class Compiled:
     state: int
     temporaries: int
     aliased: int
+    total: int
 
     def weights_copied(self) -> list[str]:
         """What is written of the size of a matrix of weights, or of the embedding."""
@@ -102,14 +105,14 @@ def compile_case(case: Case) -> Compiled:
 
         return (jax.vmap(one) if case.batch else one)(state, tokens)
 
-    place = NamedSharding(Mesh(np.array([target_device(case.target)]), ("x",)), PartitionSpec())
-
-    def put(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)
-
+    mesh = ms.parse_mesh(case.mesh, target_devices(case.target))
+    places = ms.shardings(config, policy, mesh, positions=case.positions)
+    held = places.state if case.batch else jax.tree.map(lambda _: places.whole, state)
+    read = places.rows if case.batch else places.whole
+    args = (put(params, places.params), put(state, held), put(tokens, read))
     started = time.perf_counter(), time.process_time()
-    with described(case.target):
-        done = jax.jit(run, donate_argnums=1).lower(put(params), put(state), put(tokens)).compile()
+    with described(case.target, mesh):
+        done = jax.jit(run, donate_argnums=1).lower(*args).compile()
     seconds = time.perf_counter() - started[0], time.process_time() - started[1]
     memory, text = done.memory_analysis(), done.as_text()
     assert memory is not None and text is not None
@@ -121,4 +124,13 @@ def compile_case(case: Case) -> Compiled:
         tree_bytes(state),
         memory.temp_size_in_bytes,
         memory.alias_size_in_bytes,
+        memory.argument_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes,
     )
+
+
+def put(tree: Any, places: Any) -> Any:
+    """Shapes of arrays that lie as told."""
+    return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), tree, places)

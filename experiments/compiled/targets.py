@@ -2,10 +2,11 @@
 
 import contextlib
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh
 
 from msrnn_jax.recurrence.kernel import SWITCH
 
@@ -37,7 +38,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 TOPOLOGIES: dict[str, dict[str, Any]] = {
     "v5e": {"platform": "tpu", "topology_name": "v5e:2x2"},
-    "h100": {"platform": "cuda", "topology_name": "h100", "target_config": H100, "topology": "1x1x1"},
+    "h100": {"platform": "cuda", "topology_name": "h100", "target_config": H100, "topology": "1x1x4"},
 }
 DEVICES = {
     "v5e": AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu"),
@@ -53,8 +54,8 @@ HERE = {
 }
 
 
-def target_device(name: str) -> Any:
-    """A device to compile for.
+def target_devices(name: str) -> Sequence[Any]:
+    """Four devices of one host to compile for.
 
     Raises:
       ValueError: for another name, and where its compiler is not installed.
@@ -67,13 +68,15 @@ def target_device(name: str) -> Any:
     os.environ.setdefault(SWITCH, "on")  # "auto" looks for a device that is there
     jax.devices("cpu")  # before the compilers are looked for, which would take their absence for a fault
     try:
-        return topologies.get_topology_desc(**TOPOLOGIES[name]).devices[0]
+        return topologies.get_topology_desc(**TOPOLOGIES[name]).devices
     except (RuntimeError, NotImplementedError, KeyError) as error:
         problem = str(error).splitlines()[0]
         raise ValueError(f"target {name} has no compiler here ({problem}); `make compiled` installs it") from None
 
 
-def described(name: str) -> contextlib.AbstractContextManager:
-    """What is lowered within is told of the device: JAX 0.12 asks for it before it makes a kernel."""
-    mesh = AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=DEVICES[name])
-    return jax.sharding.use_abstract_mesh(mesh)
+def described(name: str, mesh: Mesh | None = None) -> contextlib.AbstractContextManager:
+    """What is lowered within is told of the device, or a mesh of them: JAX 0.12 asks before it makes a kernel."""
+    axes = {"x": 1} if mesh is None else mesh.shape
+    types = (AxisType.Auto,) * len(axes)
+    known = AbstractMesh(tuple(axes.values()), tuple(axes), types, abstract_device=DEVICES[name])
+    return jax.sharding.use_abstract_mesh(known)

@@ -1,6 +1,7 @@
 """Where weights, states and batches go on a mesh of devices: rows over `data`, heads and widths over `model`."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -89,8 +90,11 @@ def split_letters(config: Config, devices: int) -> set[str]:
     return {letter for name, letters in SPLIT.items() if found[name] for letter in letters}
 
 
-def parse_mesh(text: str) -> Mesh:
+def parse_mesh(text: str, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh from text such as "data=4,model=2", over the first devices there are.
+
+    Args:
+      devices: to take them from; None: all of this process.
 
     Raises:
       ValueError: for other text, naming what it must be, and where there are not as many devices.
@@ -102,7 +106,7 @@ def parse_mesh(text: str) -> Mesh:
             raise ValueError(f"mesh is {text!r}; it must be like {DATA}=4,{MODEL}=2")
         lengths[name] = int(number)
     shape = [lengths.get(name, 1) for name in (DATA, MODEL)]
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     if math.prod(shape) > len(devices):
         raise ValueError(f"mesh is {text!r}, which takes {math.prod(shape)} devices; there are {len(devices)}")
     return jax.make_mesh(shape, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices[: math.prod(shape)])

@@ -8,7 +8,7 @@ import tiny
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import msrnn_jax as ms
-from experiments.compiled.targets import described, target_device
+from experiments.compiled.targets import described, target_devices
 from msrnn_jax.recurrence.kernel import Kernel, step_through, why_not
 from msrnn_jax.state import LayerState, StepContext
 
@@ -35,7 +35,7 @@ def compiled(target, policy, shape, budget, *, batch=1, window=None):
         positions, stats, visible = step_through(made, layer, context, products)
         return positions, stats, visible.sum(axis=-1)
 
-    place = NamedSharding(Mesh(np.array([target_device(target)]), ("x",)), PartitionSpec())
+    place = NamedSharding(Mesh(np.array([target_devices(target)[0]]), ("x",)), PartitionSpec())
 
     def given(shape, dtype):
         return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=place)

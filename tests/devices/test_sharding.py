@@ -192,6 +192,13 @@ def test_text_that_is_no_mesh_is_refused(text: str) -> None:
         ms.parse_mesh(text)
 
 
+def test_a_mesh_of_given_devices() -> None:
+    devices = jax.devices()[:1]
+    assert list(ms.parse_mesh("data=1", devices).devices.flat) == devices
+    with pytest.raises(ValueError, match="takes 2 devices; there are 1"):
+        ms.parse_mesh("data=2", devices)
+
+
 @pytest.mark.exhaustive
 def test_refuses_what_cannot_be_shared_out(tmp_path: pathlib.Path) -> None:
     toy = make_toy(tmp_path / "toy")
