@@ -123,17 +123,16 @@ def state_bytes(config: Config, policy: Policy, budget: Budget, **settings: Any)
 def working_bytes(config: Config, policy: Policy, budget: Budget) -> int:
     """What a step needs for one row beside its state, at most.
 
-    Logits and the residual stream; for one layer at a time either the row's attention over its slots (products,
-    mask, probabilities, and as much again for what the policy makes of them) or the MLP's middle; and positions
-    and statistics of all layers once more, since unlike keys and values they are not written in place.
+    Logits and the residual stream; whatever is most of: one layer's attention over its slots (products, mask,
+    probabilities, and as much again for what the policy makes of them), the MLP's two products into its middle, which
+    a GPU sums in four parts, and the logits in two; and positions and statistics of all layers once more, since unlike
+    keys and values they are not written in place. `experiments.device_memory --check` holds it against compilers.
     """
     state = jax.eval_shape(lambda: init_state(config, policy, budget))
     again = sum(tree_bytes((layer.positions, layer.stats)) for layer in state.layers)
     attention = 4 * config.num_heads * max(layer.num_slots for layer in state.layers)
-    middle = 3 * config.mlp_dim
-    return again + at_least_float32(config.dtype).itemsize * (
-        config.vocab_size + config.model_dim + max(attention, middle)
-    )
+    products = max(attention, 4 * 2 * config.mlp_dim, 2 * config.vocab_size)
+    return again + at_least_float32(config.dtype).itemsize * (config.vocab_size + config.model_dim + products)
 
 
 def largest_batch(memory: int, weights: int, row: int) -> int:

@@ -1,15 +1,19 @@
-"""Bytes of every device by arithmetic: by hand for a known model, and by XLA's own count for small ones."""
+"""Bytes of every device by arithmetic: by hand for a known model; and what becomes of the compilers' count."""
 
+import dataclasses
 import json
 import pathlib
-import subprocess
-import sys
+from types import SimpleNamespace
 
+import jax
 import pytest
-from devices import environment
+from rich.console import Console
 from typer.testing import CliRunner
 
-from experiments.device_memory import SMALL, app, part_of, tables
+from experiments import device_memory
+from experiments.common.shapes import SHAPES
+from experiments.compiled.programs import Case
+from experiments.device_memory import app, check, part_of, tables
 
 
 def test_llama_2_7b_on_one_device_and_on_eight(tmp_path: pathlib.Path) -> None:
@@ -28,27 +32,75 @@ def test_llama_2_7b_on_one_device_and_on_eight(tmp_path: pathlib.Path) -> None:
     beside = 4 * (2 * slots + 32 + 1)  # positions, TOVA's scores, budgets and the clock, on every device
     cache = 2 * 2 * slots * 32 * 128
     assert [row["state_bytes"] for row in rows[::2]] == [cache + beside, cache // 8 + beside]
+    again, sums = 4 * 2 * slots, 4 * 2 * 32 * 4096
+    working = [again + 4 * (32000 + 4096 + 8 * 11008), again + 4 * (4000 + 4096 + 11008) + sums]
+    assert [row["working_bytes"] for row in rows[::2]] == working
+    assert [row["beside_bytes"] for row in rows[::2]] == [32 * 2**21] * 2
     for row in rows:
-        each = row["state_bytes"] + row["working_bytes"]
-        assert row["total_bytes"] == {"3": row["weight_bytes"] + 3 * each}
-        room = row["memory_bytes"] - row["weight_bytes"]
+        each, fixed = row["state_bytes"] + row["working_bytes"], row["weight_bytes"] + row["beside_bytes"]
+        assert row["total_bytes"] == {"3": fixed + 3 * each}
+        room = row["memory_bytes"] - fixed
         assert row["largest_batch"] * each <= room < (row["largest_batch"] + 1) * each
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("policy", ["tova", "h2o"])
-def test_xla_counts_the_same_arguments_and_no_more_besides(tmp_path: pathlib.Path, policy: str) -> None:
+CASE = Case("v5e", "step", batch=8, layers=2)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, count: int | None) -> None:
+    """Whatever is compiled takes so many bytes, or is refused."""
+
+    def compiled(case: Case) -> SimpleNamespace:
+        if count is None:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory on HBM")
+        return SimpleNamespace(total=count)
+
+    monkeypatch.setattr(device_memory, "target_devices", lambda _: jax.devices())
+    monkeypatch.setattr(device_memory, "compile_case", compiled)
+    monkeypatch.setattr(device_memory, "CASES", (CASE,))
+
+
+def test_ours_must_be_at_least_the_compilers_count_and_at_most_a_tenth_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted(monkeypatch, 1)
+    (row,) = check([CASE], Console(quiet=True))
+    ours = row["ours"]
+    assert not row["holds"]
+    for count, holds in ((ours, True), (ours + 1, False), (int(ours / 1.09), True), (int(ours / 1.11), False)):
+        counted(monkeypatch, count)
+        (row,) = check([CASE], Console(quiet=True))
+        assert (row["ours"], row["compiled"], row["holds"]) == (ours, count, holds)
+
+
+def test_what_a_compiler_refuses_must_be_too_large_on_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted(monkeypatch, None)
+    found = check([CASE, dataclasses.replace(CASE, batch=1024)], Console(quiet=True))
+    assert [row["compiled"] for row in found] == [None, None]
+    assert [row["holds"] for row in found] == [row["ours"] > 15.75 * 2**30 for row in found] == [False, True]
+
+
+def test_the_command_ends_with_1_where_a_count_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
     out = tmp_path / "out.json"
-    command = [sys.executable, "-m", "experiments.device_memory", "--check", "--policy", policy, "--out", str(out)]
-    root = pathlib.Path(__file__).parents[2]
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=root)
-    assert ended.returncode == 0, ended.stderr
-    checked = json.loads(out.read_text())["checked"]
-    assert [row["mesh"] for row in checked] == ["data=1,model=1", "data=2,model=4", "data=1,model=8", "data=8,model=1"]
-    for row in checked:
-        assert row["arguments"] == row["expected_arguments"]
-        assert 0 < row["temporary"] <= row["expected_temporary"]
-    assert checked[2]["arguments"] < checked[0]["arguments"] / 7  # next to nothing is on every device
+    counted(monkeypatch, 10**9)
+    result = CliRunner().invoke(app, ["--check", "--out", str(out)])
+    (row,) = json.loads(out.read_text())["checked"]
+    assert result.exit_code == 1 and not row["holds"]
+    said = "1 counts are wrong, of them that of llama-2-7b for v5e, data=1,model=1, batch 8: the compiler counts"
+    assert f"{said} 1000000000 bytes, we {row['ours']}" in result.output
+    counted(monkeypatch, row["ours"])
+    result = CliRunner().invoke(app, ["--check", "--out", str(out)])
+    assert result.exit_code == 0 and "wrong" not in result.output
+
+
+def test_without_the_compilers_it_names_what_installs_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    def missing(**_: object) -> None:
+        raise NotImplementedError("no such platform")
+
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", missing)
+    result = CliRunner().invoke(app, ["--check", "--out", str(tmp_path / "out.json")])
+    assert result.exit_code == 2 and "has no compiler here (no such platform); `make compiled`" in result.output
 
 
 def test_the_tables_say_what_was_counted() -> None:
@@ -61,20 +113,25 @@ def test_the_tables_say_what_was_counted() -> None:
         "weight_bytes": 1024,
     }
     row |= {"state_bytes": 512, "total_bytes": {1: 1536, 4: 3072}, "largest_batch": 2}
-    checked = {"mesh": "data=2", "policy": "h2o", "budget": 9, "arguments": 1001, "expected_arguments": 1002}
-    checked |= {"temporary": 1003, "expected_temporary": 1004}
-    ours, theirs = (
-        {column.header: next(iter(column.cells)) for column in made.columns} for made in tables([row], [checked])
-    )
-    assert list(ours.values()) == ["small", "one", "tova", "7", "1 KiB", "512 B", "1.5 KiB", "3 KiB !", "2"]
-    assert list(theirs) == ["mesh", "policy", "budget", "arguments", "ours of them", "temporary", "ours"]
-    assert list(theirs.values()) == ["data=2", "h2o", "9", "1,001", "1,002", "1,003", "1,004"]
+    checked = {"shape": "small", "target": "v5e", "mesh": "data=2", "policy": "h2o", "budget": 9, "batch": 8}
+    checked |= {"compiled": 1024, "ours": 1536, "holds": False}
+    refused = checked | {"compiled": None, "holds": True}
+    ours, theirs = tables([row], [checked, refused])
+    assert [next(iter(column.cells)) for column in ours.columns] == [
+        "small", "one", "tova", "7", "1 KiB", "512 B", "1.5 KiB", "3 KiB !", "2",
+    ]  # fmt: skip
+    names = ["model", "target", "mesh", "policy", "budget", "batch", "compiler's", "ours", "more"]
+    assert [column.header for column in theirs.columns] == names
+    first, second = zip(*(column.cells for column in theirs.columns), strict=True)
+    same = ("small", "v5e", "data=2", "h2o", "9", "8")
+    assert first == (*same, "1 KiB", "1.5 KiB", "50.00 % !") and second == (*same, "does not fit", "1.5 KiB", "")
 
 
 def test_what_one_device_works_on() -> None:
-    part = part_of(SMALL, 8)
-    assert (part.num_heads, part.num_kv_heads, part.mlp_dim, part.vocab_size) == (2, 1, 128, 512)
-    assert part_of(SMALL, 16).num_kv_heads == 8 and part_of(SMALL, 1) == SMALL
+    config = SHAPES["llama-3-8b"]
+    part = part_of(config, 8)
+    assert (part.num_heads, part.num_kv_heads, part.mlp_dim, part.vocab_size) == (4, 1, 1792, 16032)
+    assert part_of(config, 16).num_kv_heads == 8 and part_of(config, 1) == config
 
 
 @pytest.mark.exhaustive
@@ -85,7 +142,6 @@ def test_what_one_device_works_on() -> None:
         (["--batch", "0"], "batch is 0; it must be at least 1"),
         (["--budget", "0"], "budget is 0"),
         (["--policy", "tofa"], "tofa"),
-        (["--check"], "takes 8 devices; there are"),
     ],
 )
 def test_refuses_what_cannot_be_counted(tmp_path: pathlib.Path, options: list[str], message: str) -> None:
