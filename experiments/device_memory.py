@@ -160,7 +160,7 @@ def part_of(config: ms.Config, devices: int) -> ms.Config:
 
 # The compilers' count.
 
-# One row alone on a mesh is left out: XLA for GPUs then gathers the whole embedding.
+# One row alone whose model devices share is left out: XLA for GPUs gathers the whole embedding for it.
 MESHES = {
     "data=1,model=1": (1, 8, 64),
     "data=1,model=4": (8, 64),
