@@ -5,9 +5,9 @@ JAX_PLATFORMS=cpu .venv-compiled/bin/python -m experiments.device_memory --check
 
 Nothing is computed: bytes follow from the shapes of weights and states and from how they lie on the mesh. --check takes
 the compilers of a TPU v5e and an H100, which `make compiled` installs. They make a decoding step of LLaMA-2-7B and
-LLaMA-3-8B for one device and for four, with all layers, since what few need does not tell what many do. What they count
-for one device must be at most the arithmetic's, and that at most 10 % more; what they refuse for its size must be too
-large on paper, too. Exit code 1 if one is not.
+LLaMA-3-8B with TOVA at 512, for one device and for four, with all layers, since what few need does not tell what many
+do. What they count for one device must be at most the arithmetic's, and that at most 10 % more; what they refuse for
+its size must be too large on paper, too. Exit code 1 if one is not.
 """
 
 import dataclasses
