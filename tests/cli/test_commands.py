@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> str:
-    return make_toy(tmp_path_factory.mktemp("models") / "toy")
+    return make_toy(tmp_path_factory.mktemp("models") / "toy", tiny.SHALLOW)
 
 
 def run(*arguments: str, code: int = 0):
@@ -250,8 +250,8 @@ def test_the_installed_script_finds_modules_of_the_current_folder(toy, tmp_path)
         (["trace", "TOY", "--prompt", "a", "--policy", "lru"], "policy 'lru' is unknown; it must be one of full"),
         (["trace", "TOY", "--prompt", "a", "--budget", "0"], "budget is 0; it must be a whole number"),
         (["trace", "TOY", "--prompt", "a b c", "--policy", "full", "--budget", "4"], "full forgets nothing and must"),
-        (["trace", "TOY", "--prompt", "a", "--layer", "2"], "--layer is 2; it must be from 0 to 1"),
-        (["trace", "TOY", "--prompt", "a", "--layer", "-1"], "--layer is -1; it must be from 0 to 1"),
+        (["trace", "TOY", "--prompt", "a", "--layer", "2"], "--layer is 2; it must be from 0 to 0"),
+        (["trace", "TOY", "--prompt", "a", "--layer", "-1"], "--layer is -1; it must be from 0 to 0"),
         (["trace", "TOY", "--prompt", "a", "--max-tokens", "0"], "max_tokens is 0; it must be a whole number of at"),
         (["trace", "TOY", "--prompt", "a", "--max-new-tokens", "-1"], "max_new_tokens is -1; it must be a whole"),
         (["trace", "TOY", "--prompt", "a", "--mode", "both"], "mode is 'both'; it must be one of stepwise, oneshot"),

@@ -28,7 +28,7 @@ def write_books(folder: pathlib.Path) -> pathlib.Path:
 
 
 def small_command(folder: pathlib.Path) -> list[str]:
-    checkpoint, books = make_toy(folder / "toy"), write_books(folder / "books")
+    checkpoint, books = make_toy(folder / "toy", tiny.SHALLOW), write_books(folder / "books")
     return [checkpoint, "--data", str(books), "--tokens", str(COUNT), "--budget", "8", "--batch", "1"]
 
 
@@ -40,7 +40,7 @@ def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("streams")
-    make_toy(folder / "toy"), write_books(folder / "books")
+    make_toy(folder / "toy", tiny.SHALLOW), write_books(folder / "books")
     return folder
 
 

@@ -53,6 +53,7 @@ def test_gradients_are_those_of_the_product(rows, matrices):
         np.testing.assert_allclose(*(np.asarray(leaf, np.float32) for leaf in (ours, theirs)), rtol=2**-7)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("rows", [rows for rows, matrices in BATCHES if not matrices], ids=str)
 def test_no_matrix_is_widened(rows):
     """XLA for CPU would keep a float32 copy of it."""
