@@ -60,8 +60,8 @@ def test_a_stream_is_read_through_one_state(folder: pathlib.Path, tmp_path: path
     for line in lines:
         text = (folder / "books" / line["document"].split("@")[0]).read_text()
         tokens = np.asarray(model.tokenizer.encode(text)[:COUNT], np.int32)
-        state = ms.init_state(tiny.CONFIG, ms.TOVA(), 8, positions=positions)
-        _, nats = ms.nll(tiny.CONFIG, ms.TOVA(), tiny.params(), state, tokens[:-1], tokens[1:])
+        state = ms.init_state(tiny.SHALLOW, ms.TOVA(), 8, positions=positions)
+        _, nats = ms.nll(tiny.SHALLOW, ms.TOVA(), tiny.params(config=tiny.SHALLOW), state, tokens[:-1], tokens[1:])
         nats = np.asarray(nats, np.float64)
         assert line["tokens"] == [16, 16, 12]
         np.testing.assert_allclose(line["nats"], [nats[:16].sum(), nats[16:32].sum(), nats[32:].sum()], rtol=1e-5)

@@ -10,7 +10,6 @@ import time
 
 import numpy as np
 import pytest
-import tiny
 from rich.console import Console
 from toy import make_toy
 from typer.testing import CliRunner
@@ -32,7 +31,7 @@ KEY = "sk-secret-7d1f"
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> str:
-    return make_toy(tmp_path_factory.mktemp("generation") / "toy", tiny.SHALLOW)
+    return make_toy(tmp_path_factory.mktemp("generation") / "toy")
 
 
 @pytest.fixture(autouse=True)
@@ -50,14 +49,7 @@ def write_prompts(path: pathlib.Path, prompts: list[str] = PROMPTS) -> str:
 
 def small_command(folder: pathlib.Path) -> list[str]:
     """Arguments of a run of seconds, of 15 lines in 6 units."""
-    return [
-        make_toy(folder / "toy", tiny.SHALLOW),
-        "--data",
-        write_prompts(folder / "prompts.jsonl"),
-        "--stories",
-        "5",
-        *SHAPE,
-    ]
+    return [make_toy(folder / "toy"), "--data", write_prompts(folder / "prompts.jsonl"), "--stories", "5", *SHAPE]
 
 
 def command(*arguments: str, code: int = 0):

@@ -36,7 +36,7 @@ def write_books(folder: pathlib.Path, lengths: tuple[int, ...] = (150, 100)) -> 
 
 
 def small_command(folder: pathlib.Path) -> list[str]:
-    checkpoint, books = make_toy(folder / "toy", tiny.SHALLOW), write_books(folder / "books")
+    checkpoint, books = make_toy(folder / "toy"), write_books(folder / "books")
     options = ["--segment", str(SIZE), "--segments", "1", "--budget", "8", "--policy", "tova", "--other", "window"]
     return [checkpoint, "--data", str(books), *options]
 
@@ -46,7 +46,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     folder = tmp_path_factory.mktemp("lm")
     books = write_books(folder / "books")
     settings = Settings(
-        checkpoint=make_toy(folder / "toy", tiny.SHALLOW),
+        checkpoint=make_toy(folder / "toy"),
         data=(str(books),),
         policies=("h2o", "tova"),
         others=("window",),
