@@ -64,21 +64,13 @@ def take_slots(leaf: Array, source: Int[Array, "#K S"]) -> Array:
 
 
 @as_bits
-def write_slot(arrays: tuple[Array, Array], slot: Int[Array, "#K"]) -> Array:
-    """A cache [K, S, H] with a row [K, H] of the same dtype in every head's slot.
+def write_slots(arrays: tuple[Array, Array], slots: Int[Array, "#K *T"]) -> Array:
+    """Leaves [K, S, ...] with rows [K, *T, ...] of the same dtype in the slots named; what has none is left out.
 
     An indexed write for one shared slot too: a slice update, the other spelling, makes XLA copy the whole cache under
     `vmap` over a batch of one. Head by head under `vmap`, and not by an index of heads: so a cache whose heads are
     shared out among devices is written where it is.
     """
-    cache, row = arrays
-    slots = jnp.broadcast_to(slot, cache.shape[:1])
-    return jax.vmap(lambda own, place, new: own.at[place].set(new, unique_indices=True))(cache, slots, row)
-
-
-@as_bits
-def write_slots(arrays: tuple[Array, Array], slots: Int[Array, "#K T"]) -> Array:
-    """Leaves [K, S, ...] with rows [K, T, ...] in the slots named; those that do not exist are left out."""
     leaf, rows = arrays
     slots = jnp.broadcast_to(slots, leaf.shape[:1] + slots.shape[1:])
     return jax.vmap(lambda own, place, new: own.at[place].set(new, unique_indices=True, mode="drop"))(leaf, slots, rows)

@@ -23,7 +23,7 @@ from msrnn_jax.recurrence.checks import (
     concrete,
     layer_budgets,
 )
-from msrnn_jax.recurrence.indexing import expand_like, take_slots, write_slot, write_slots
+from msrnn_jax.recurrence.indexing import expand_like, take_slots, write_slots
 from msrnn_jax.recurrence.sliding_window import check_windows
 from msrnn_jax.state import EMPTY, POSITION_MODES, LayerState, MultiState
 
@@ -118,8 +118,8 @@ def write_token(
     free = jnp.argmax(layer.positions == EMPTY, axis=1).astype(jnp.int32)  # [#K]
     here = jnp.arange(layer.num_slots, dtype=jnp.int32)[None] == free[:, None]  # [#K, S]
     dtype = layer.keys.dtype
-    keys = write_slot((layer.keys, key.astype(dtype)), free)
-    values = write_slot((layer.values, value.astype(dtype)), free)
+    keys = write_slots((layer.keys, key.astype(dtype)), free)
+    values = write_slots((layer.values, value.astype(dtype)), free)
     layer = layer.replace(keys=keys, values=values)
     return mark_held(policy, layer, here, position), free
 

@@ -8,7 +8,7 @@ import tiny
 
 import msrnn_jax as ms
 from msrnn_jax.params import abstract_params
-from msrnn_jax.recurrence.indexing import take_rows, take_slots, write_slot
+from msrnn_jax.recurrence.indexing import take_rows, take_slots, write_slots
 
 pytestmark = pytest.mark.optimised
 
@@ -26,7 +26,7 @@ def test_moves_move(dtype):
     np.testing.assert_array_equal(
         take_slots(jnp.asarray(cache), SOURCE), np.stack([k[s] for k, s in zip(cache, SOURCE, strict=True)])
     )
-    after = write_slot((jnp.asarray(cache), jnp.asarray(row)), SLOTS)
+    after = write_slots((jnp.asarray(cache), jnp.asarray(row)), SLOTS)
     for head, slot in enumerate([4, 0, 2]):
         cache[head, slot] = row[head]
     np.testing.assert_array_equal(after, cache)
@@ -34,7 +34,7 @@ def test_moves_move(dtype):
 
 
 def test_one_slot_and_one_source_serve_all_heads():
-    after = write_slot((CACHE, ROW), SLOTS[:1])
+    after = write_slots((CACHE, ROW), SLOTS[:1])
     np.testing.assert_array_equal(after, CACHE.at[:, 4].set(ROW))
     np.testing.assert_array_equal(take_slots(CACHE, SOURCE[:1]), CACHE[:, jnp.asarray([0, 4])])
 
@@ -42,7 +42,7 @@ def test_one_slot_and_one_source_serve_all_heads():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_moves_are_differentiable(dtype):
     def loss(cache, row, table):
-        cache = take_slots(write_slot((cache, row), SLOTS), SOURCE)
+        cache = take_slots(write_slots((cache, row), SLOTS), SOURCE)
         return jnp.sum(cache.astype(jnp.float32) ** 2) + jnp.sum(take_rows(table, SLOTS).astype(jnp.float32))
 
     def plain(cache, row, table):
