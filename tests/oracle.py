@@ -3,17 +3,30 @@
 Nothing here comes from the library; only the names of config fields and weights are shared. Axis letters are
 those of the library: D model width, N query heads, K key/value heads, G = N // K, H head width, F mlp width,
 V vocabulary, T time. A row is one list of remembered tokens: all K heads of a layer share one where the
-policy's scope is the layer, each head has its own where it is the head.
+policy's scope is the layer, each head has its own where it is the head. What a token is worth to a policy is in
+oracle_policies.py.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from oracle_policies import (
+    SCORES,
+    TALLIES,
+    Rule,
+    View,
+    as_lowest,
+    in_pyramid,
+    read_policy,
+    resolved,
+    softmax,
+)
 
 if TYPE_CHECKING:
     from msrnn_jax.config import Config
@@ -30,6 +43,8 @@ class Memory:
     latest: float = 0.0  # probability given to it by the newest query, mean over the row's query heads
     total: float = 0.0  # probability given to it since it was written, summed over time and those heads
     received: list[float] = field(default_factory=list)  # `latest` of every step since it was written
+    by_head: list[np.ndarray] = field(default_factory=list)  # of every step, by query head of the row
+    tally: float = 0.0  # what the policy adds up
 
 
 @dataclass
@@ -45,37 +60,27 @@ class Moment:
     scores: list[list[dict[int, float] | None]]
 
 
-@dataclass
-class Rule:
-    """A policy's text form, read."""
-
-    name: str
-    scope: str
-    sinks: int
-    recent: int | None  # None: half the budget
-    seed: int
-    own: Callable[[Memory], float] | None = None  # the score of a policy named `own`
-
-
 def run(
     config: "Config",
     policy: str,
     params: "Params",
     tokens: Sequence[int],
-    budget: int | Sequence[int],
+    budget: int | Sequence[int] | np.ndarray,
     oneshot: int = 0,
     positions: str = "absolute",
     rule: Callable[[Memory], float] | None = None,
+    prompt: int = 0,
 ) -> list[Moment]:
     """Steps through the tokens from an empty state.
 
     Args:
-      budget: tokens kept after a step, one number or one per layer.
+      budget: tokens kept after a step, one number, or one per layer, or one per layer and KV head [L, K].
       oneshot: so many tokens are a prompt in the authors' way: nothing is forgotten before its last token,
-        after which the whole surplus goes.
+        after which the whole surplus goes, however many tokens the policy cuts at once.
       positions: where rotary encoding takes the held tokens to stand, see `places_of`.
       rule: the score of a policy of one's own, from what is remembered of a token. The policy's text is then
         `own`, with the options that every policy has: `own:scope=head,sinks=1`.
+      prompt: so many first tokens are protected, where the policy has `prompt=True`.
     """
     if positions not in ("absolute", "cache", "gap"):
         raise ValueError(f"the oracle knows no positions {positions!r}")
@@ -84,24 +89,55 @@ def run(
         raise ValueError(f"the policy is {policy!r} and the rule {rule}; a rule goes with the policy 'own' only")
     settings.own = rule
     weights = as_numpy(params)
-    budgets = np.broadcast_to(budget, config.num_layers).tolist()
     all_heads = list(range(config.num_kv_heads))
     heads_of_row = [all_heads] if settings.scope == "layer" else [[head] for head in all_heads]
     state: list[list[list[Memory]]] = [[[] for _ in heads_of_row] for _ in range(config.num_layers)]
+    budgets = budgets_of(config, settings, budget, len(heads_of_row))
+    queries: list[list[np.ndarray]] = [[] for _ in range(config.num_layers)]
     moments = []
     for t, token in enumerate(tokens):
         x = weights.embedding[int(token)]  # [D]
         scores = []
-        for index, (layer, rows, limit) in enumerate(zip(weights.layers, state, budgets, strict=True)):
+        for index, (layer, rows, limits) in enumerate(zip(weights.layers, state, budgets, strict=True)):
             seen = norm(config, x, layer.attention_norm)
-            x = x + attention(config, index, layer, rows, heads_of_row, seen, t, positions)
+            x = x + attention(config, index, layer, rows, heads_of_row, seen, t, positions, queries[index])
             x = x + mlp(layer, norm(config, x, layer.mlp_norm))
-            limit = limit if t >= oneshot - 1 else t + 1
+            views = [
+                View(
+                    rule=settings,
+                    row=row,
+                    number=number,
+                    layer=index,
+                    heads=heads_of_row[number],
+                    group_size=config.group_size,
+                    queries=queries[index],
+                    t=t,
+                    budget=limits[number] if settings.adaptive is None else sum(limits) // len(limits),
+                    pinned=prompt if settings.prompt else 0,
+                    turn=unturned if index in config.unrotated_layers else partial(rotate, config),
+                    absolute=positions == "absolute",
+                    frequencies=frequencies(config) * (index not in config.unrotated_layers),
+                    lengthening=lengthening(config),
+                )
+                for number, row in enumerate(rows)
+            ]
+            if settings.name in TALLIES:
+                for view in views:
+                    TALLIES[settings.name](view)
             window = window_of(config, index)
             if t >= oneshot - 1 and positions == "absolute":  # the query at t + 1 sees what is less than W behind it
                 for row in rows:
                     row[:] = [memory for memory in row if t + 1 - memory.position < window]
-            scores.append([forget(settings, number, row, t, limit) for number, row in enumerate(rows)])
+            if t < oneshot - 1:
+                scores.append([None for _ in rows])
+                continue
+            every = 1 if t == oneshot - 1 else settings.every
+            if settings.adaptive is None:
+                scores.append([forget([view], limit, every)[0] for view, limit in zip(views, limits, strict=True)])
+            else:
+                least = 1 if t == oneshot - 1 else settings.every * len(rows)
+                safe = max(math.floor(settings.adaptive * views[0].budget), 1)
+                scores.append(forget(views, sum(limits), least, safe))
         logits = norm(config, x, weights.final_norm) @ weights.unembedding
         kept = [[sorted(memory.position for memory in row) for row in rows] for rows in state]
         moments.append(Moment(logits, kept, scores))
@@ -121,6 +157,18 @@ def freed(moments: list[Moment]) -> list[list[list[int | None]]]:
     ]
 
 
+def budgets_of(config: "Config", rule: Rule, budget: Any, rows: int) -> list[list[int]]:
+    """Tokens kept by layer and row."""
+    given = np.asarray(budget)
+    given = np.broadcast_to(given[:, None] if given.ndim == 1 else given, (config.num_layers, rows)).tolist()
+    if rule.pyramid is None:
+        return given
+    return [
+        [in_pyramid(limit, resolved(rule.recent, limit), rule.pyramid, index, config.num_layers) for limit in limits]
+        for index, limits in enumerate(given)
+    ]
+
+
 def window_of(config: "Config", index: int) -> float:
     """How many tokens a query of a layer sees, itself included."""
     slides = config.sliding_layers is None or index in config.sliding_layers
@@ -136,9 +184,14 @@ def attention(
     x: np.ndarray,
     t: int,
     positions: str,
+    read: list[np.ndarray],
 ) -> np.ndarray:
-    """Writes the token, attends to all that is held, and notes in each memory what it received; [D]."""
+    """Writes the token, attends to all that is held, and notes in each memory what it received; [D].
+
+    The queries, not rotated, are appended to `read`.
+    """
     queries, keys, values = projections(config, layer, x)  # [N, H], [K, H], [K, H]
+    read.append(queries)
     rotated = index not in config.unrotated_layers
     mixed = np.zeros_like(queries)  # [N, H]
     for row, kv_heads in zip(rows, heads_of_row, strict=True):
@@ -163,6 +216,7 @@ def attention(
             memory.latest = sum(probs[i] for probs in received) / len(received)
             memory.received.append(memory.latest)
             memory.total += sum(probs[i] for probs in received)
+            memory.by_head.append(np.array([probs[i] for probs in received]))
     return plus(mixed.reshape(-1) @ layer.output, layer.output_bias)
 
 
@@ -188,62 +242,38 @@ def shortened(distance: int) -> float:
     return distance if distance <= 10 else math.log(math.log(distance))
 
 
-def forget(rule: Rule, number: int, row: list[Memory], t: int, budget: int) -> dict[int, float] | None:
-    """Removes tokens from a row until `budget` are left; the scores that decided, None if nothing went."""
-    recent = budget // 2 if rule.recent is None else rule.recent
-    considered = {}
-    while len(row) > budget:
-        eligible = [m for m in row if rule.sinks <= m.position <= t - recent] or row
-        scores = {m.position: score(rule, number, m) for m in eligible}
-        # A NaN is the lowest score; among equals the oldest token goes.
-        lowest = min(scores, key=lambda position: (as_lowest(scores[position]), position))
-        row[:] = [m for m in row if m.position != lowest]
-        considered |= scores
-    return considered or None
+def forget(views: list[View], budget: int, least: int, safe: int = 0) -> list[dict[int, float] | None]:
+    """Removes tokens from rows that share a budget until so many are left, if that are at least `least`.
+
+    Returns for each row the scores of what could have gone, None if nothing went in any. In every row the `safe`
+    tokens that would go last stay.
+    """
+    going = sum(len(view.row) for view in views) - budget
+    if going < least:
+        return [None for _ in views]
+    enough = sum(int((~view.protected).sum()) for view in views) >= going and not safe
+    candidates = []  # by view, in the order in which they would go
+    for view in views:
+        protected = view.protected
+        view.considered = ~protected if enough else np.ones_like(protected)
+        scores = SCORES[view.rule.name](view)
+        # Protected tokens go last. A NaN is the lowest score; among equals the oldest token goes.
+        order = sorted(
+            (bool(protected[j]), as_lowest(scores[j]), memory.position, view.number, scores[j])
+            for j, memory in enumerate(view.row)
+        )
+        candidates.append(order[: max(len(order) - safe, 0)])
+    lowest = sorted(candidate for order in candidates for candidate in order)[:going]
+    for view in views:
+        gone = {position for _, _, position, number, _ in lowest if number == view.number}
+        view.row[:] = [memory for memory in view.row if memory.position not in gone]
+    reached = lowest[-1][0]  # whether protected tokens had to go
+    return [{token[2]: token[4] for token in order if token[0] <= reached} or None for order in candidates]
 
 
-def score(rule: Rule, number: int, memory: Memory) -> float:
-    """What a token is worth to the policy; `number` is its row's."""
-    match rule.name:
-        case "full" | "window":
-            return memory.position
-        case "random":
-            return random_score(rule.seed, number, memory.position)
-        case "h2o":
-            return memory.total
-        case "tova":
-            return memory.latest
-        case "own":
-            assert rule.own is not None
-            return rule.own(memory)
-    raise ValueError(f"policy {rule.name!r} has no score in the oracle")
-
-
-def as_lowest(value: float) -> float:
-    return -math.inf if math.isnan(value) else value
-
-
-def random_score(seed: int, row: int, position: int) -> int:
-    """A hash of 32 bits."""
-    x = (position * 0x9E3779B1 + row * 0x85EBCA77 + seed * 0xC2B2AE3D) % 2**32
-    x ^= x >> 16
-    x = x * 0x7FEB352D % 2**32
-    x ^= x >> 15
-    x = x * 0x846CA68B % 2**32
-    x ^= x >> 16
-    return x
-
-
-def read_policy(text: str) -> Rule:
-    """Reads `name` or `name:option=value,...`; `recent=half` is half the budget, H2O's default."""
-    name, _, rest = text.partition(":")
-    options = dict(option.split("=") for option in rest.split(",") if option)
-    scope = options.pop("scope", "head" if name == "h2o" else "layer")
-    recent = options.pop("recent", "half" if name == "h2o" else "0")
-    sinks, seed = int(options.pop("sinks", "0")), int(options.pop("seed", "0"))
-    if name not in ("full", "random", "window", "h2o", "tova", "own") or scope not in ("layer", "head") or options:
-        raise ValueError(f"the oracle cannot read policy {text!r}")
-    return Rule(name, scope, sinks, None if recent == "half" else int(recent), seed)
+def unturned(heads: np.ndarray, place: Any) -> np.ndarray:
+    """What stands for `rotate` in layers without rotary encoding."""
+    return heads
 
 
 def full_logits(config: "Config", params: "Params", tokens: Sequence[int]) -> np.ndarray:
@@ -337,11 +367,6 @@ def mlp(layer: SimpleNamespace, x: np.ndarray) -> np.ndarray:
     gate = plus(x @ layer.gate, layer.gate_bias)  # [..., F]
     up = plus(x @ layer.up, layer.up_bias)
     return plus(gate / (1 + np.exp(-gate)) * up @ layer.down, layer.down_bias)
-
-
-def softmax(x: np.ndarray) -> np.ndarray:
-    weights = np.exp(x - x.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
 
 
 def plus(x: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
