@@ -1,9 +1,12 @@
 """The multi-state: a fixed number of key/value slots per layer."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from flax import struct
 from jax import Array
+
+from msrnn_jax.config import Config
 
 EMPTY = -1  # the position of a free slot
 MOST_TOKENS = 2**31 - 1  # that a state can have seen: positions are int32
@@ -22,7 +25,15 @@ class LayerState(struct.PyTreeNode):
     values: Array  # [K, S, H]
     positions: Array  # [#K, S] int32, EMPTY where the slot is free
     stats: Any  # the policy's, leaves [#K, S, ...]
-    budget: Array  # [] int32, slots held after a step; traced
+    budget: Array  # [] int32, or [K] for one of every KV head: slots held after a cut; traced
+    row_stats: Any = None  # the policy's, leaves [#K, ...]
+    pinned: Array | None = None  # [] int32: so many tokens of the text are protected, where the policy keeps the prompt
+    index: int = struct.field(pytree_node=False, default=0)  # of the layer
+
+    @property
+    def row_budgets(self) -> Array:
+        """The budget as it goes with [#K, S]: [K, 1] where every KV head has its own."""
+        return self.budget[:, None] if self.budget.ndim else self.budget
 
     @property
     def num_rows(self) -> int:
@@ -31,6 +42,16 @@ class LayerState(struct.PyTreeNode):
     @property
     def num_slots(self) -> int:
         return self.positions.shape[1]
+
+
+class LayerInfo(NamedTuple):
+    """What is known of a layer before it has read anything."""
+
+    config: Config
+    index: int  # of the layer
+    rows: int  # 1, or K where every KV head forgets for itself
+    frequencies: np.ndarray  # [H / 2] radians per position by which queries and keys are rotated; 0 where they are not
+    rotated: bool  # whether keys are rotated in their slots, and queries as a policy sees them
 
 
 class MultiState(struct.PyTreeNode):
@@ -57,6 +78,7 @@ class View(struct.PyTreeNode):
     keys: Array  # [K, S, H]
     values: Array  # [K, S, H]
     layer: int = struct.field(pytree_node=False, default=0)  # index of the layer
+    hidden: Any = None  # [D], what query, key and value are projected from: the layer's input, normed
 
 
 class StepContext(struct.PyTreeNode):
@@ -68,3 +90,4 @@ class StepContext(struct.PyTreeNode):
     angles: tuple[Array, Array] | None  # see `positions.angles_for`
     mode: str = struct.field(pytree_node=False, default="absolute")  # the state's
     forgetting: bool = struct.field(pytree_node=False, default=True)  # False: slots are held beyond the budget
+    hidden: Array | None = None  # [*T, D], the layer's input, normed; set by every layer

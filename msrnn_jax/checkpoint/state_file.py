@@ -16,6 +16,7 @@ from msrnn_jax.config import Config
 from msrnn_jax.io.atomic import check_writable, write_bytes
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
+from msrnn_jax.policies.budgets import largest_budget
 from msrnn_jax.policies.source import source_hash
 from msrnn_jax.recurrence.checks import check_protection, check_state
 from msrnn_jax.recurrence.slots import init_state
@@ -121,9 +122,15 @@ def load_states(
 
 
 def _state_of(config: Config, policy: Policy, found: Mapping[str, np.ndarray], positions: str) -> MultiState:
+    rows = 1 if policy.scope == "layer" else config.num_kv_heads
     keys = [found[f".layers[{index}].keys"] for index in range(config.num_layers)]
-    budgets = [leaf.shape[1] - 1 for leaf in keys]  # the most that the slots allow
-    make = partial(init_state, config, policy, budgets, positions=positions, dtype=keys[0].dtype)
+    most = [largest_budget(policy, leaf.shape[1], rows) for leaf in keys]
+    if min(most) < 1:
+        raise ValueError(f"it has too few slots for {policy}")
+    shapes = [found[f".layers[{index}].budget"].shape for index in range(config.num_layers)]
+    budgets = [np.full(shape, each) for shape, each in zip(shapes, most, strict=True)]
+    slots = [leaf.shape[1] for leaf in keys]
+    make = partial(init_state, config, policy, budgets, slots=slots, positions=positions, dtype=keys[0].dtype)
     wanted = jax.eval_shape(make)
     names = _named(wanted)
     problems = [name for name in (*names, *found) if name not in names or name not in found]
@@ -134,7 +141,7 @@ def _state_of(config: Config, policy: Policy, found: Mapping[str, np.ndarray], p
     ]
     if problems:
         raise ValueError(f"{problems[0]} is missing, left over or of another shape")
-    _check_values(config, found, positions)
+    _check_values(config, found, positions, most)
     check_protection(policy, [found[f".layers[{index}].budget"] for index in range(len(wanted.layers))])
     return jax.tree.unflatten(jax.tree.structure(wanted), [jnp.asarray(found[name]) for name in names])
 
@@ -161,16 +168,17 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, str]:
     return header
 
 
-def _check_values(config: Config, found: Mapping[str, np.ndarray], mode: str) -> None:
+def _check_values(config: Config, found: Mapping[str, np.ndarray], mode: str, most: Sequence[int]) -> None:
     """Refuses what no run can have led to, and what would be read as something else."""
     t = int(found[".t"])
     if not 0 <= t < MOST_TOKENS:
         raise ValueError(f"it has seen {t} tokens; that must be from 0 to {MOST_TOKENS - 1}, so that it can go on")
     for index in range(config.num_layers):
-        positions, budget = found[f".layers[{index}].positions"], int(found[f".layers[{index}].budget"])
+        positions, budgets = found[f".layers[{index}].positions"], found[f".layers[{index}].budget"]
         slots = positions.shape[1]
-        if not 1 <= budget < slots:
-            raise ValueError(f"layer {index} has budget {budget}; it must be from 1 to {slots - 1}")
+        for budget in budgets.reshape(-1).tolist():
+            if not 1 <= budget <= most[index]:
+                raise ValueError(f"layer {index} has budget {budget}; it must be from 1 to {most[index]}")
         if positions.min() < EMPTY or positions.max() >= t:
             raise ValueError(f"layer {index} holds a position outside 0 .. {t - 1}")
         window = config.window_of(index)

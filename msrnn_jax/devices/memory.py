@@ -7,14 +7,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from msrnn_jax.config import Config
 from msrnn_jax.io.units import tree_bytes
 from msrnn_jax.model.extend import CHUNK
 from msrnn_jax.params import Params, is_low_rank
 from msrnn_jax.policies import Policy
+from msrnn_jax.policies.budgets import largest_budget
 from msrnn_jax.recurrence.attention import at_least_float32
-from msrnn_jax.recurrence.checks import Budget
+from msrnn_jax.recurrence.checks import Budget, Slots
 from msrnn_jax.recurrence.slots import init_state
 
 USABLE = 0.8  # of what is free: the arithmetic counts arrays, not what is lost between them
@@ -23,7 +25,7 @@ GUESS = 2**31  # bytes free, where nobody says
 
 
 def automatic_batch(
-    config: Config, policy: Policy, slots: int, width: int, rows: int, *, positions: str, fidelity: bool
+    config: Config, policy: Policy, slots: Slots, width: int, rows: int, *, positions: str, fidelity: bool
 ) -> int:
     """The largest power of two of rows that fits into memory, at most `rows`, and on CPU at most 4."""
     device = jax.local_devices()[0]
@@ -33,17 +35,20 @@ def automatic_batch(
     return min(1 << (most.bit_length() - 1), rows)
 
 
-def row_bytes(config: Config, policy: Policy, slots: int, width: int, positions: str, fidelity: bool) -> int:
+def row_bytes(config: Config, policy: Policy, slots: Slots, width: int, positions: str, fidelity: bool) -> int:
     """What one row takes beside the weights: its state, one chunk's temporaries, and what is kept of its tokens.
 
     Args:
-      slots: of each layer.
+      slots: of each layer, one number or one per layer.
       width: tokens of a segment.
     """
-    held = state_bytes(config, policy, slots - 1, positions=positions)
+    each = [int(count) for count in np.broadcast_to(slots, config.num_layers)]
+    rows = 1 if policy.scope == "layer" else config.num_kv_heads
+    budgets = [largest_budget(policy, count, rows) for count in each]
+    held = state_bytes(config, policy, budgets, slots=each, positions=positions)
     count = width - 1
     chunk = -(-count // -(-count // CHUNK))  # as `scan_chunks` cuts them
-    candidates = slots + chunk
+    candidates = max(each) + chunk
     size, number = at_least_float32(config.dtype).itemsize, jnp.dtype(config.dtype).itemsize
     # One layer at a time: products, masked logits, probabilities and what a policy makes of them; slots joined with
     # the chunk's keys and values, and the keys turned where places depend on what is held.

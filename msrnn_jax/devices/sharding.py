@@ -68,8 +68,10 @@ def shardings(config: Config, policy: Policy, mesh: Mesh | AbstractMesh, *, posi
 
 
 def _state_shapes(policy: Policy, positions: str, config: Config) -> MultiState:
-    slots = 2 + policy.sinks + 2 * (policy.recent or 0)
-    return jax.eval_shape(lambda: init_state(config, policy, slots - 1, positions=positions))
+    budget = 1
+    while policy.sinks + policy.recent_of(budget) > budget:
+        budget *= 2
+    return jax.eval_shape(lambda: init_state(config, policy, budget, positions=positions))
 
 
 def split_letters(config: Config, devices: int) -> set[str]:

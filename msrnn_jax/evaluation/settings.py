@@ -18,6 +18,7 @@ from msrnn_jax.policies import Full, Policy, parse_policy
 from msrnn_jax.policies.source import source_hash
 from msrnn_jax.recurrence.checks import as_tokens, check_int
 from msrnn_jax.recurrence.sliding_window import room_for
+from msrnn_jax.recurrence.slots import slots_of
 from msrnn_jax.text.documents import read_documents
 
 
@@ -106,10 +107,7 @@ class Plan(NamedTuple):
     policy: Policy
     budgets: list[int]
     code: str | None  # hash of the source of a user's own policy
-
-    @property
-    def slots(self) -> int:
-        return max(self.budgets) + 1
+    slots: int | tuple[int, ...]  # for the largest of the budgets; one per layer where they differ
 
     @property
     def is_full(self) -> bool:
@@ -129,7 +127,9 @@ def make_plans(settings: Settings, inputs: Inputs) -> list[Plan]:
     lengths = inputs.segments.lengths
     everything = [room_for(inputs.config, settings.positions, int(lengths.max()) - 1)]
     budgets = list(dict.fromkeys(settings.budgets))
-    plans = [Plan(policy, budgets if policy.forgets else everything, source_hash(policy)) for policy in policies]
-    for plan in plans:
-        check_settings(inputs.config, plan.policy, lengths, plan.budgets, positions=settings.positions)
+    plans = []
+    for policy in policies:
+        own = budgets if policy.forgets else everything
+        check_settings(inputs.config, policy, lengths, own, positions=settings.positions)
+        plans.append(Plan(policy, own, source_hash(policy), slots_of(inputs.config, policy, max(own))))
     return plans

@@ -64,7 +64,7 @@ def read_rows(
     lengths: np.ndarray,
     rows: Sequence[Row],
     *,
-    slots: int,
+    slots: int | tuple[int, ...],
     positions: str = "absolute",
     reader: ChunkHead = read_losses,
     full: np.ndarray | None = None,
@@ -111,7 +111,7 @@ def _read_rows(
     beside: dict[str, Any],
     *,
     reader: ChunkHead,
-    slots: int,
+    slots: int | tuple[int, ...],
     positions: str,
     mesh: Mesh | None,
 ) -> tuple[Any, Array]:

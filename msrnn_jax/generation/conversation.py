@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from msrnn_jax.checkpoint.state_file import load_states, read_header, save_states
@@ -18,9 +17,10 @@ from msrnn_jax.model.prefill import prefill
 from msrnn_jax.model.state_ops import adopt, compress, with_budget
 from msrnn_jax.params import Params
 from msrnn_jax.policies import POLICIES, Policy, parse_policy
+from msrnn_jax.policies.budgets import largest_budget, slots_for
 from msrnn_jax.recurrence.checks import check_protection, check_room
 from msrnn_jax.recurrence.sliding_window import check_windows
-from msrnn_jax.recurrence.slots import init_state, init_stats
+from msrnn_jax.recurrence.slots import init_state, share_out
 from msrnn_jax.state import EMPTY, MultiState
 from msrnn_jax.text.tokenizer import MARK, Tokenizer
 
@@ -56,7 +56,7 @@ class Conversation:
     @property
     def budgets(self) -> list[int]:
         """Of every layer."""
-        return [int(layer.budget) for layer in self.state.layers]
+        return [int(layer.budget.max()) for layer in self.state.layers]
 
 
 class Answer(NamedTuple):
@@ -110,7 +110,7 @@ def answer(
         messages = ({"role": "system", "content": system},)
     messages += ({"role": "user", "content": message},)
     tokens, lasting, lead = _opening(model.tokenizer, messages)
-    state, logits = _going_on(conversation, tokens), None
+    state, logits = _going_on(model.config, conversation, tokens), None
     at, before = int(state.t), state
     check_room(model.config, policy, state, len(tokens) - at, max_new_tokens)
     while at < len(tokens):
@@ -163,24 +163,18 @@ def _agreeing(one: Sequence[int], other: Sequence[int]) -> int:
     return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
-def _going_on(conversation: Conversation, tokens: Sequence[int]) -> MultiState:
+def _going_on(config: Config, conversation: Conversation, tokens: Sequence[int]) -> MultiState:
     """The newest state that has seen nothing but the first of the tokens, and not all of them."""
     agreeing = min(_agreeing(conversation.tokens, tokens), len(tokens) - 1)
     for state in (conversation.state, conversation.before):
         if state is not None and int(state.t) <= agreeing:
             return state
-    return _emptied(conversation.policy, conversation.state)
+    return _emptied(config, conversation.policy, conversation.state)
 
 
-def _emptied(policy: Policy, state: MultiState) -> MultiState:
-    layers = tuple(
-        layer.replace(
-            positions=jnp.full_like(layer.positions, EMPTY),
-            stats=init_stats(policy, layer.num_rows, layer.num_slots),
-        )
-        for layer in state.layers
-    )
-    return state.replace(layers=layers, t=jnp.zeros_like(state.t))
+def _emptied(config: Config, policy: Policy, state: MultiState) -> MultiState:
+    budgets, slots = zip(*((layer.budget, layer.num_slots) for layer in state.layers), strict=True)
+    return init_state(config, policy, budgets, slots=slots, positions=state.mode, dtype=state.layers[0].keys.dtype)
 
 
 def _read(model: ChatModel, policy: Policy, state: MultiState, tokens: list[int]) -> tuple[MultiState, jax.Array]:
@@ -203,12 +197,14 @@ def change_policy(
     """
     old, before = conversation.policy, conversation.before
     states = [conversation.state] + ([] if before is None else [before])
-    budgets = conversation.budgets if budget is None else [budget] * config.num_layers
-    check_windows(config, conversation.state.mode, [each + 1 for each in budgets])
+    budgets = conversation.budgets if budget is None else share_out(policy, config.num_layers, budget)
+    rows = 1 if policy.scope == "layer" else config.num_kv_heads
+    check_windows(config, conversation.state.mode, [slots_for(policy, each, rows) for each in budgets])
     if any(count > each for state in states for count, each in zip(held(state), budgets, strict=True)):
-        deciding = old if policy == old else old.replace(sinks=0, recent=0)
+        deciding = old if policy == old else _unprotecting(old)
         for number, state in enumerate(states):
-            less = [min(each, layer.num_slots - 1) for each, layer in zip(budgets, state.layers, strict=True)]
+            most = [largest_budget(old, layer.num_slots, layer.num_rows) for layer in state.layers]
+            less = [min(pair) for pair in zip(budgets, most, strict=True)]
             states[number] = compress(deciding, state, less, shrink=True)
     if policy == old:  # whose statistics stay
         check_protection(policy, budgets)
@@ -217,10 +213,18 @@ def change_policy(
             for state in states
         ]
     else:
-        states = [adopt(policy, state, budgets) for state in states]
+        states = [adopt(policy, state, budgets, config=config) for state in states]
     return dataclasses.replace(
         conversation, policy=policy, state=states[0], before=None if before is None else states[1]
     )
+
+
+def _unprotecting(policy: Policy) -> Policy:
+    """The policy without protected tokens, where it can do without: an observation window it needs."""
+    try:
+        return policy.replace(sinks=0, recent=0)
+    except ValueError:
+        return policy.replace(sinks=0)
 
 
 def held(state: MultiState) -> list[int]:

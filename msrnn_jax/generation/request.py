@@ -15,7 +15,7 @@ from msrnn_jax.config import Config
 from msrnn_jax.generation.decoding import DecodingRules, DecodingState, make_rules, start_decoding
 from msrnn_jax.generation.sampling import Sampler
 from msrnn_jax.model.extend import CHUNK
-from msrnn_jax.model.prefill import check_fresh, check_mode, prefill
+from msrnn_jax.model.prefill import check_fresh, check_mode, check_pinned, prefill
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.policies.random import hash32
@@ -109,6 +109,7 @@ def make_request(
     rows, longest = prompts.shape
     check_start(config, policy, start, rows)
     check_fresh(mode, start)
+    check_pinned(policy, start, lengths)
     check_room(config, policy, start, lengths, max_new_tokens)
     padding = -longest % (PROMPT_MULTIPLE if longest <= CHUNK else CHUNK)
     return Request(

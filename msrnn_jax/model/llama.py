@@ -119,7 +119,8 @@ def decoder_layer(
     index: int,
 ) -> tuple[LayerState, Float[Array, "*T D"]]:
     """One decoder layer, itself a multi-state RNN: (layer state, x) -> (layer state, x)."""
-    query, key, value = project_heads(config, weights, x)
+    hidden = rms_norm(config, x, weights.attention_norm)
+    query, key, value = project_heads(config, weights, hidden)
     if config.rotates(index):
         scale = query_scale(config.rope)
         query = query if scale == 1.0 else query * scale
@@ -129,7 +130,7 @@ def decoder_layer(
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
     query, key = query.astype(x.dtype), key.astype(x.dtype)
     recall = attend_chunk if context.token.ndim else attend
-    layer, mixed = recall(config, policy, layer, query, key, value, context, index)
+    layer, mixed = recall(config, policy, layer, query, key, value, context.replace(hidden=hidden), index)
     x = x + project(mixed.reshape(*mixed.shape[:-2], -1), weights.output, weights.output_bias)
     return layer, x + mlp(weights, rms_norm(config, x, weights.mlp_norm))
 
@@ -138,7 +139,6 @@ def project_heads(
     config: Config, weights: LayerParams, x: Float[Array, "*T D"]
 ) -> tuple[Float[Array, "*T N H"], Float[Array, "*T K H"], Float[Array, "*T K H"]]:
     """Query, key and value of the normed residual stream; query and key in at least float32, to be rotated."""
-    x = rms_norm(config, x, weights.attention_norm)
     wide = at_least_float32(x.dtype)
     products = (
         project(x, weights.query, weights.query_bias, wide),

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
@@ -17,7 +19,7 @@ from msrnn_jax.recurrence.checks import Count, check_int, check_reading, concret
 from msrnn_jax.recurrence.eviction import evict_to_budget
 from msrnn_jax.recurrence.sliding_window import free_expired, window_in
 from msrnn_jax.recurrence.slots import grow_slots, shrink_slots
-from msrnn_jax.state import MultiState
+from msrnn_jax.state import LayerState, MultiState
 
 PROMPT_MODES = ("stepwise", "oneshot")
 
@@ -49,11 +51,13 @@ def prefill(
 
     Raises:
       ValueError: for an empty prompt, tokens outside the vocabulary, a length outside 1 .. T, an unknown
-        mode, "oneshot" from a state that has seen tokens, a full state that would outgrow its budget.
+        mode, "oneshot" from a state that has seen tokens, a full state that would outgrow its budget, and a prompt
+        that is longer than the budget of a policy that keeps it.
     """
     check_mode(mode)
     tokens, length = check_reading(config, policy, params, state, tokens, length)
     check_fresh(mode, state)
+    check_pinned(policy, state, tokens.shape[0] if length is None else length)
     return _prefill(config, policy, params, state, tokens, length, mode, check_int("chunk", chunk, 1))
 
 
@@ -69,6 +73,7 @@ def _prefill(
     chunk: int,
 ) -> tuple[MultiState, Float[Array, " V"]]:
     slots = [layer.num_slots for layer in state.layers]
+    state = pin_prompt(state, tokens.shape[0] if length is None else length)
     oneshot = mode == "oneshot"
     if oneshot:
         state = state.replace(layers=tuple(grow_slots(policy, layer, tokens.shape[0]) for layer in state.layers))
@@ -82,6 +87,35 @@ def _prefill(
             )
         state = state.replace(layers=tuple(map(shrink_slots, layers, slots)))
     return state, unembed(config, params, x)
+
+
+def pin_prompt(state: MultiState, length: Count | Array) -> MultiState:
+    """The state with so many more tokens pinned, in layers where all that was seen is: the prompt goes on."""
+
+    def pin(layer: LayerState) -> LayerState:
+        if layer.pinned is None:
+            return layer
+        return layer.replace(pinned=jnp.where(layer.pinned == state.t, state.t + length, layer.pinned))
+
+    return state.replace(layers=tuple(map(pin, state.layers)))
+
+
+def check_pinned(policy: Policy, state: MultiState, length: Any) -> None:
+    """Refuses a prompt that its policy keeps and that no budget holds, as far as lengths are known."""
+    seen, more = concrete(state.t), concrete(length)
+    if not policy.prompt or seen is None or more is None:
+        return
+    for layer in state.layers:
+        pinned, budget = concrete(layer.pinned), concrete(layer.budget)
+        if pinned is None or budget is None:
+            continue
+        prompt = np.where(pinned == seen, seen + more, pinned)
+        recent = policy.recent_of(int(budget.min()))
+        if (prompt + recent > budget.min()).any():
+            raise ValueError(
+                f"the prompt has {int(prompt.max())} tokens, which {policy} keeps with {recent} recent ones, but the "
+                f"budget is {int(budget.min())}; it must be at least their sum"
+            )
 
 
 def check_fresh(mode: str, state: MultiState) -> None:

@@ -1,14 +1,15 @@
 """State to state: fewer slots, another policy, many futures."""
 
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
-from jaxtyping import Int
 
+from msrnn_jax.config import Config
 from msrnn_jax.policies import Policy
+from msrnn_jax.policies.budgets import slots_for
 from msrnn_jax.recurrence.checks import (
     Budget,
     Count,
@@ -17,16 +18,26 @@ from msrnn_jax.recurrence.checks import (
     check_policy,
     check_protection,
     concrete,
-    layer_budgets,
+    layer_info,
 )
 from msrnn_jax.recurrence.eviction import evict_to_budget
-from msrnn_jax.recurrence.slots import grow_slots, init_stats, shrink_slots
+from msrnn_jax.recurrence.slots import (
+    as_budget,
+    check_slots,
+    grow_slots,
+    init_row_stats,
+    init_stats,
+    share_out,
+    shrink_slots,
+)
 from msrnn_jax.state import EMPTY, LayerState, MultiState
 
 Tree = TypeVar("Tree")
 
 
-def adopt(policy: Policy, state: MultiState, budget: Budget | None = None) -> MultiState:
+def adopt(
+    policy: Policy, state: MultiState, budget: Budget | None = None, *, config: Config | None = None
+) -> MultiState:
     """The state of another policy as one of `policy`, which holds the same tokens.
 
     Statistics begin anew, as if all tokens had just been written: a policy that sums over time has seen nothing yet.
@@ -36,15 +47,26 @@ def adopt(policy: Policy, state: MultiState, budget: Budget | None = None) -> Mu
       policy: the one that decides from now on.
       budget: at least what is held, `compress` under the old policy first to hold less; one number or one per
         layer, not traced. Slots are added as needed. By default each layer's own.
+      config: of the model; needed by a policy that keeps statistics of rows, such as queries, which also begin anew.
 
     Raises:
       ValueError: for a budget below what is held or what the policy protects, and for a policy by layer where
         heads hold different tokens.
     """
     check_policy(policy)
-    budgets = [layer.budget for layer in state.layers] if budget is None else layer_budgets(len(state.layers), budget)
+    if policy.has_row_stats and config is None:
+        raise ValueError(f"{policy} keeps statistics of rows; adopt must be given the config of the model")
+    budgets = [layer.budget for layer in state.layers]
+    if budget is not None:
+        budgets = share_out(policy, len(state.layers), budget)
     check_protection(policy, budgets)
-    layers = [_adopt(policy, index, *pair) for index, pair in enumerate(zip(state.layers, budgets, strict=True))]
+    layers = []
+    for index, (layer, own) in enumerate(zip(state.layers, budgets, strict=True)):
+        layer = _adopt(policy, index, layer, own)
+        if config is not None:
+            info = layer_info(config, index, layer.num_rows, state.mode)
+            layer = layer.replace(row_stats=init_row_stats(policy, info))
+        layers.append(layer)
     return state.replace(layers=tuple(layers))
 
 
@@ -53,18 +75,24 @@ def _adopt(policy: Policy, index: int, layer: LayerState, budget: Budget) -> Lay
     if size is None or positions is None:
         raise ValueError("adopt needs a state and a budget that are not traced")
     held = int((positions != EMPTY).sum(axis=1).max())
-    if held > size:
-        raise ValueError(f"budget is {int(size)}, but layer {index} holds {held} tokens; compress the state first")
+    if held > size.min():
+        raise ValueError(
+            f"budget is {int(size.min())}, but layer {index} holds {held} tokens; compress the state first"
+        )
     rows = 1 if policy.scope == "layer" else layer.keys.shape[0]
     if layer.num_rows > rows and not (positions == positions[:1]).all():
         raise ValueError(f"{policy} forgets by layer, but the heads of layer {index} hold different tokens")
     stats = init_stats(policy, rows, layer.num_slots)
-    return with_budget(policy, layer.replace(positions=_with_rows(layer.positions, rows), stats=stats), int(size))
+    pinned = None
+    if policy.prompt:
+        pinned = jnp.zeros((), jnp.int32) if layer.pinned is None else layer.pinned
+    layer = layer.replace(positions=_with_rows(layer.positions, rows), stats=stats, row_stats=None, pinned=pinned)
+    return with_budget(policy, layer, size)
 
 
-def with_budget(policy: Policy, layer: LayerState, budget: int) -> LayerState:
+def with_budget(policy: Policy, layer: LayerState, budget: int | np.ndarray) -> LayerState:
     """The same layer with a budget of at least what it holds, and the slots for it."""
-    missing = budget + 1 - layer.num_slots
+    missing = slots_for(policy, int(np.max(budget)), layer.num_rows) - layer.num_slots
     layer = grow_slots(policy, layer, missing) if missing > 0 else layer
     return layer.replace(budget=jnp.asarray(budget, jnp.int32))
 
@@ -100,22 +128,27 @@ def compress(
     the oldest; protected slots go in the same order once nothing else is left.
 
     Args:
-      budget: how many slots each layer keeps, from now on too: one number, one per layer, or traced. By
-        default each layer's own budget.
-      shrink: also cut the slots of each layer to its budget + 1; needs a budget that is not traced.
+      budget: how many slots each layer keeps, from now on too: one number, one per layer, or traced, as in
+        `init_state`. By default each layer's own budget.
+      shrink: also cut the slots of each layer to those its budget needs; needs a budget that is not traced.
 
     Raises:
-      ValueError: for a budget below 1, above slots - 1 or below what the policy protects.
+      ValueError: for a budget below 1, above what the slots allow or below what the policy protects.
     """
     for index, layer in enumerate(state.layers):
         check_layer(policy, index, layer)
     budgets = [layer.budget for layer in state.layers]
     if budget is not None:
-        budgets = layer_budgets(len(state.layers), budget)
-        _check_slots(state, budgets)
+        budgets = share_out(policy, len(state.layers), budget)
+        for layer, known in zip(state.layers, map(concrete, budgets), strict=True):
+            if known is not None:
+                there_are = f"the state has {layer.num_slots} slots"
+                check_slots(policy, layer.num_rows, int(known.max()), layer.num_slots, there_are)
     check_protection(policy, budgets)
     layers = [
-        evict_to_budget(policy, layer.replace(budget=_as_budget(value, layer)), state.t)
+        evict_to_budget(
+            policy, layer.replace(budget=as_budget(policy, layer.num_rows, layer.num_slots, value)), state.t
+        )
         for layer, value in zip(state.layers, budgets, strict=True)
     ]
     if shrink:
@@ -123,20 +156,8 @@ def compress(
         if any(value is None for value in known):
             raise ValueError("shrink needs a budget that is not traced")
         layers = [
-            shrink_slots(layer, int(value) + 1) for layer, value in zip(layers, known, strict=True) if value is not None
+            shrink_slots(layer, slots_for(policy, int(value.max()), layer.num_rows))
+            for layer, value in zip(layers, known, strict=True)
+            if value is not None
         ]
     return state.replace(layers=tuple(layers))
-
-
-def _check_slots(state: MultiState, budgets: Sequence[Any]) -> None:
-    for layer, value in zip(state.layers, budgets, strict=True):
-        known = concrete(value)
-        if known is not None and known > layer.num_slots - 1:
-            raise ValueError(
-                f"budget is {int(known)}, but the state has {layer.num_slots} slots; it must be at most slots - 1"
-            )
-
-
-def _as_budget(value: Any, layer: LayerState) -> Int[Array, ""]:
-    # A traced one may lie outside what the slots can hold.
-    return jnp.clip(jnp.asarray(value).astype(jnp.int32), 1, layer.num_slots - 1)

@@ -1,4 +1,4 @@
-"""The contract of a compression policy: three pure functions and what the engine protects."""
+"""The contract of a compression policy: pure functions of statistics, and what the engine does by itself."""
 
 import dataclasses
 import os
@@ -6,39 +6,52 @@ import pathlib
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
 from jax.core import Tracer
-from jaxtyping import Int, Real
+from jaxtyping import Bool, Float, Int, Real
 
-from msrnn_jax.state import LayerState, View
+from msrnn_jax.state import LayerInfo, LayerState, View
 
 SCOPES = ("layer", "head")
 
 Stats = Any  # leaves [#K, S, ...]
+RowStats = Any  # leaves [#K, ...]
 Score = Real[Array, "#K S"]
 
 
 class Policy(struct.PyTreeNode, kw_only=True):
     """Decides which token a layer forgets; a frozen value that passes through `jit` as an argument.
 
-    A subclass overrides `score` and, where scores depend on attention, `init` and `observe`. Its own
-    options are fields: `struct.field(pytree_node=False, default=...)` for static ones; a field without
-    that is data, such as the weights of a scorer. Another value of it compiles nothing anew, but no gradient
-    of logits or losses reaches it: it decides which slots are freed, and that choice is not differentiable, so
-    the gradient is exactly 0. Search for it by evolution strategies instead. A policy must not depend on the
-    order of the slots.
+    A subclass overrides `score` and, where scores depend on attention, `init` and `observe`. The other functions
+    are for what few need. Its own options are fields: `struct.field(pytree_node=False, default=...)` for static
+    ones; a field without that is data, such as the weights of a scorer. Another value of it compiles nothing anew,
+    but no gradient of logits or losses reaches it through `score`: which slots are freed is not differentiable, so
+    the gradient is exactly 0. Search for it by evolution strategies instead, or let it act through `bias`. A policy
+    must not depend on the order of the slots.
 
     Attributes:
       scope: "layer", all heads forget the same token, or "head", every KV head for itself.
       sinks: the first `sinks` tokens of the text are protected.
-      recent: the newest `recent` tokens are protected; None means half the budget.
+      recent: the newest `recent` tokens are protected; a share of the budget where it is a float, half of it for None.
+      every: a row that holds `budget + every` tokens after a step is cut to its budget at once.
+      prompt: what `prefill` reads first is protected (see `LayerState.pinned`), whatever its length.
+      adaptive: with the scope "head", the heads of a layer share their budgets out by score: each keeps at least this
+        share of the budget, its best, and the rest goes to the best of all heads. Feng et al., Ada-KV, 2024
+        (arXiv:2407.11550). None: every head has the same budget.
+      pyramid: budgets fall linearly from the first layer to the last, which has 1 / `pyramid` of the mean, without
+        recent tokens. Cai et al., PyramidKV, 2024 (arXiv:2406.02069). None: every layer has the same.
     """
 
     scope: str = struct.field(pytree_node=False, default="layer")
     sinks: int = struct.field(pytree_node=False, default=0)
-    recent: int | None = struct.field(pytree_node=False, default=0)
+    recent: int | float | None = struct.field(pytree_node=False, default=0)
+    every: int = struct.field(pytree_node=False, default=1)
+    prompt: bool = struct.field(pytree_node=False, default=False)
+    adaptive: float | None = struct.field(pytree_node=False, default=None)
+    pyramid: float | None = struct.field(pytree_node=False, default=None)
 
     # Scores depend on the token alone, not on what was attended to: `extend` then need not step over masks, in
     # the position mode "absolute", with recent=0 and without `observe`. Said anew by every class with a `score`.
@@ -60,18 +73,69 @@ class Policy(struct.PyTreeNode, kw_only=True):
             raise ValueError(f"{name}: scope is {self.scope!r}; it must be one of {', '.join(SCOPES)}")
         if not _is_size(self.sinks):
             raise ValueError(f"{name}: sinks is {self.sinks!r}; it must be an integer of at least 0")
-        if self.recent is not None and not _is_size(self.recent):
-            raise ValueError(f"{name}: recent is {self.recent!r}; it must be an integer of at least 0, or half")
+        share = isinstance(self.recent, float) and 0 < self.recent < 1
+        if self.recent is not None and not share and not _is_size(self.recent):
+            raise ValueError(
+                f"{name}: recent is {self.recent!r}; it must be an integer of at least 0, half, or a share such as 0.3"
+            )
+        if not _is_size(self.every) or self.every == 0:
+            raise ValueError(f"{name}: every is {self.every!r}; it must be an integer of at least 1")
+        if not isinstance(self.prompt, bool):
+            raise ValueError(f"{name}: prompt is {self.prompt!r}; it must be True or False")
+        if self.adaptive is not None and not (_is_number(self.adaptive) and 0 <= self.adaptive <= 1):
+            raise ValueError(f"{name}: adaptive is {self.adaptive!r}; it must be a share from 0 to 1")
+        if self.adaptive is not None and self.scope != "head":
+            raise ValueError(f"{name}: adaptive is {self.adaptive}, but scope is 'layer'; it must be 'head'")
+        if self.pyramid is not None and not (_is_number(self.pyramid) and self.pyramid >= 1):
+            raise ValueError(f"{name}: pyramid is {self.pyramid!r}; it must be a number of at least 1")
 
     @property
     def protects(self) -> bool:
         """Whether any token is protected from being forgotten."""
-        return self.sinks > 0 or self.recent != 0
+        return self.sinks > 0 or self.recent != 0 or self.prompt
 
     @property
     def observes(self) -> bool:
-        """Whether it keeps statistics of what is attended to."""
-        return type(self).observe is not Policy.observe
+        """Whether it keeps statistics of what it is shown."""
+        return self._defines("observe") or self.has_row_stats
+
+    @property
+    def has_row_stats(self) -> bool:
+        """Whether it keeps statistics of whole rows."""
+        return self._defines("init_rows")
+
+    @property
+    def biases(self) -> bool:
+        """Whether it weakens or strengthens attention to slots."""
+        return self._defines("bias")
+
+    @property
+    def revises(self) -> bool:
+        """Whether it changes statistics when a row is cut."""
+        return self._defines("revise")
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether one slot goes at a time, of every row for itself, and nothing happens to statistics then."""
+        return self.every == 1 and self.adaptive is None and not self.revises
+
+    def _defines(self, name: str) -> bool:
+        return getattr(type(self), name) is not getattr(Policy, name)
+
+    def protected(self, layer: LayerState, t: Int[Array, ""]) -> Bool[Array, "#K S"]:
+        """Which slots the engine keeps as long as there are others, after `t` tokens were seen."""
+        first = self.sinks if layer.pinned is None else jnp.maximum(layer.pinned, self.sinks)
+        return (layer.positions < first) | (layer.positions >= t - self.recent_of(layer.row_budgets))
+
+    def recent_of(self, budget: Any) -> Any:
+        """How many of the newest tokens are protected at a budget, a number or an array."""
+        if self.recent is None:
+            return budget >> 1  # half, for which Mosaic need not ask the device how to divide
+        if isinstance(self.recent, int):
+            return self.recent
+        module = jnp if isinstance(budget, Array) else np
+        kept = module.floor(module.asarray(budget).astype(np.float32) * np.float32(self.recent))
+        return kept.astype(np.int32) if isinstance(budget, Array) else int(kept)
 
     def init(self, rows: int, slots: int) -> Stats:
         """The statistics of free slots; a newly written slot gets them again. Leaves [rows, slots, ...]."""
@@ -86,6 +150,30 @@ class Policy(struct.PyTreeNode, kw_only=True):
     def score(self, layer: LayerState, t: Int[Array, ""]) -> Score:
         """What each slot is worth after `t` tokens were seen; the lowest is forgotten, NaN before all."""
         raise NotImplementedError(f"{type(self).__name__} must define score(layer, t)")
+
+    def init_rows(self, info: LayerInfo) -> RowStats:
+        """Statistics of whole rows, `layer.row_stats`, before the first token: leaves [info.rows, ...]."""
+        del info
+        return None
+
+    def observe_rows(self, rows: RowStats, view: View) -> RowStats:
+        """Statistics of whole rows after the newest token's attention; called once per token, nowhere else."""
+        del view
+        return rows
+
+    def revise(self, layer: LayerState, t: Int[Array, ""]) -> Stats:
+        """Statistics of slots when a row is about to be cut, before `score` is asked; called at no other time."""
+        del t
+        return layer.stats
+
+    def bias(self, layer: LayerState, t: Int[Array, ""]) -> Float[Array, "#K S"]:
+        """What is added to the attention logits of the newest token, when `t` tokens were seen, it included.
+
+        It sees statistics from before the token. A policy that defines it is stepped through in `extend`, and, unlike
+        through `score`, gradients of logits and losses reach what it is made of.
+        """
+        del t
+        return jnp.zeros_like(layer.positions, jnp.float32)
 
     def __str__(self) -> str:
         """The text that `parse_policy` reads: a name and the options that differ from the defaults."""
@@ -133,3 +221,7 @@ def _text(name: str, value: Any) -> str:
 
 def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -15,11 +15,16 @@ class Random(Policy):
     """Keeps a uniform random sample of all tokens seen.
 
     Every token draws one number for good, a hash of (seed, row, position), and the lowest goes: reservoir
-    sampling. All layers draw alike, since a score sees the token alone. The hash is integer arithmetic
-    (see `hash32`), so that every backend, version and batch forgets the same tokens.
+    sampling. The hash is integer arithmetic (see `hash32`), so that every backend, version and batch forgets the same
+    tokens. With `scope=head`, `apart=True` and `prompt=True` it is the random policy that keeps the prompt, which
+    Random Attention, 2026 (arXiv:2609.03430) finds as good as scored ones.
+
+    Attributes:
+      apart: every layer draws for itself; else all layers draw alike.
     """
 
     seed: int = struct.field(pytree_node=False, default=0)
+    apart: bool = struct.field(pytree_node=False, default=False)
 
     static: ClassVar[bool] = True
 
@@ -32,7 +37,8 @@ class Random(Policy):
         del t
         rows = jnp.arange(layer.num_rows, dtype=jnp.uint32)[:, None]  # [#K, 1]
         bits = layer.positions.astype(jnp.uint32) * _word(0x9E3779B1)  # [#K, S]
-        bits = bits + rows * _word(0x85EBCA77) + _word(self.seed * 0xC2B2AE3D)
+        own = layer.index * 0x27D4EB2F if self.apart else 0
+        bits = bits + rows * _word(0x85EBCA77) + _word(self.seed * 0xC2B2AE3D + own)
         return hash32(bits)
 
 

@@ -15,13 +15,33 @@ from typing import Any
 
 from msrnn_jax.io.errors import first_line, typed_line
 from msrnn_jax.policies.base import Policy, option_fields, policy_name
+from msrnn_jax.policies.by_attention.a2sf import A2SF
+from msrnn_jax.policies.by_attention.keyformer import Keyformer
+from msrnn_jax.policies.by_attention.roco import RoCo
+from msrnn_jax.policies.by_keys.cur import CUR
+from msrnn_jax.policies.by_keys.keydiff import KeyDiff
+from msrnn_jax.policies.by_keys.knorm import Knorm
+from msrnn_jax.policies.by_keys.lagkv import LagKV
+from msrnn_jax.policies.by_queries.expected import ExpectedAttention
+from msrnn_jax.policies.by_queries.gkv import GKV
+from msrnn_jax.policies.by_queries.morphkv import MorphKV
+from msrnn_jax.policies.by_queries.rkv import RKV
+from msrnn_jax.policies.by_queries.snapkv import SnapKV
+from msrnn_jax.policies.by_queries.snapkvd import SnapKVD
+from msrnn_jax.policies.by_queries.triattention import TriAttention
 from msrnn_jax.policies.full import Full
 from msrnn_jax.policies.h2o import H2O
 from msrnn_jax.policies.random import Random
 from msrnn_jax.policies.tova import TOVA
 from msrnn_jax.policies.window import Window
 
-POLICIES: dict[str, type[Policy]] = {policy_name(policy): policy for policy in (Full, Random, Window, H2O, TOVA)}
+OURS = (
+    (Full, Window, Random, TOVA, H2O)
+    + (A2SF, RoCo, Keyformer)
+    + (SnapKV, SnapKVD, RKV, GKV, MorphKV, ExpectedAttention, TriAttention)
+    + (Knorm, KeyDiff, CUR, LagKV)
+)
+POLICIES: dict[str, type[Policy]] = {policy_name(policy): policy for policy in OURS}
 WHERE_MODULES_ARE = (
     "; a file may import what Python finds, and modules of the current folder; "
     "one that imports by dots is given as package.module:Class"
@@ -91,24 +111,33 @@ def _parse_options(text: str, policy: type[Policy], options: str) -> dict[str, A
 def _parse_value(text: str, name: str, value: str, field: dataclasses.Field) -> Any:
     if name == "recent" and value == "half":
         return None
-    kind = int if name == "recent" else type(field.default)
-    if kind is bool:
+    kind = type(field.default)
+    if name == "recent":
+        kind = _number
+    elif kind is bool:
         kind = {"True": True, "False": False}.__getitem__
-    elif field.default is None and name != "recent":
+    elif field.default is None:
         kind = _none_or_number
     elif field.default is dataclasses.MISSING or kind not in (int, float, str):
         kind = float  # an array option or one without a default: a number is all that text can give
     try:
         return kind(value)
     except (ValueError, KeyError):
-        expected = {int: "an integer", float: "a number", _none_or_number: "a number or None"}
+        expected = {
+            int: "an integer",
+            float: "a number",
+            _number: "an integer, a share or half",
+            _none_or_number: "a number or None",
+        }
         expected = expected.get(kind, "True or False")  # pyright: ignore
         raise ValueError(f"policy {text!r}: {name} is {value!r}; it must be {expected}") from None
 
 
 def _none_or_number(value: str) -> int | float | None:
-    if value == "None":
-        return None
+    return None if value == "None" else _number(value)
+
+
+def _number(value: str) -> int | float:
     try:
         return int(value)
     except ValueError:

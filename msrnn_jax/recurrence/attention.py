@@ -27,10 +27,15 @@ def attention_logits(queries: Float[Array, "K *T G H"], keys: Float[Array, "K S 
 
 
 def softmax(
-    products: Float[Array, "K *T G S"], visible: Bool[Array, "#K *T S"], head_dim: int
+    products: Float[Array, "K *T G S"],
+    visible: Bool[Array, "#K *T S"],
+    head_dim: int,
+    bias: Float[Array, "#K *T S"] | None = None,
 ) -> Float[Array, "K *T G S"]:
     """Attention probabilities over the visible slots, of which there must be one."""
     logits = products * head_dim**-0.5
+    if bias is not None:
+        logits = logits + bias[..., None, :].astype(logits.dtype)
     return jax.nn.softmax(jnp.where(visible[..., None, :], logits, -jnp.inf), axis=-1)
 
 

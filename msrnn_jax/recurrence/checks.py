@@ -14,12 +14,13 @@ from jaxtyping import Int
 from msrnn_jax.config import DTYPES, Config
 from msrnn_jax.params import MATRICES, Params, abstract_params, is_low_rank, without_adapters
 from msrnn_jax.policies import Policy
+from msrnn_jax.recurrence.rotary import inverse_frequencies
 from msrnn_jax.recurrence.sliding_window import check_windows, most_held
-from msrnn_jax.state import MOST_TOKENS, POSITION_MODES, LayerState, MultiState
+from msrnn_jax.state import MOST_TOKENS, POSITION_MODES, LayerInfo, LayerState, MultiState
 from msrnn_jax.text.tokens import check_tokens
 
 Count = int | np.integer
-Budget = Count | Array | np.ndarray | Sequence[Count | Array]  # one number or one per layer
+Budget = Count | Array | np.ndarray | Sequence[Any]  # one number, one per layer, or one per layer and KV head
 Slots = Count | np.ndarray | Sequence[Count]  # the same, static
 MAX_BUDGET = 2**31 - 2  # positions and slots are int32
 
@@ -32,12 +33,14 @@ def concrete(value: Any) -> np.ndarray | None:
 def layer_budgets(num_layers: int, budget: Any) -> list[Any]:
     """One budget per layer from an int, one per layer, or a traced scalar or [L] array.
 
+    A layer's may be an array [K], one for every KV head.
+
     Raises:
       ValueError: where a concrete budget is not a whole number of at least 1, or the count is wrong.
     """
     if isinstance(budget, Sequence) and not isinstance(budget, str):
         values = list(budget)
-    elif np.ndim(budget) == 1:
+    elif np.ndim(budget) in (1, 2):
         values = list(budget)
     elif np.ndim(budget) == 0:
         values = [budget] * num_layers
@@ -49,11 +52,11 @@ def layer_budgets(num_layers: int, budget: Any) -> list[Any]:
         known = concrete(value)
         if known is None and not jnp.issubdtype(jnp.result_type(value), jnp.integer):
             raise ValueError(f"budget has dtype {jnp.result_type(value)}; it must be an integer")
-        entry = 1 if known is None else known.tolist()  # a Python number, of any size
-        if type(entry) is not int or entry < 1:
-            raise ValueError(f"budget is {entry!r}; it must be a whole number of at least 1")
-        if entry > MAX_BUDGET:
-            raise ValueError(f"budget is {entry!r}; it must be at most {MAX_BUDGET}")
+        for entry in [1] if known is None else known.reshape(-1).tolist():  # Python numbers, of any size
+            if type(entry) is not int or entry < 1:
+                raise ValueError(f"budget is {entry!r}; it must be a whole number of at least 1")
+            if entry > MAX_BUDGET:
+                raise ValueError(f"budget is {entry!r}; it must be at most {MAX_BUDGET}")
     return values
 
 
@@ -94,7 +97,7 @@ def check_protection(policy: Policy, budgets: Sequence[Any]) -> None:
         if known is None:
             continue
         least = int(known.min())
-        recent = least // 2 if policy.recent is None else policy.recent
+        recent = policy.recent_of(least)
         if policy.sinks + recent > least:
             raise ValueError(
                 f"budget is {least}, but {policy} protects {policy.sinks} sinks and {recent} recent tokens; "
@@ -116,6 +119,7 @@ def check_state(config: Config, policy: Policy, state: MultiState) -> None:
         raise ValueError(f"state has {len(state.layers)} layers; the config has {config.num_layers}")
     for index, layer in enumerate(state.layers):
         check_layer(policy, index, layer)
+        check_row_stats(config, policy, state.mode, index, layer)
         heads, _, width = layer.keys.shape
         if (heads, width) != (config.num_kv_heads, config.head_dim):
             raise ValueError(
@@ -137,32 +141,32 @@ def check_statistics(policy: Policy, rows: int, slots: int) -> None:
                 )
 
 
-def check_observed(policy: Policy, observed: Any, stats: Any) -> None:
-    """Refuses statistics after `observe` that are not made as those before it.
+def check_observed(policy: Policy, observed: Any, stats: Any, name: str = "observe") -> None:
+    """Refuses statistics after `observe` (or another function) that are not made as those before it.
 
     Widths may differ (they become those of `init`), kinds may not: a float would be cut to an integer.
     """
     given, wanted = (jax.tree.map(jnp.shape, tree) for tree in (observed, stats))
     if given != wanted or jax.tree.structure(observed) != jax.tree.structure(stats):
-        raise ValueError(f"policy {policy}: observe returned shapes {given}; they must be those of init, {wanted}")
+        raise ValueError(f"policy {policy}: {name} returned shapes {given}; they must be those of init, {wanted}")
     given, wanted = (jax.tree.map(lambda leaf: jnp.result_type(leaf).name, tree) for tree in (observed, stats))
     if jax.tree.map(_kind, observed) != jax.tree.map(_kind, stats):
-        raise ValueError(f"policy {policy}: observe returned {given}; it must return what init does, {wanted}")
+        raise ValueError(f"policy {policy}: {name} returned {given}; it must return what init does, {wanted}")
 
 
 def _kind(leaf: Any) -> Any:
     return next((kind for kind in (jnp.floating, jnp.integer) if jnp.issubdtype(jnp.result_type(leaf), kind)), None)
 
 
-def check_score(policy: Policy, score: Any, layer: LayerState) -> None:
-    """Refuses scores that are not one number for every slot."""
+def check_score(policy: Policy, score: Any, layer: LayerState, name: str = "score") -> None:
+    """Refuses scores (or another function's numbers) that are not one for every slot."""
     if jnp.shape(score) != layer.positions.shape:
         raise ValueError(
-            f"policy {policy}: score has shape {jnp.shape(score)}; it must be {layer.positions.shape}, [#K, S]"
+            f"policy {policy}: {name} has shape {jnp.shape(score)}; it must be {layer.positions.shape}, [#K, S]"
         )
     dtype = jnp.result_type(score)
     if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
-        raise ValueError(f"policy {policy}: score has dtype {dtype}; it must be a float or an integer")
+        raise ValueError(f"policy {policy}: {name} has dtype {dtype}; it must be a float or an integer")
 
 
 def check_layer(policy: Policy, index: int, layer: LayerState) -> None:
@@ -179,6 +183,23 @@ def check_layer(policy: Policy, index: int, layer: LayerState) -> None:
         )
     if _shapes(jax.eval_shape(partial(policy.init, rows, slots))) != _shapes(layer.stats):
         raise ValueError(f"state: layer {index} has other statistics than those of {policy}; make a new one")
+
+
+def check_row_stats(config: Config, policy: Policy, mode: str, index: int, layer: LayerState) -> None:
+    """Refuses statistics of rows that the policy did not make for this model, and a missing count of pinned tokens."""
+    info = layer_info(config, index, layer.num_rows, mode)
+    if _shapes(jax.eval_shape(partial(policy.init_rows, info))) != _shapes(layer.row_stats):
+        raise ValueError(f"state: layer {index} has other statistics of rows than those of {policy}; make a new one")
+    if policy.prompt != (layer.pinned is not None):
+        made = "a policy that keeps the prompt" if layer.pinned is not None else "one that does not keep the prompt"
+        raise ValueError(f"state: layer {index} was made for {made}, unlike {policy}; make a new one")
+
+
+def layer_info(config: Config, index: int, rows: int, mode: str) -> LayerInfo:
+    """What a policy is told of a layer that has read nothing."""
+    rotates = config.rotates(index)
+    frequencies = inverse_frequencies(config.rope, config.head_dim) if rotates else np.zeros(config.head_dim // 2)
+    return LayerInfo(config, index, rows, frequencies, rotates and mode == "absolute")
 
 
 def _shapes(stats: Any) -> Any:

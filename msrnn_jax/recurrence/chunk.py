@@ -13,10 +13,10 @@ from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.attention import attention_logits, softmax, weighted_values
 from msrnn_jax.recurrence.eviction import eviction_order
 from msrnn_jax.recurrence.kernel import Kernel, kernels_for, step_through
-from msrnn_jax.recurrence.positions import Frame, close_gap, make_frame, place_token
+from msrnn_jax.recurrence.positions import Frame, close_gaps, make_frame, place_token
 from msrnn_jax.recurrence.sliding_window import visible_in_window, window_in
 from msrnn_jax.recurrence.slots import append_tokens, hold_next, settle
-from msrnn_jax.recurrence.step import observe_and_forget
+from msrnn_jax.recurrence.step import bias_of, observe_and_forget
 from msrnn_jax.state import EMPTY, LayerState, StepContext
 
 
@@ -46,13 +46,13 @@ def attend_chunk(
     if context.mode == "absolute" or not config.rotates(index):
         products = attention_logits(grouped, layer.keys)  # [K, T, G, M]
         hold = _hold_in_closed_form if _has_closed_form(policy, context, window) else _step_through
-        layer, visible = hold(policy, layer, context, query, products, index, window)
+        layer, visible, bias = hold(policy, layer, context, query, products, index, window)
     else:
         frame = make_frame(config, context.mode, context.angles, before, count)
-        layer, visible, products = _scan_masks_and_keys(
+        layer, visible, bias, products = _scan_masks_and_keys(
             config, policy, layer, frame, query, key, context, index, window
         )
-    probs = softmax(products, visible, query.shape[2])
+    probs = softmax(products, visible, query.shape[2], bias)
     mixed = jnp.moveaxis(weighted_values(probs, layer.values).astype(query.dtype), 0, 1)  # [T, K, G, H]
     return settle(before, layer), mixed.reshape(query.shape)
 
@@ -61,8 +61,8 @@ def _has_closed_form(policy: Policy, context: StepContext, window: int | None) -
     """Whether what will be held can be said without looking at probabilities."""
     # Where a policy observes, scores may depend on what it did in this chunk. Where tokens expire, the order in
     # which they would go does not say which of them still make others go.
-    static = policy.static and not policy.observes and policy.recent == 0
-    return not context.forgetting or (static and window is None)
+    static = policy.static and not policy.observes and policy.recent == 0 and policy.one_by_one
+    return not policy.biases and (not context.forgetting or (static and window is None))
 
 
 def _arrived(layer: LayerState, context: StepContext) -> Int[Array, "#K M"]:
@@ -90,27 +90,27 @@ def _hold_in_closed_form(
     products: Float[Array, "K T G M"],
     index: int,
     window: int | None,
-) -> tuple[LayerState, Bool[Array, "#K T M"]]:
+) -> tuple[LayerState, Bool[Array, "#K T M"], None]:
     """`_scan_masks` where it is known what every token sees: nothing is left to step over but statistics, if any."""
     arrived, sight = _arrived(layer, context), _sight(layer, context, window)
     positions, present = _hold(policy, layer.replace(positions=arrived), context)
     visible = present if sight is None else present & sight
     if not policy.observes:
-        return layer.replace(positions=positions), visible
+        return layer.replace(positions=positions), visible, None
     probs = softmax(products, visible, query.shape[2])  # XLA merges it with that of `attend_chunk`
 
-    def one(stats: Any, row: tuple) -> tuple[Any, None]:
-        step, slot, now, over, query = row
+    def one(carry: tuple[Any, Any], row: tuple) -> tuple[tuple[Any, Any], None]:
+        step, slot, now, _, query = row
         mine = lax.dynamic_index_in_dim(probs, step, axis=1, keepdims=False)  # [K, G, M]
         there = lax.dynamic_index_in_dim(present, step, axis=1, keepdims=False)  # [#K, M]
-        held = layer.replace(positions=jnp.where(there, arrived, EMPTY), stats=stats)
+        stats, row_stats = carry
+        held = layer.replace(positions=jnp.where(there, arrived, EMPTY), stats=stats, row_stats=row_stats)
         held, _ = hold_next(policy, held, slot, now.position)
-        return observe_and_forget(
-            policy, held, mine, query, now.replace(forgetting=False), index, over, None
-        ).stats, None
+        held = observe_and_forget(policy, held, mine, query, now.replace(forgetting=False), index, None, None)
+        return (held.stats, held.row_stats), None
 
-    stats, _ = lax.scan(one, layer.stats, _rows(layer, context, query))
-    return layer.replace(positions=positions, stats=stats), visible
+    (stats, row_stats), _ = lax.scan(one, (layer.stats, layer.row_stats), _rows(policy, layer, context, query))
+    return layer.replace(positions=positions, stats=stats, row_stats=row_stats), visible, None
 
 
 def _hold(policy: Policy, layer: LayerState, context: StepContext) -> tuple[Int[Array, "#K M"], Bool[Array, "#K T M"]]:
@@ -161,22 +161,23 @@ def _step_through(
     products: Float[Array, "K T G M"],
     index: int,
     window: int | None,
-) -> tuple[LayerState, Bool[Array, "#K T M"]]:
+) -> tuple[LayerState, Bool[Array, "#K T M"], Float[Array, "#K T M"] | None]:
     """`_scan_masks`, on TPU and GPU as one kernel where that can do it (see `kernel.why_not`).
 
     The kernel has no derivative: which slots are held has none, and that of statistics is the scan's.
     """
     args = layer, context.replace(angles=None), query, products
 
-    def scan(layer: LayerState, context: StepContext, query: Array, products: Array) -> tuple[Array, Any, Array]:
-        layer, visible = _scan_masks(policy, layer, context, query, products, index, window)
-        return layer.positions, layer.stats, visible
+    def scan(layer: LayerState, context: StepContext, query: Array, products: Array) -> tuple[Any, Array, Any]:
+        layer, visible, bias = _scan_masks(policy, layer, context, query, products, index, window)
+        return _carried(layer), visible, bias
 
-    def made(kernel: Kernel) -> Callable[..., tuple[Array, Any, Array]]:
+    def made(kernel: Kernel) -> Callable[..., tuple[Any, Array, Any]]:
         @jax.custom_jvp
-        def run(layer: LayerState, context: StepContext, query: Array, products: Array) -> tuple[Array, Any, Array]:
+        def run(layer: LayerState, context: StepContext, query: Array, products: Array) -> tuple[Any, Array, Any]:
             del query
-            return step_through(kernel, layer, context, products)
+            positions, stats, visible = step_through(kernel, layer, context, products)
+            return (positions, stats, None), visible, None  # `why_not` leaves what has more to the scan
 
         run.defjvp(lambda primals, tangents: (run(*primals), jax.jvp(scan, primals, tangents)[1]))
         return run
@@ -184,8 +185,18 @@ def _step_through(
     kernels = kernels_for(policy, layer, context, products, index, window, query.shape[2])
     platforms = {name: made(kernel) for name, kernel in kernels.items()}
     default = platforms.pop("default", scan)
-    positions, stats, visible = lax.platform_dependent(*args, **platforms, default=default) if kernels else scan(*args)
-    return layer.replace(positions=positions, stats=stats), visible
+    found = lax.platform_dependent(*args, **platforms, default=default) if kernels else scan(*args)
+    carried, visible, bias = found
+    return _with(layer, carried), visible, bias
+
+
+def _carried(layer: LayerState) -> tuple[Array, Any, Any]:
+    """What changes while a chunk is stepped through."""
+    return layer.positions, layer.stats, layer.row_stats
+
+
+def _with(layer: LayerState, carried: tuple[Array, Any, Any]) -> LayerState:
+    return layer.replace(positions=carried[0], stats=carried[1], row_stats=carried[2])
 
 
 def _scan_masks(
@@ -196,23 +207,28 @@ def _scan_masks(
     products: Float[Array, "K T G M"],
     index: int,
     window: int | None,
-) -> tuple[LayerState, Bool[Array, "#K T M"]]:
+) -> tuple[LayerState, Bool[Array, "#K T M"], Float[Array, "#K T M"] | None]:
     """What every token sees, by stepping over masks and statistics, and what is held after the last.
 
     Probabilities are computed here only as far as the policy looks at them, and once more for all tokens
-    together: that is cheaper than keeping them, and leaves nothing to differentiate here but statistics.
+    together: that is cheaper than keeping them, and leaves nothing to differentiate here but statistics and biases.
     """
+    sight = _sight(layer, context, window)
 
-    def one(carry: tuple[Array, Any], row: tuple) -> tuple[tuple[Array, Any], Array]:
-        step, slot, now, over, query = row
+    def one(carried: Any, row: tuple) -> tuple[Any, tuple[Array, Any]]:
+        step, slot, now, due, query = row
         mine = lax.dynamic_index_in_dim(products, step, axis=1, keepdims=False)  # [K, G, M]
-        positions, stats = carry
-        held, visible = hold_next(policy, layer.replace(positions=positions, stats=stats), slot, now.position)
-        held = observe_and_forget(policy, held, softmax(mine, visible, query.shape[1]), query, now, index, over, window)
-        return (held.positions, held.stats), visible
+        held, visible = hold_next(policy, _with(layer, carried), slot, now.position)
+        if sight is not None:
+            visible = visible & lax.dynamic_index_in_dim(sight, step, axis=1, keepdims=False)
+        bias = bias_of(policy, held, now)
+        probs = softmax(mine, visible, query.shape[1], bias)
+        held = observe_and_forget(policy, held, probs, query, now, index, due, window)
+        return _carried(held), (visible, bias)
 
-    (positions, stats), visible = lax.scan(one, (layer.positions, layer.stats), _rows(layer, context, query))
-    return layer.replace(positions=positions, stats=stats), jnp.moveaxis(visible, 0, 1)
+    carried, seen = lax.scan(one, _carried(layer), _rows(policy, layer, context, query))
+    visible, bias = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), seen)
+    return _with(layer, carried), visible, bias
 
 
 def _scan_masks_and_keys(
@@ -225,43 +241,46 @@ def _scan_masks_and_keys(
     context: StepContext,
     index: int,
     window: int | None,
-) -> tuple[LayerState, Bool[Array, "#K T M"], Float[Array, "K T G M"]]:
+) -> tuple[LayerState, Bool[Array, "#K T M"], Float[Array, "#K T M"] | None, Float[Array, "K T G M"]]:
     """`_scan_masks` where places depend on what is held: products of queries and keys are computed row by row."""
     sight = _sight(layer, context, window)
 
-    def one(carry: tuple[Array, Any, Frame], row: tuple) -> tuple[tuple[Array, Any, Frame], tuple[Array, Array]]:
-        (step, slot, now, over, query), key = row
-        positions, stats, frame = carry
-        held, visible = hold_next(policy, layer.replace(positions=positions, stats=stats), slot, now.position)
+    def one(carry: tuple[Any, Frame], row: tuple) -> tuple[tuple[Any, Frame], tuple[Array, Any, Array]]:
+        (step, slot, now, due, query), key = row
+        carried, frame = carry
+        held, visible = hold_next(policy, _with(layer, carried), slot, now.position)
         if sight is not None:
             visible = visible & lax.dynamic_index_in_dim(sight, step, axis=1, keepdims=False)
         grouped = query.reshape(key.shape[0], -1, query.shape[1])  # [K, G, H]
         frame, turned = place_token(config, context.mode, frame, slot, grouped, key, now.position)
         mine = attention_logits(turned, frame.keys)  # [K, G, M]
-        after = observe_and_forget(
-            policy, held, softmax(mine, visible, query.shape[1]), query, now, index, over, window
-        )
-        frame = close_gap(config, context.mode, frame, held.positions, after.positions)
-        return (after.positions, after.stats, frame), (visible, mine)
+        bias = bias_of(policy, held, now)
+        probs = softmax(mine, visible, query.shape[1], bias)
+        after = observe_and_forget(policy, held, probs, query, now, index, due, window)
+        frame = close_gaps(config, context.mode, frame, held.positions, after.positions, one=policy.one_by_one)
+        return (_carried(after), frame), (visible, bias, mine)
 
     key = key.astype(layer.keys.dtype)  # as it will be found in its slot
-    start = (layer.positions, layer.stats, frame)
-    (positions, stats, _), (visible, products) = lax.scan(one, start, (_rows(layer, context, query), key))
-    layer = layer.replace(positions=positions, stats=stats)
-    return layer, jnp.moveaxis(visible, 0, 1), jnp.moveaxis(products, 0, 1)
+    start = (_carried(layer), frame)
+    (carried, _), seen = lax.scan(one, start, (_rows(policy, layer, context, query), key))
+    visible, bias, products = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), seen)
+    return _with(layer, carried), visible, bias, products
 
 
 def _rows(
-    layer: LayerState, context: StepContext, query: Float[Array, "T N H"]
-) -> tuple[Array, Array, StepContext, Array, Array]:
-    """What each step over a chunk is told: its number, its slot, the token, which rows will hold too many, the query.
+    policy: Policy, layer: LayerState, context: StepContext, query: Float[Array, "T N H"]
+) -> tuple[Array, Array, StepContext, Array | None, Array]:
+    """What each step over a chunk is told: its number, its slot, the token, which rows are due, the query.
 
-    How many are held before each token is known: one more for every token up to the budget, and if there were
-    more from the start, as many as then. Where tokens expire it is not, and `observe_and_forget` counts.
+    How many are held before each token is known where one goes at a time: one more for every token up to the budget,
+    and if there were more from the start, as many as then. Elsewhere, as where tokens expire, `observe_and_forget`
+    counts.
     """
     steps = jnp.arange(context.token.shape[0], dtype=jnp.int32)
-    before = (layer.positions != EMPTY).sum(axis=1, keepdims=True, dtype=jnp.int32)[None]  # [1, #K, 1]
-    most = jnp.maximum(layer.budget, before)
-    over = jnp.minimum(before + steps[:, None, None], most) >= layer.budget  # [T, #K, 1]
     slots = layer.num_slots - steps.shape[0] + steps
-    return steps, slots, context.replace(angles=None), over, query
+    due = None
+    if policy.one_by_one:
+        before = (layer.positions != EMPTY).sum(axis=1, keepdims=True, dtype=jnp.int32)[None]  # [1, #K, 1]
+        most = jnp.maximum(layer.row_budgets, before)
+        due = jnp.minimum(before + steps[:, None, None], most) >= layer.row_budgets  # [T, #K, 1]
+    return steps, slots, context.replace(angles=None), due, query

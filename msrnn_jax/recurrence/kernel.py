@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float
 
 from msrnn_jax.policies import Policy
-from msrnn_jax.recurrence.eviction import holds_too_many
+from msrnn_jax.recurrence.eviction import is_due
 from msrnn_jax.recurrence.slots import hold_next
 from msrnn_jax.recurrence.step import observe_and_forget
 from msrnn_jax.state import EMPTY, LayerState, StepContext, View
@@ -93,12 +93,22 @@ def kernels_for(
     kernels = {name: Kernel(policy, index, window, context.mode, width, name) for name in ("tpu", "cuda")}
     if switch == "on":
         kernels["default"] = kernels["tpu"]._replace(interpret=True)
-    return {name: kernel for name, kernel in kernels.items() if not why_not(kernel, layer, products)}
+    assert context.hidden is not None
+    hidden = jax.ShapeDtypeStruct(context.hidden.shape[1:], context.hidden.dtype)
+    return {name: kernel for name, kernel in kernels.items() if not why_not(kernel, layer, products, hidden)}
 
 
-def why_not(kernel: Kernel, layer: LayerState, products: Float[Array, "K T G M"]) -> str | None:
+def why_not(
+    kernel: Kernel, layer: LayerState, products: Float[Array, "K T G M"], hidden: jax.ShapeDtypeStruct
+) -> str | None:
     """Why a chunk is left to the scan; None where the kernel can do it."""
     heads, _, group, slots = products.shape
+    if not kernel.policy.one_by_one:
+        return "the policy forgets many at once"
+    if kernel.policy.has_row_stats or kernel.policy.biases:
+        return "the policy keeps statistics of rows, or changes attention"
+    if layer.budget.ndim:
+        return "every head has its own budget"
     if products.dtype != jnp.float32 and not kernel.interpret:
         return f"attention is computed in {products.dtype}"
     if jax.tree.leaves(kernel.policy):
@@ -110,32 +120,34 @@ def why_not(kernel: Kernel, layer: LayerState, products: Float[Array, "K T G M"]
         return "a token's products are too many for a GPU's kernel"
     if kernel.platform == "cuda" and any(size != _power(size) for size in (heads, group)):
         return f"a GPU's kernels take powers of two; there are {heads} KV heads and {group} query heads for each"
-    return _unknown(kernel, layer, products)
+    return _unknown(kernel, layer, products, hidden)
 
 
-def _unknown(kernel: Kernel, layer: LayerState, products: Float[Array, "K T G M"]) -> str | None:
+def _unknown(
+    kernel: Kernel, layer: LayerState, products: Float[Array, "K T G M"], hidden: jax.ShapeDtypeStruct
+) -> str | None:
     """What the policy does that a kernel cannot do."""
     heads, _, group, slots = products.shape
 
-    def decide(hidden: tuple[Array, Array, Array], stats: Any, positions: Array, probs: Array, number: Array) -> Any:
-        query, keys, values = hidden
-        view = View(probs, positions, number, number, query, keys, values, layer=kernel.index)
+    def decide(unseen: tuple[Array, ...], stats: Any, positions: Array, probs: Array, number: Array) -> Any:
+        query, keys, values, hidden = unseen
+        view = View(probs, positions, number, number, query, keys, values, kernel.index, hidden)
         stats = kernel.policy.observe(stats, view)
-        score = kernel.policy.score(LayerState(keys, values, positions, stats, number), number)
+        score = kernel.policy.score(LayerState(keys, values, positions, stats, number, index=kernel.index), number)
         return kernel.policy.init(layer.num_rows, slots), stats, score
 
     query = jax.ShapeDtypeStruct((heads * group, kernel.width), layer.keys.dtype)
     probs = jax.ShapeDtypeStruct((heads, group, slots), products.dtype)
-    hidden = (query, layer.keys, layer.values)
+    unseen = (query, layer.keys, layer.values, hidden)
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    traced = jax.make_jaxpr(decide)(hidden, layer.stats, layer.positions, probs, number)
+    traced = jax.make_jaxpr(decide)(unseen, layer.stats, layer.positions, probs, number)
     if traced.consts:
         return "the policy has arrays"
     jaxpr = traced.jaxpr
     used = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
     used |= {id(variable) for variable in jaxpr.outvars}
-    if any(id(variable) in used for variable in jaxpr.invars[: len(hidden)]):
-        return "the policy looks at queries, keys or values"
+    if any(id(variable) in used for variable in jaxpr.invars[: len(unseen)]):
+        return "the policy looks at queries, keys, values or the layer's input"
     for equation in _equations(jaxpr):
         if equation.primitive.name not in LOWERED:
             return f"the policy uses {equation.primitive.name}"
@@ -170,11 +182,14 @@ def step_through(
     rows = jnp.moveaxis(products, 1, 0)  # [T, K, G, M]
     rows = rows[:, :, 0] if rows.shape[2] == 1 else rows  # an axis of one would be padded to SUBLANES
     numbers = [leaf[None] for leaf in (context.position, context.token, context.seen)]  # [1, T]
-    args = (rows, *numbers, layer.budget.reshape(1, 1), layer.positions, *stats)
+    limits = [layer.budget, jnp.zeros_like(layer.budget) if layer.pinned is None else layer.pinned]
+    args = (rows, *numbers, jnp.stack(limits).reshape(1, 2), layer.positions, *stats)
     first = layer.num_slots - products.shape[1]
     query = jax.ShapeDtypeStruct((products.shape[0] * products.shape[2], kernel.width), layer.keys.dtype)
     keys = jax.ShapeDtypeStruct(layer.keys.shape, layer.keys.dtype)
-    call = _batched(partial(_call, kernel, (query, keys), tree, first))
+    assert context.hidden is not None
+    hidden = jax.ShapeDtypeStruct(context.hidden.shape[1:], context.hidden.dtype)
+    call = _batched(partial(_call, kernel, (query, keys, hidden), tree, first))
     visible, positions, *stats = (leaf[0] for leaf in call(*(leaf[None] for leaf in args)))
     return positions, jax.tree.unflatten(tree, stats), jnp.moveaxis(visible, 0, 1) != 0
 
@@ -208,14 +223,14 @@ def _shared_out(call: Any, args: tuple[Array, ...]) -> tuple[Array, ...]:
     return jax.shard_map(call, in_specs=rows, out_specs=rows, check_vma=False)(*args)
 
 
-def _call(kernel: Kernel, unseen: tuple[Any, Any], tree: Any, first: int, *args: Array) -> tuple[Array, ...]:
+def _call(kernel: Kernel, unseen: tuple[Any, Any, Any], tree: Any, first: int, *args: Array) -> tuple[Array, ...]:
     """The kernel for rows of a batch.
 
     Args:
-      unseen: the shapes of a query and of all keys.
+      unseen: the shapes of queries, of all keys and of the layer's input.
       first: the slot of the chunk's first token.
-      args: products [B, T, K, G, M], or [B, T, K, M] for G of 1; position, token and seen [B, 1, T] and budget
-        [B, 1, 1]; positions [B, #K, M] and statistics before.
+      args: products [B, T, K, G, M], or [B, T, K, M] for G of 1; position, token and seen [B, 1, T]; budget and
+        pinned [B, 1, 2]; positions [B, #K, M] and statistics before.
 
     Returns:
       What every token sees [B, T, #K, M] int32, and positions and statistics after the last.
@@ -256,7 +271,7 @@ def _call(kernel: Kernel, unseen: tuple[Any, Any], tree: Any, first: int, *args:
 
 
 def _step_over(
-    kernel: Kernel, unseen: tuple[Any, Any], tree: Any, sizes: tuple[int, int, int, int], *refs: Any
+    kernel: Kernel, unseen: tuple[Any, Any, Any], tree: Any, sizes: tuple[int, int, int, int], *refs: Any
 ) -> None:
     """The kernel: a block of tokens, one after the other, each block with what the one before has left.
 
@@ -264,10 +279,10 @@ def _step_over(
       sizes: of the chunk and of a block, the slot of the chunk's first token, and how many slots there are.
       refs: what `_call` is given and returns, of one row and block.
     """
-    query, keys = unseen  # `why_not` sees to it that the policy asks for no more than their shapes
+    query, keys, hidden = unseen  # `why_not` sees to it that the policy asks for no more than their shapes
     count, size, first, slots = sizes
     leaves = 1 + tree.num_leaves  # positions and statistics
-    products, position, token, seen, budget, *others = refs
+    products, position, token, seen, limits, *others = refs
     before, (visible, *after) = others[:leaves], others[leaves:]
     keys = keys.update(shape=(keys.shape[0], before[0].shape[1], keys.shape[2]))
     block = pl.program_id(1) if count > size else 0
@@ -284,13 +299,20 @@ def _step_over(
         now = block * size + step
         positions, *stats = carry
         context = StepContext(
-            token=token[0, now], position=position[0, now], seen=seen[0, now], angles=None, mode=kernel.mode
+            token=token[0, now],
+            position=position[0, now],
+            seen=seen[0, now],
+            angles=None,
+            mode=kernel.mode,
+            hidden=hidden,
         )
-        layer = LayerState(keys, keys, positions, jax.tree.unflatten(tree, stats), budget[0, 0])
+        pinned = limits[0, 1] if kernel.policy.prompt else None
+        stats = jax.tree.unflatten(tree, stats)
+        layer = LayerState(keys, keys, positions, stats, limits[0, 0], pinned=pinned, index=kernel.index)
         layer, sees = hold_next(kernel.policy, layer, first + now, context.position)
         probs = _softmax(_read(products.at[step], slots, products.ndim - 2), sees, kernel.width)
-        over = holds_too_many(layer)
-        layer = observe_and_forget(kernel.policy, layer, probs, query, context, kernel.index, over, kernel.window)
+        due = is_due(kernel.policy, layer)
+        layer = observe_and_forget(kernel.policy, layer, probs, query, context, kernel.index, due, kernel.window)
         _write(visible.at[step], jnp.where(sees, 1, 0).astype(jnp.int32), slots)
         return (layer.positions, *jax.tree.leaves(layer.stats))
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from msrnn_jax.config import Config
 from msrnn_jax.recurrence.attention import at_least_float32, attention_logits
+from msrnn_jax.recurrence.conditional import where_any
 from msrnn_jax.recurrence.rotary import Angles, rotate, rotation
 from msrnn_jax.state import EMPTY, LayerState
 
@@ -81,6 +82,34 @@ def close_gap(config: Config, mode: str, frame: Frame, before: Int[Array, "#K M"
         place=frame.place + jnp.where(was_newest, -apart, shift),
         newest=jnp.where(was_newest, older, frame.newest),
     )
+
+
+def close_gaps(
+    config: Config, mode: str, frame: Frame, before: Int[Array, "#K M"], after: Int[Array, "#K M"], *, one: bool
+) -> Frame:
+    """`close_gap` where any number of tokens may have gone; `one`: at most one of every row has.
+
+    The newest token that is left stays where it is, and all others come nearer.
+    """
+    if one:
+        return close_gap(config, mode, frame, before, after)
+    dtype = frame.keys.dtype
+
+    def turn(gone: Array, given: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        del gone  # where nothing has, nothing turns: the same distances, exactly
+        before, after = given
+        then, now = (distances(mode, positions, dtype) for positions in given)
+        newest = after == jnp.max(after, axis=1, keepdims=True)
+        back = jnp.max(jnp.where(newest & (after != EMPTY), then, 0), axis=1, initial=0)  # [#K]
+        shift = jnp.where(after == EMPTY, 0, then - back[:, None] - now)
+        return *rotation(config, shift), back
+
+    def stay(gone: Array, given: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        cos = jnp.ones((*given[0].shape, config.head_dim // 2), dtype)
+        return cos, jnp.zeros_like(cos), jnp.zeros(gone.shape[:1], dtype)
+
+    cos, sin, back = where_any((before != after).any(axis=1), turn, stay, (before, after))
+    return frame.replace(keys=rotate(frame.keys, cos, sin), place=frame.place - back, newest=jnp.max(after, axis=1))
 
 
 def angles_for(config: Config, mode: str, positions: Int[Array, "*T"], slots: int) -> Angles | None:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from msrnn_jax.config import Config
 from msrnn_jax.policies import Policy
+from msrnn_jax.policies.budgets import largest_budget, pyramid, slots_for
 from msrnn_jax.recurrence.checks import (
     MAX_BUDGET,
     Budget,
@@ -22,10 +23,11 @@ from msrnn_jax.recurrence.checks import (
     check_statistics,
     concrete,
     layer_budgets,
+    layer_info,
 )
 from msrnn_jax.recurrence.indexing import expand_like, take_slots, write_slots
 from msrnn_jax.recurrence.sliding_window import check_windows
-from msrnn_jax.state import EMPTY, POSITION_MODES, LayerState, MultiState
+from msrnn_jax.state import EMPTY, POSITION_MODES, LayerInfo, LayerState, MultiState
 
 
 def init_state(
@@ -40,10 +42,13 @@ def init_state(
     """An empty multi-state.
 
     Args:
-      budget: the multi-state size: slots held after a step. One number or one per layer; may be traced.
-      slots: S, static, one number or one per layer; at least budget + 1, since a query also sees the token just
-        written. By default each layer's own budget + 1, so that its memory is that of its budget; must be given where
-        the budget is traced, and serves every budget below it.
+      budget: the multi-state size: slots held after a step, up to `every` - 1 more where the policy cuts less often.
+        One number, which a policy with a pyramid shares out over layers, or one per layer, or with the scope "head"
+        [L, K], one for every KV head; may be traced.
+      slots: S, static, one number or one per layer; at least budget + `policy.every`, since a query also sees the token
+        just written. By default what each layer needs for its own budget (all its heads have as many slots as the one
+        with the largest, and where they share, `slots_for`); must be given where the budget is traced, and serves
+        every budget below it.
       positions: how positions are rotated. "absolute": at each token's place in the text. "cache": at its
         place among the tokens its row holds now, as StreamingLLM does. "gap": as "cache", but neighbours
         keep their true distance where it is at most 10, and count as far apart as its logarithm's logarithm
@@ -51,33 +56,68 @@ def init_state(
       dtype: of keys and values; by default the config's.
 
     Raises:
-      ValueError: for a budget below 1, above slots - 1 or below what the policy protects, for missing
+      ValueError: for a budget below 1, above what the slots allow or below what the policy protects, for missing
         slots, for an unknown position mode or dtype, and for one that a sliding window rules out: "gap", and
         "cache" with more than W slots.
     """
     check_policy(policy)
     if positions not in POSITION_MODES:
         raise ValueError(f"positions is {positions!r}; it must be one of {', '.join(POSITION_MODES)}")
-    budgets = layer_budgets(config.num_layers, budget)
-    check_protection(policy, budgets)
-    counts = _layer_slots(budgets, slots)
-    check_windows(config, positions, counts)
     rows = 1 if policy.scope == "layer" else config.num_kv_heads
+    budgets = share_out(policy, config.num_layers, budget)
+    _check_heads(policy, rows, budgets)
+    check_protection(policy, budgets)
+    counts = _layer_slots(policy, rows, budgets, slots)
+    check_windows(config, positions, counts)
     check_statistics(policy, rows, max(counts))
     dtype = check_dtype(config.dtype if dtype is None else dtype)
-    layers = [_empty(config, policy, rows, *pair, dtype) for pair in zip(counts, budgets, strict=True)]
+    layers = [
+        _empty(policy, layer_info(config, index, rows, positions), *pair, dtype)
+        for index, pair in enumerate(zip(counts, budgets, strict=True))
+    ]
     return MultiState(layers=tuple(layers), t=jnp.zeros((), jnp.int32), mode=positions)
 
 
-def _empty(config: Config, policy: Policy, rows: int, slots: int, budget: Any, dtype: Any) -> LayerState:
-    cache = jnp.zeros((config.num_kv_heads, slots, config.head_dim), dtype)
+def share_out(policy: Policy, num_layers: int, budget: Budget) -> list[Any]:
+    """The budgets of all layers; of one number, shared out as the policy does."""
+    budgets = layer_budgets(num_layers, budget)
+    given = isinstance(budget, Sequence) or np.ndim(budget) > 0
+    return budgets if given else pyramid(policy, num_layers, budgets[0])
+
+
+def slots_of(config: Config, policy: Policy, budget: int) -> int | tuple[int, ...]:
+    """How many slots `init_state` gives each layer; one number where all have as many."""
+    rows = 1 if policy.scope == "layer" else config.num_kv_heads
+    counts = tuple(slots_for(policy, int(each), rows) for each in share_out(policy, config.num_layers, budget))
+    return counts[0] if len(set(counts)) == 1 else counts
+
+
+def _check_heads(policy: Policy, rows: int, budgets: Sequence[Any]) -> None:
+    """Refuses budgets of heads where there are none."""
+    for value in budgets:
+        shape = np.shape(value)
+        if shape and (policy.scope == "layer" or policy.adaptive is not None or shape != (rows,)):
+            wanted = "one number" if policy.scope == "layer" or policy.adaptive is not None else f"{rows}, one per head"
+            raise ValueError(f"budget of a layer has shape {shape}; under {policy} it must be {wanted}")
+
+
+def _empty(policy: Policy, info: LayerInfo, slots: int, budget: Any, dtype: Any) -> LayerState:
+    cache = jnp.zeros((info.config.num_kv_heads, slots, info.config.head_dim), dtype)
     return LayerState(
         keys=cache,
         values=cache,
-        positions=jnp.full((rows, slots), EMPTY, jnp.int32),
-        stats=init_stats(policy, rows, slots),
-        budget=jnp.clip(jnp.asarray(budget).astype(jnp.int32), 1, slots - 1),  # a traced one may lie outside
+        positions=jnp.full((info.rows, slots), EMPTY, jnp.int32),
+        stats=init_stats(policy, info.rows, slots),
+        budget=as_budget(policy, info.rows, slots, budget),
+        row_stats=init_row_stats(policy, info),
+        pinned=jnp.zeros((), jnp.int32) if policy.prompt else None,
+        index=info.index,
     )
+
+
+def as_budget(policy: Policy, rows: int, slots: int, budget: Any) -> Int[Array, "*K"]:
+    """A budget as int32; a traced one may lie outside what the slots can hold."""
+    return jnp.clip(jnp.asarray(budget).astype(jnp.int32), 1, largest_budget(policy, slots, rows))
 
 
 def init_stats(policy: Policy, rows: int, slots: int) -> Any:
@@ -85,23 +125,35 @@ def init_stats(policy: Policy, rows: int, slots: int) -> Any:
     return jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), policy.init(rows, slots))
 
 
-def _layer_slots(budgets: Sequence[Any], slots: Slots | None) -> list[int]:
+def init_row_stats(policy: Policy, info: LayerInfo) -> Any:
+    """The statistics of rows before the first token, as `init_stats`."""
+    return jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), policy.init_rows(info))
+
+
+def _layer_slots(policy: Policy, rows: int, budgets: Sequence[Any], slots: Slots | None) -> list[int]:
     known = [concrete(value) for value in budgets]
     if slots is None:
         if any(value is None for value in known):
             raise ValueError("slots is missing; it must be given where the budget is traced")
-        return [int(value) + 1 for value in known if value is not None]
+        return [slots_for(policy, int(value.max()), rows) for value in known if value is not None]
     if isinstance(slots, Sequence | np.ndarray):
         given = list(slots)
     else:
         given = [slots] * len(budgets)
     if len(given) != len(budgets):
         raise ValueError(f"slots has {len(given)} entries; it must be one number or {len(budgets)}, one per layer")
-    counts = [check_int("slots", count, 2, MAX_BUDGET + 1) for count in given]
+    counts = [check_int("slots", count, slots_for(policy, 1, rows), MAX_BUDGET + 1) for count in given]
     for value, count in zip(known, counts, strict=True):
-        if value is not None and value > count - 1:
-            raise ValueError(f"budget is {int(value)}, but there are {count} slots; it must be at most slots - 1")
+        if value is not None:
+            check_slots(policy, rows, int(value.max()), count, f"there are {count} slots")
     return counts
+
+
+def check_slots(policy: Policy, rows: int, budget: int, slots: int, there_are: str) -> None:
+    """Refuses a budget for which there are not enough slots."""
+    if slots_for(policy, budget, rows) > slots:
+        most = f"slots - {policy.every}" if policy.adaptive is None else str(largest_budget(policy, slots, rows))
+        raise ValueError(f"budget is {budget}, but {there_are}; it must be at most {most}")
 
 
 def write_token(

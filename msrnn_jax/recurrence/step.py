@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float
 from msrnn_jax.config import Config
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.attention import attention_logits, softmax, weighted_values
-from msrnn_jax.recurrence.checks import check_observed
-from msrnn_jax.recurrence.eviction import evict_one, holds_too_many
+from msrnn_jax.recurrence.checks import check_observed, check_score
+from msrnn_jax.recurrence.eviction import forget, is_due
 from msrnn_jax.recurrence.positions import logits_by_place
 from msrnn_jax.recurrence.sliding_window import free_expired, visible_in_window, window_in
 from msrnn_jax.recurrence.slots import write_token
@@ -49,11 +49,20 @@ def attend(
     visible = newest | held
     if window is not None and not context.forgetting:
         visible = visible & visible_in_window(context.mode, layer.positions, slot[:, None], window)[:, 0]
-    probs = softmax(products, visible, query.shape[1])
+    probs = softmax(products, visible, query.shape[1], bias_of(policy, layer, context))
     mixed = weighted_values(probs, layer.values)
-    over = holds_too_many(layer)
-    layer = observe_and_forget(policy, layer, probs, query, context, index, over, window)
+    due = is_due(policy, layer)
+    layer = observe_and_forget(policy, layer, probs, query, context, index, due, window)
     return layer, mixed.reshape(query.shape).astype(query.dtype)
+
+
+def bias_of(policy: Policy, layer: LayerState, context: StepContext) -> Float[Array, "#K S"] | None:
+    """What the policy adds to the newest token's attention logits; None where it adds nothing."""
+    if not policy.biases:
+        return None
+    bias = policy.bias(layer, context.seen)
+    check_score(policy, bias, layer, "bias")
+    return bias
 
 
 def observe_and_forget(
@@ -63,7 +72,7 @@ def observe_and_forget(
     query: Float[Array, "N H"] | jax.ShapeDtypeStruct,
     context: StepContext,
     index: int,
-    over: Bool[Array, "#K 1"],
+    due: Bool[Array, "#K 1"] | None,
     window: int | None,
 ) -> LayerState:
     """The policy observes what the token attended to, and one slot is freed of every row that holds too many.
@@ -72,7 +81,7 @@ def observe_and_forget(
 
     Args:
       query: its shape alone in a kernel, as of keys and values: a policy that looks at them has none.
-      over: which rows hold too many, where nothing expires.
+      due: which rows hold so many that the policy forgets, where nothing expires; None leaves it to be counted.
       window: beyond which tokens expire, and are freed first; None where they do not.
     """
     real = context.position != EMPTY
@@ -85,14 +94,19 @@ def observe_and_forget(
         keys=layer.keys,
         values=layer.values,
         layer=index,
+        hidden=context.hidden,
     )
-    observed = policy.observe(layer.stats, view)
-    check_observed(policy, observed, layer.stats)
-    stats = jax.tree.map(lambda new, old: jnp.where(real, new.astype(old.dtype), old), observed, layer.stats)
-    layer = layer.replace(stats=stats)
+    observed = policy.observe(layer.stats, view), policy.observe_rows(layer.row_stats, view)
+    for name, new, old in zip(("observe", "observe_rows"), observed, (layer.stats, layer.row_stats), strict=True):
+        check_observed(policy, new, old, name)
+    stats, row_stats = jax.tree.map(
+        lambda new, old: jnp.where(real, new.astype(old.dtype), old), observed, (layer.stats, layer.row_stats)
+    )
+    layer = layer.replace(stats=stats, row_stats=row_stats)
     if not context.forgetting:
         return layer
     if window is not None:
         layer = free_expired(layer, window, context.seen)
-        over = holds_too_many(layer)
-    return evict_one(policy, layer, context.seen, over & real)
+    if due is None or window is not None:
+        due = is_due(policy, layer)
+    return forget(policy, layer, context.seen, due & real)

@@ -13,8 +13,8 @@ from jax import Array
 from msrnn_jax.config import Config
 from msrnn_jax.io.errors import typed_line
 from msrnn_jax.policies import Policy
-from msrnn_jax.recurrence.checks import check_observed, check_policy, check_score, check_statistics
-from msrnn_jax.state import EMPTY, LayerState, View
+from msrnn_jax.recurrence.checks import check_observed, check_policy, check_score, check_statistics, layer_info
+from msrnn_jax.state import EMPTY, LayerInfo, LayerState, View
 from msrnn_jax.testing.situations import (
     SLOTS,
     TRIED,
@@ -29,13 +29,26 @@ Entry = np.ndarray | np.generic  # what a slot has of a leaf
 
 FAR = 100_000  # the first position of a text that is under way for long
 
+# What a policy may define in the belief that somebody calls it, and what there is instead.
+UNCALLED = {
+    "budget": "a budget is given to init_state; `adaptive` and `pyramid` share it out",
+    "budgets": "a budget is given to init_state; `adaptive` and `pyramid` share it out",
+    "evict": "what goes is decided by `score`",
+    "select": "what goes is decided by `score`",
+    "keep": "what stays is decided by `score`",
+    "protect": "`sinks`, `recent` and `prompt` protect tokens",
+    "merge": "what is freed is gone: no policy changes keys or values",
+    "update": "statistics change in `observe` and `revise`",
+    "prefill": "`observe` is called for every token, those of a prompt too",
+}
+
 
 def check_contract(policy: Policy, config: Config) -> None:
     """Tries a policy on made-up tokens of the model's shapes, which takes about a second, and refuses a broken one.
 
-    The engine trusts `init`, `observe` and `score` in what it cannot see while it runs. Here they are called with
-    few slots: early in a text and far into it, with slots in another order, with other leftovers in free slots,
-    and under `jit` and `vmap`. Passing is no proof; whether scores are those you mean, an oracle of your own must tell.
+    The engine trusts `init`, `observe`, `score` and what else a policy defines in what it cannot see while it runs. Here
+    they are called with few slots: early in a text and far into it, with slots in another order, with other leftovers
+    in free slots, and under `jit` and `vmap`. Passing is no proof; whether scores are those you mean, an oracle of your own must tell.
 
     Args:
       config: of the model it is to run on; no weights are needed.
@@ -49,10 +62,12 @@ def check_contract(policy: Policy, config: Config) -> None:
         raise ValueError(f"config is {config!r}; it must be a Config")
     rows = 1 if policy.scope == "layer" else config.num_kv_heads
     _check_value(policy)
+    _check_names(policy)
     _check_init(policy, rows)
+    _check_init_rows(policy, layer_info(config, 0, rows, "absolute"))
     for start, index in ((0, 0), (FAR, config.num_layers - 1)):
         seen = situations(config, policy, start, index, partial(_observe, policy))
-        after = [Situation(layer.replace(stats=_observe(policy, layer, view)), view) for layer, view in seen]
+        after = [Situation(_observe(policy, layer, view), view) for layer, view in seen]
         for situation in after:
             _check_numbers(policy, situation)
         if start == 0:
@@ -76,6 +91,23 @@ def _check_value(policy: Policy) -> None:
             f"it cannot be an argument of jit: {typed_line(error)}; an option that is an array must be a plain field, "
             "one that Python code looks at static, struct.field(pytree_node=False, default=...)",
         ) from error
+
+
+def _check_names(policy: Policy) -> None:
+    """Refuses what would be ignored: a function that nobody calls."""
+    for name, instead in UNCALLED.items():
+        if callable(getattr(type(policy), name, None)):
+            raise _broken(policy, f"it defines {name}, which nobody calls; {instead}")
+
+
+def _check_init_rows(policy: Policy, info: LayerInfo) -> None:
+    rows = _call(policy, "init_rows", policy.init_rows, info)
+    again = _call(policy, "init_rows", policy.init_rows, info)
+    for leaf, other in zip(jax.tree.leaves(rows), jax.tree.leaves(again), strict=True):
+        if not isinstance(leaf, jax.Array | np.ndarray) or leaf.shape[:1] != (info.rows,):
+            raise _broken(policy, f"init_rows returned {leaf!r}; statistics of rows must be arrays [{info.rows}, ...]")
+        if not np.array_equal(leaf, other, equal_nan=_is_float(leaf)):
+            raise _broken(policy, "init_rows returned other numbers when called again; it must return the same ones")
 
 
 def _check_init(policy: Policy, rows: int) -> None:
@@ -105,18 +137,28 @@ def _check_init(policy: Policy, rows: int) -> None:
 
 def _check_numbers(policy: Policy, situation: Situation) -> None:
     layer, view = situation
-    score = np.asarray(_score(policy, layer, view.t + 1))
-    if not _is_float(score):
-        return
-    for where in np.argwhere(np.isnan(score.astype(np.float64)) & _held(layer)):
-        raise _broken(policy, f"score is nan for {_token(situation, where)}; it must be a number")
+    for name, numbers in _numbers_of(policy, layer, view.t + 1).items():
+        wrong = np.asarray(numbers)
+        if not _is_float(wrong):
+            continue
+        wrong = np.isnan(wrong.astype(np.float64)) if name == "score" else ~np.isfinite(wrong.astype(np.float64))
+        for where in np.argwhere(wrong & _held(layer)):
+            given = _number(np.asarray(numbers)[tuple(where)])
+            raise _broken(policy, f"{name} is {given} for {_token(situation, where)}; it must be a number")
 
 
 def _check_again(policy: Policy, before: Situation, after: Situation) -> None:
     rule = "when called again with the same arguments; it must be a function of them alone"
-    _compare(policy, "observe", f"{{}}, and {{}} {rule}", after, _observe(policy, *before), after.layer.stats)
-    first, second = (_score(policy, after.layer, after.view.t + 1) for _ in range(2))
-    _compare(policy, "score", f"{{}}, and {{}} {rule}", after, second, first)
+    said = f"{{}}, and {{}} {rule}"
+    again = _observe(policy, *before)
+    _compare(policy, "observe", said, after, again.stats, after.layer.stats)
+    _compare_rows(policy, said, after, again.row_stats, after.layer.row_stats)
+    first, second = (_numbers_of(policy, after.layer, after.view.t + 1) for _ in range(2))
+    for name in first:
+        _compare(policy, name, said, after, second[name], first[name])
+    if policy.revises:
+        first, second = (policy.revise(after.layer, after.view.t + 1) for _ in range(2))
+        _compare(policy, "revise", said, after, second, first)
 
 
 def _check_transformations(policy: Policy, situation: Situation) -> None:
@@ -126,6 +168,9 @@ def _check_transformations(policy: Policy, situation: Situation) -> None:
         "init": (lambda policy: policy.init(rows, slots), ()),
         "observe": (lambda policy, stats, view: policy.observe(stats, view), (layer.stats, view)),
         "score": (lambda policy, layer, t: policy.score(layer, t), (layer, view.t + 1)),
+        "observe_rows": (lambda policy, rows, view: policy.observe_rows(rows, view), (layer.row_stats, view)),
+        "revise": (lambda policy, layer, t: policy.revise(layer, t), (layer, view.t + 1)),
+        "bias": (lambda policy, layer, t: policy.bias(layer, t), (layer, view.t + 1)),
     }
     for name, (function, given) in functions.items():
         try:
@@ -165,11 +210,17 @@ def _check_variation(
     undo: Callable[[Array], Array],
 ) -> None:
     rule = f"{{}}, but {{}} with {what}; it must not depend on that"
-    stats = jax.tree.map(undo, _observe(policy, *change(before)))
-    _compare(policy, "observe", rule, after, after.layer.stats, stats)
-    t = after.view.t + 1
-    score = _score(policy, after.layer, t)
-    _compare(policy, "score", rule, after, score, undo(_score(policy, change(after).layer, t)))
+    observed = _observe(policy, *change(before))
+    _compare(policy, "observe", rule, after, after.layer.stats, jax.tree.map(undo, observed.stats))
+    _compare_rows(policy, rule, after, after.layer.row_stats, observed.row_stats)
+    t, changed = after.view.t + 1, change(after).layer
+    others = _numbers_of(policy, changed, t)
+    for name, numbers in _numbers_of(policy, after.layer, t).items():
+        _compare(policy, name, rule, after, numbers, undo(others[name]))
+    if policy.revises:
+        revised = (jax.tree.map(jnp.asarray, policy.revise(layer, t)) for layer in (after.layer, changed))
+        first, second = revised
+        _compare(policy, "revise", rule, after, first, jax.tree.map(undo, second))
 
 
 def _check_static(policy: Policy, seen: list[Situation]) -> None:
@@ -195,17 +246,35 @@ def _check_static(policy: Policy, seen: list[Situation]) -> None:
                         )
 
 
-def _observe(policy: Policy, layer: LayerState, view: View) -> Any:
+def _observe(policy: Policy, layer: LayerState, view: View) -> LayerState:
+    shown = list(vars(view).values())
     stats = _call(policy, "observe", policy.observe, layer.stats, view)
+    row_stats = _call(policy, "observe_rows", policy.observe_rows, layer.row_stats, view)
+    if any(now is not before for now, before in zip(vars(view).values(), shown, strict=True)):
+        raise _broken(policy, "observe changed its view; only what it returns counts")
     check_observed(policy, stats, layer.stats)
-    return jax.tree.map(lambda new, old: jnp.asarray(new).astype(old.dtype), stats, layer.stats)
+    check_observed(policy, row_stats, layer.row_stats, "observe_rows")
+    stats, row_stats = jax.tree.map(
+        lambda new, old: jnp.asarray(new).astype(old.dtype), (stats, row_stats), (layer.stats, layer.row_stats)
+    )
+    return layer.replace(stats=stats, row_stats=row_stats)
+
+
+def _numbers_of(policy: Policy, layer: LayerState, t: Array) -> dict[str, Array]:
+    """Scores, and biases where there are any."""
+    functions = {"score": policy.score, **({"bias": policy.bias} if policy.biases else {})}
+    return {name: _numbers(policy, name, function, layer, t) for name, function in functions.items()}
 
 
 def _score(policy: Policy, layer: LayerState, t: Array) -> Array:
-    score = _call(policy, "score", policy.score, layer, t)
+    return _numbers(policy, "score", policy.score, layer, t)
+
+
+def _numbers(policy: Policy, name: str, function: Callable[..., Any], layer: LayerState, t: Array) -> Array:
+    score = _call(policy, name, function, layer, t)
     if not isinstance(score, jax.Array | np.ndarray):
-        raise _broken(policy, f"score returned {score!r}; it must be an array {layer.positions.shape}, [#K, S]")
-    check_score(policy, score, layer)
+        raise _broken(policy, f"{name} returned {score!r}; it must be an array {layer.positions.shape}, [#K, S]")
+    check_score(policy, score, layer, name)
     return jnp.asarray(score)
 
 
@@ -225,6 +294,16 @@ def _compare(policy: Policy, name: str, rule: str, situation: Situation, expecte
             if not _same(leaf, ours, theirs):
                 said = rule.format(_number(ours), _number(theirs))
                 raise _broken(policy, f"{name} gives {_token(situation, where)} {said}")
+
+
+def _compare_rows(policy: Policy, rule: str, situation: Situation, expected: Any, given: Any) -> None:
+    """Statistics of rows, which may differ by rounding."""
+    for leaf, other in zip(jax.tree.leaves(expected), jax.tree.leaves(given), strict=True):
+        for row, (ours, theirs) in enumerate(zip(np.asarray(leaf), np.asarray(other), strict=True)):
+            if not _same(leaf, ours, theirs):
+                where = f"row {row} (after {int(situation.view.t) + 1} tokens)"
+                said = rule.format(_number(np.asarray(ours)), _number(np.asarray(theirs)))
+                raise _broken(policy, f"observe_rows gives {where} {said}")
 
 
 def _same(leaf: Any, ours: Entry, theirs: Entry) -> bool:

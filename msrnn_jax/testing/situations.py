@@ -1,7 +1,7 @@
 """A layer that reads made-up tokens: what `check_contract` shows a policy."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,17 @@ from jaxtyping import Int
 from msrnn_jax.config import Config
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.attention import at_least_float32
+from msrnn_jax.recurrence.checks import layer_info
 from msrnn_jax.recurrence.indexing import take_slots
 from msrnn_jax.recurrence.slots import grow_slots, write_token
 from msrnn_jax.state import EMPTY, LayerState, View
 
+PINNED = 2  # tokens of a prompt that is kept
 SLOTS, BUDGET, COUNT = 8, 5, 10  # more slots than are ever held, so that some are free and have leftovers
 SPIKES = (3, 8)  # tokens that attend to one token alone: the others get exactly 0
 TRIED = (0, 4, 8, 9)  # tokens after which slots are varied: nearly all are free, none was freed yet, ties, all else
 
-Observe = Callable[[LayerState, View], Any]
+Observe = Callable[[LayerState, View], LayerState]
 
 
 class Situation(NamedTuple):
@@ -40,10 +42,10 @@ def situations(config: Config, policy: Policy, start: int, index: int, observe: 
     Args:
       start: position of the first token.
       index: of the layer.
-      observe: makes the statistics of the next situation from this one.
+      observe: makes the layer with the statistics after a token of the one with those before it.
     """
     random = np.random.default_rng(0)
-    layer, seen = _empty(config, policy), []
+    layer, seen = _empty(config, policy, index), []
     for step in range(COUNT):
         t = jnp.int32(start + step)
         key, value = (_numbers(random, (config.num_kv_heads, config.head_dim), config.dtype) for _ in range(2))
@@ -57,9 +59,10 @@ def situations(config: Config, policy: Policy, start: int, index: int, observe: 
             keys=layer.keys,
             values=layer.values,
             layer=index,
+            hidden=_numbers(random, (config.model_dim,), config.dtype),
         )
         seen.append(Situation(layer, view))
-        layer = layer.replace(stats=observe(layer, view))
+        layer = observe(layer, view)
         layer = layer.replace(positions=_free_one(layer.positions, step))
     return seen
 
@@ -109,7 +112,7 @@ def _shown(layer: LayerState, view: View) -> Situation:
     return Situation(layer, view.replace(positions=layer.positions, keys=layer.keys, values=layer.values))
 
 
-def _empty(config: Config, policy: Policy) -> LayerState:
+def _empty(config: Config, policy: Policy, index: int) -> LayerState:
     # Not by `init_state`, which would refuse a policy that protects more tokens than are held here.
     rows = 1 if policy.scope == "layer" else config.num_kv_heads
     cache = jnp.zeros((config.num_kv_heads, SLOTS, config.head_dim), config.dtype)
@@ -119,6 +122,9 @@ def _empty(config: Config, policy: Policy) -> LayerState:
         positions=jnp.full((rows, SLOTS), EMPTY, jnp.int32),
         stats=policy.init(rows, SLOTS),
         budget=jnp.int32(BUDGET),
+        row_stats=policy.init_rows(layer_info(config, index, rows, "absolute")),
+        pinned=jnp.int32(PINNED) if policy.prompt else None,
+        index=index,
     )
 
 

@@ -30,8 +30,8 @@ def compiled(target, policy, shape, budget, *, batch=1, window=None):
     def run(products, positions, stats, limit, tokens):
         cache = jnp.zeros((heads, slots, width), jnp.bfloat16)
         layer = LayerState(cache, cache, positions, stats, limit)
-        context = StepContext(tokens, tokens, tokens + 1, None)
-        assert why_not(made, layer, products) is None
+        context = StepContext(tokens, tokens, tokens + 1, None, hidden=jnp.zeros((CHUNK, width)))
+        assert why_not(made, layer, products, jax.ShapeDtypeStruct((width,), jnp.float32)) is None
         positions, stats, visible = step_through(made, layer, context, products)
         return positions, stats, visible.sum(axis=-1)
 

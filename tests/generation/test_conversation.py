@@ -21,6 +21,7 @@ import msrnn_jax as ms
 from msrnn_jax.cli.chat import Talk
 from msrnn_jax.generation.conversation import Answer, ChatModel, answer, begin_conversation, change_policy, held
 from msrnn_jax.generation.sampling import Greedy, Sampler
+from msrnn_jax.policies.registry import POLICIES
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -217,13 +218,12 @@ def test_commands_use_the_state_as_a_value(toy, tmp_path):
     assert reset == "(tova, budget 12: 0 tokens seen, 0 held in each layer)"
     assert result.stdout.split(reset + "\n")[1].startswith(hello.split("\n(")[0])
     assert "12 held in each layer" in last and int(last.split()[3]) > 400
+    known = ", ".join(POLICIES)
     assert [re.sub(r"(there is: ).*", r"\1...", line) for line in result.stderr.splitlines()] == [
         "error: fork 'there' is unknown; there are: here",
         "error: state 'nowhere' does not exist",
-        "error: policy 'lru' is unknown; it must be one of full, random, window, h2o, tova, "
-        "or module:Class, or file.py:Class",
-        "error: policy 'tova many' is unknown; it must be one of full, random, window, h2o, tova, "
-        "or module:Class, or file.py:Class",
+        f"error: policy 'lru' is unknown; it must be one of {known}, or module:Class, or file.py:Class",
+        f"error: policy 'tova many' is unknown; it must be one of {known}, or module:Class, or file.py:Class",
         "error: this needs more memory than there is: ...",
         "error: /save needs an argument; /help lists commands",
         "error: command '/what' is unknown; /help lists commands",

@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 import msrnn_jax as ms
+from msrnn_jax.policies.registry import POLICIES
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_options_without_a_value_go_there_and_back(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "policy '' is unknown; it must be one of full, random, window, h2o, tova, or module:Class"),
+        ("", f"policy '' is unknown; it must be one of {', '.join(POLICIES)}, or module:Class"),
         ("tovva", "policy 'tovva' is unknown"),
         ("tova:sink=4", "option 'sink=4' is unknown; it must be one of scope=, sinks=, recent="),
         ("tova:sinks", "option 'sinks' is unknown"),

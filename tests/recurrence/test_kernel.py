@@ -20,6 +20,7 @@ from msrnn_jax.state import LayerState, StepContext
 
 HEADS, GROUP, COUNT, SLOTS, WIDTH = 4, 2, 11, 9, 10
 PLATFORMS = ("tpu", "cuda")
+HIDDEN = jax.ShapeDtypeStruct((8,), jnp.float32)  # the input of a layer
 HERE = pathlib.Path(__file__).parents[1]
 
 
@@ -102,6 +103,7 @@ def situation(policy, seed=0, *, budget=SLOTS - 1, padded=0, heads=HEADS, group=
         position=jnp.asarray(np.where(real, now, ms.EMPTY)),
         seen=jnp.asarray(np.minimum(now + 1, 30 + COUNT - padded)),
         angles=None,
+        hidden=jnp.zeros((COUNT, 8)),
     )
     products = 3 * rng.normal(size=(heads, COUNT, group, slots))
     products = jnp.asarray(products.round() if ties else products, jnp.float32)
@@ -109,7 +111,7 @@ def situation(policy, seed=0, *, budget=SLOTS - 1, padded=0, heads=HEADS, group=
 
 
 def by_scan(policy, layer, context, products, window=None):
-    layer, visible = chunk._scan_masks(policy, layer, context, queries(products), products, 3, window)
+    layer, visible, _ = chunk._scan_masks(policy, layer, context, queries(products), products, 3, window)
     return layer.positions, layer.stats, visible
 
 
@@ -119,7 +121,7 @@ def queries(products):
 
 def by_kernel(policy, layer, context, products, window=None, *, platform="tpu"):
     made = Kernel(policy, 3, window, "absolute", WIDTH, platform, interpret=True)
-    assert why_not(made, layer, products) is None
+    assert why_not(made, layer, products, HIDDEN) is None
     return step_through(made, layer, context, products)
 
 
@@ -220,7 +222,7 @@ def test_gradients_are_those_of_the_scan(policy, monkeypatch):
     layer, context, products = situation(policy, padded=2)
 
     def total(products):
-        after, visible = chunk._step_through(policy, layer, context, queries(products), products, 3, None)
+        after, visible, _ = chunk._step_through(policy, layer, context, queries(products), products, 3, None)
         return sum((leaf * leaf).sum() for leaf in jax.tree.leaves(after.stats)), (after.positions, visible)
 
     found = []
@@ -235,10 +237,16 @@ def test_what_a_kernel_cannot_do_is_left_to_the_scan():
     layer, context, products = situation(ms.TOVA())
 
     def reasons(policy, layer=layer, products=products):
-        return [why_not(Kernel(policy, 0, None, "absolute", WIDTH, name), layer, products) for name in PLATFORMS]
+        made = [Kernel(policy, 0, None, "absolute", WIDTH, name) for name in PLATFORMS]
+        return [why_not(kernel, layer, products, HIDDEN) for kernel in made]
 
     assert reasons(ms.TOVA()) == [None, None]
-    assert reasons(Peeking()) == ["the policy looks at queries, keys or values"] * 2
+    assert reasons(Peeking()) == ["the policy looks at queries, keys, values or the layer's input"] * 2
+    assert reasons(ms.TOVA(every=4)) == reasons(ms.H2O(adaptive=0.2)) == ["the policy forgets many at once"] * 2
+    rows = "the policy keeps statistics of rows, or changes attention"
+    assert reasons(ms.parse_policy("morphkv:recent=3")) == [rows] * 2
+    apart = layer.replace(budget=jnp.full(HEADS, 3, jnp.int32))
+    assert reasons(ms.TOVA(scope="head"), apart) == ["every head has its own budget"] * 2
     assert reasons(Sorting()) == ["the policy uses sort"] * 2
     assert reasons(Halving()) == ["the policy computes in bfloat16"] * 2
     (tpu, gpu) = reasons(Tripling(), situation(Tripling())[0])

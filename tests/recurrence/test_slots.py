@@ -98,7 +98,16 @@ def test_refusals_name_what_is_wrong():
     refused("budget is 3000000000; it must be at most 2147483646", budget=3 * 10**9)
     refused("budget is 100000000000000000000; it must be at most 2147483646", budget=10**20)
     refused("budget has 3 entries; it must be one number or 2, one per layer", budget=(1, 2, 3))
-    refused(r"budget has shape \(1, 2\); it must be one number or one per layer", budget=jnp.ones((1, 2), jnp.int32))
+    refused(r"budget has shape \(1, 2, 3\); it must be one number or one per layer", budget=jnp.ones((1, 2, 3), int))
+    for budget in (np.full((2, 3), 4), [[4, 4, 4], [4, 4, 4]]):
+        refused(r"budget of a layer has shape \(3,\); under tova it must be one number", budget=budget)
+    heads = ms.TOVA(scope="head")
+    refused(
+        r"budget of a layer has shape \(2,\); under .* it must be 3, one per head", heads, budget=np.ones((2, 2), int)
+    )
+    refused("it must be one number", heads.replace(adaptive=0.2), budget=np.full((2, 3), 4))
+    refused("budget is 7, but there are 8 slots; it must be at most slots - 4", ms.TOVA(every=4), budget=7, slots=8)
+    refused("budget is 4, but there are 9 slots; it must be at most 3", ms.H2O(adaptive=0.5), budget=4, slots=9)
     refused("budget is 8, but there are 8 slots; it must be at most slots - 1", budget=8, slots=8)
     refused("slots is 1; it must be a whole number of at least 2", budget=1, slots=1)
     refused("positions is 'relative'; it must be one of absolute, cache, gap", budget=4, positions="relative")

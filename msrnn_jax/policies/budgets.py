@@ -1,0 +1,53 @@
+"""How many tokens layers and heads hold under a policy, and the slots that they need for it."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from msrnn_jax.policies.base import Policy
+
+
+def safe_tokens(policy: Policy, budget: Any) -> Any:
+    """How many tokens every head of a layer keeps whose heads share their budgets, a number or an array."""
+    module = jnp if isinstance(budget, Array) else np
+    share = module.floor(module.asarray(budget).astype(np.float32) * np.float32(policy.adaptive or 0.0))
+    return module.maximum(share, 1).astype(np.int32)
+
+
+def slots_for(policy: Policy, budget: int, rows: int) -> int:
+    """The slots of a layer with a budget: what a row holds, at most, while the policy waits to cut it."""
+    if policy.adaptive is None:
+        return budget + policy.every
+    return rows * budget - (rows - 1) * int(safe_tokens(policy, budget)) + policy.every
+
+
+def largest_budget(policy: Policy, slots: int, rows: int) -> int:
+    """The largest budget for which there are enough slots; 0 where there is none."""
+    if policy.adaptive is None:
+        return max(0, slots - policy.every)
+    low, high = 0, max(0, slots - policy.every)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if slots_for(policy, middle, rows) <= slots else (low, middle - 1)
+    return low
+
+
+def pyramid(policy: Policy, num_layers: int, budget: Any) -> list[Any]:
+    """The budgets of all layers, which fall linearly, for a mean budget: a number, or a traced one.
+
+    With c = budget - recent, the last layer has c / beta and the first 2c - c / beta, and both the recent tokens.
+    """
+    beta = policy.pyramid
+    if beta is None or num_layers == 1:
+        return [budget] * num_layers
+    module = jnp if isinstance(budget, Array) else np
+    recent = policy.recent_of(budget)
+    spread = module.asarray(budget - recent).astype(np.float32)
+    low = spread / np.float32(beta)
+    high = 2 * spread - low
+    levels = [high - np.float32(index) * (high - low) / np.float32(num_layers - 1) for index in range(num_layers)]
+    made = [recent + module.floor(level + np.float32(0.5)).astype(np.int32) for level in levels]
+    made = [module.maximum(each, 1) for each in made]
+    return made if isinstance(budget, Array) else [int(each) for each in made]

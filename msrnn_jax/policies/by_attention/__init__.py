@@ -1,0 +1,1 @@
+"""Policies that score by the attention that tokens received, step by step."""

@@ -1,0 +1,1 @@
+"""Policies that score by keys and values alone."""

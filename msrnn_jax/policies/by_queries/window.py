@@ -1,0 +1,68 @@
+"""The observation window: the queries of the newest tokens, kept by every row."""
+
+from typing import ClassVar
+
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from msrnn_jax.policies.base import Policy, RowStats
+from msrnn_jax.policies.scoring import by_heads, einsum
+from msrnn_jax.state import EMPTY, LayerInfo, LayerState, View
+
+
+class ObservationWindow(Policy):
+    """Keeps the queries of the newest `recent` tokens, for subclasses that score by what these attend to.
+
+    The window is protected; what is older is distant. In the position modes "cache" and "gap" queries and keys are
+    not rotated, so their products leave distances out. A row keeps `recent` queries of its heads, whatever the budget.
+    """
+
+    scope: str = struct.field(pytree_node=False, default="head", kw_only=True)
+    recent: int | float | None = struct.field(pytree_node=False, default=8, kw_only=True)
+
+    lag: ClassVar[int] = 0  # so many of the newest queries are left out, and as many older ones taken
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.recent, int) or self.recent < 1:
+            raise ValueError(
+                f"{type(self).__name__}: recent is {self.recent!r}; it must be an integer of at least 1, "
+                "the tokens of its observation window"
+            )
+
+    def init_rows(self, info: LayerInfo) -> RowStats:
+        config = info.config
+        return jnp.zeros((info.rows, self.size, config.num_heads // info.rows, config.head_dim), config.dtype)
+
+    def observe_rows(self, rows: RowStats, view: View) -> RowStats:
+        queries = view.queries.reshape(rows.shape[0], *rows.shape[2:])
+        return rows.at[:, view.t % self.size].set(queries.astype(rows.dtype))
+
+    @property
+    def size(self) -> int:
+        """How many queries are kept."""
+        assert isinstance(self.recent, int)
+        return self.recent + self.lag
+
+    def window(
+        self, layer: LayerState, t: Int[Array, ""]
+    ) -> tuple[Float[Array, "K W G S"], Int[Array, " W"], Bool[Array, " W"]]:
+        """Logits of the window's queries with all slots, the positions of these queries, and which of them count."""
+        heads, slots, width = layer.keys.shape
+        queries = jnp.moveaxis(layer.row_stats, 1, 0).reshape(self.size, heads, -1, width)
+        place = jnp.arange(self.size, dtype=jnp.int32)
+        born = t - 1 - (t - 1 - place) % self.size  # the newest token whose place in the ring it is
+        logits = einsum("wkgh,ksh->kwgs", queries, layer.keys) * width**-0.5
+        return logits, born, (born >= 0) & (born < t - self.lag)
+
+    def distant(self, layer: LayerState, t: Int[Array, ""]) -> Bool[Array, "K S"]:
+        """What is held and older than the window."""
+        assert isinstance(self.recent, int)
+        return by_heads(layer, (layer.positions != EMPTY) & (layer.positions < t - self.recent))
+
+    def seen(self, layer: LayerState, born: Int[Array, " W"]) -> Bool[Array, "K W 1 S"]:
+        """What is held and was there for each of the queries."""
+        held = (layer.positions != EMPTY)[:, None] & (layer.positions[:, None] <= born[:, None])
+        return by_heads(layer, held)[:, :, None]
