@@ -42,7 +42,7 @@ def row_bytes(config: Config, policy: Policy, slots: Slots, width: int, position
       slots: of each layer, one number or one per layer.
       width: tokens of a segment.
     """
-    each = [int(count) for count in np.broadcast_to(slots, config.num_layers)]
+    each = [int(count) for count in np.broadcast_to(np.asarray(slots), config.num_layers)]
     rows = 1 if policy.scope == "layer" else config.num_kv_heads
     budgets = [largest_budget(policy, count, rows) for count in each]
     held = state_bytes(config, policy, budgets, slots=each, positions=positions)

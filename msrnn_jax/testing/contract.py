@@ -46,9 +46,10 @@ UNCALLED = {
 def check_contract(policy: Policy, config: Config) -> None:
     """Tries a policy on made-up tokens of the model's shapes, which takes about a second, and refuses a broken one.
 
-    The engine trusts `init`, `observe`, `score` and what else a policy defines in what it cannot see while it runs. Here
-    they are called with few slots: early in a text and far into it, with slots in another order, with other leftovers
-    in free slots, and under `jit` and `vmap`. Passing is no proof; whether scores are those you mean, an oracle of your own must tell.
+    The engine trusts `init`, `observe`, `score` and what else a policy defines in what it cannot see while it runs.
+    Here they are called with few slots: early in a text and far into it, with slots in another order, with other
+    leftovers in free slots, and under `jit` and `vmap`. Passing is no proof; whether scores are those you mean, an
+    oracle of your own must tell.
 
     Args:
       config: of the model it is to run on; no weights are needed.
