@@ -17,7 +17,7 @@ from msrnn_jax.evaluation.segments import segment
 from msrnn_jax.model.extend import scan_chunks
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
-from msrnn_jax.recurrence.slots import init_state
+from msrnn_jax.recurrence.slots import init_state, slots_of
 
 ALIKE = 512  # budgets up to it cost about the same: attention is the smaller part of a chunk
 
@@ -57,7 +57,7 @@ def read_budgets(
     """
     numbers = model.rows(jnp.asarray(budgets, jnp.int32))
     segment = jnp.asarray(tokens)
-    slots = max(budgets) + 1
+    slots = slots_of(model.config, policy, max(budgets))
     kept = _read_budgets(model.config, policy, model.params, segment, full.stream, numbers, slots=slots)
     return [_sums({name: leaf[row] for name, leaf in kept.items()}, full.nats) for row in range(len(budgets))]
 
@@ -71,7 +71,7 @@ def _read_budgets(
     stream: Float[Array, "N D"],
     budgets: Int[Array, " B"],
     *,
-    slots: int,
+    slots: int | tuple[int, ...],
 ) -> dict[str, Array]:
     beside = {"targets": tokens[1:], "full": stream}  # not batched: the full model's logits are computed once for all
 

@@ -130,7 +130,9 @@ def _check(settings: Settings, model: Model) -> None:
     for order in settings.orders:
         if order not in ORDERS:
             raise ValueError(f"order is {order!r}; it must be one of {', '.join(ORDERS)}")
-    policies_of(model.config, settings.policies, settings.budgets, min(settings.lengths))
+    for policy in policies_of(model.config, settings.policies, settings.budgets, min(settings.lengths)):
+        if policy.prompt:
+            raise ValueError(f"policy is {policy}, which keeps the prompt, here the whole text; give it prompt=False")
 
 
 def _units(settings: Settings, model: Model, order: str, cases: Sequence[Case], room: Room) -> Iterator[Unit]:

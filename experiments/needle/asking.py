@@ -22,7 +22,8 @@ from msrnn_jax.model.llama import advance, unembed
 from msrnn_jax.model.prefill import prefill
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
-from msrnn_jax.recurrence.slots import init_state
+from msrnn_jax.recurrence.checks import Slots
+from msrnn_jax.recurrence.slots import init_state, slots_of
 from msrnn_jax.state import MultiState
 
 WRITTEN = WIDTH + 2  # tokens that the model writes: another digit would show
@@ -75,7 +76,8 @@ def ask(
     """
     batch = model.rows(make_batch([one.prompt for one in asked], budgets, room))
     about = model.config, policy, model.params
-    slots = max(budgets) + 1 if policy.forgets else room.lead + room.tail + WRITTEN + 1
+    most = max(budgets) if policy.forgets else room.lead + room.tail + WRITTEN
+    slots = slots_of(model.config, policy, most)
     if mode == "stepwise":
         states, held = _read_lead(*about, batch, slots=slots)
         states, logits = _read_tail(*about, states, batch.tail, batch.tail_lengths)
@@ -113,12 +115,12 @@ def is_right(answer: str, value: str) -> bool:
 
 @partial(jax.jit, static_argnames="slots")
 def _read_lead(
-    config: ms.Config, policy: Policy, params: Params, batch: Batch, *, slots: int
+    config: ms.Config, policy: Policy, params: Params, batch: Batch, *, slots: Slots
 ) -> tuple[MultiState, Held]:
     """The states when the question starts."""
 
     def one(tokens: Array, length: Array, budget: Array) -> MultiState:
-        empty = init_state(config, policy, budget if policy.forgets else slots - 1, slots=slots)
+        empty = init_state(config, policy, budget if policy.forgets else np.max(slots) - 1, slots=slots)
         return prefill(config, policy, params, empty, tokens, length)[0]
 
     states = jax.vmap(one)(batch.lead, batch.lead_lengths, batch.budgets)
@@ -140,12 +142,12 @@ def _read_tail(
 
 @partial(jax.jit, static_argnames="slots")
 def _read_at_once(
-    config: ms.Config, policy: Policy, params: Params, batch: Batch, *, slots: int
+    config: ms.Config, policy: Policy, params: Params, batch: Batch, *, slots: Slots
 ) -> tuple[MultiState, Float[Array, "B V"], Held]:
     """Text and question with full attention, then one cut, which sees the question."""
 
     def one(lead: Array, length: Array, tail: Array, more: Array, budget: Array) -> tuple[MultiState, Array]:
-        empty = init_state(config, policy, budget if policy.forgets else slots - 1, slots=slots)
+        empty = init_state(config, policy, budget if policy.forgets else np.max(slots) - 1, slots=slots)
         padded = jnp.pad(lead, (0, tail.shape[0]))
         prompt = jax.lax.dynamic_update_slice_in_dim(padded, tail, length, axis=0)
         return prefill(config, policy, params, empty, prompt, length + more, "oneshot")

@@ -15,9 +15,10 @@ import msrnn_jax as ms
 from experiments.common.model import Model
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
-from msrnn_jax.policies.base import Score, Stats
-from msrnn_jax.recurrence.slots import init_state
-from msrnn_jax.state import EMPTY, LayerState, MultiState, View
+from msrnn_jax.policies.base import RowStats, Score, Stats, option_fields
+from msrnn_jax.recurrence.checks import Slots
+from msrnn_jax.recurrence.slots import init_state, slots_of
+from msrnn_jax.state import EMPTY, LayerInfo, LayerState, MultiState, View
 from msrnn_jax.tracing.lifetimes import follow_with, start_record
 
 BATCH = 8  # passages; always so many, the last one repeated: a passage is read alike whatever others there are
@@ -44,13 +45,28 @@ class Watched(Policy):
     def score(self, layer: LayerState, t: Int[Array, ""]) -> Score:
         return self.inner.score(layer.replace(stats=layer.stats[0]), t)
 
+    def init_rows(self, info: LayerInfo) -> RowStats:
+        return self.inner.init_rows(info)
+
+    def observe_rows(self, rows: RowStats, view: View) -> RowStats:
+        return self.inner.observe_rows(rows, view)
+
+    def revise(self, layer: LayerState, t: Int[Array, ""]) -> Stats:
+        return self.inner.revise(layer.replace(stats=layer.stats[0]), t), layer.stats[1]
+
+    def bias(self, layer: LayerState, t: Int[Array, ""]) -> Float[Array, "#K S"]:
+        return self.inner.bias(layer.replace(stats=layer.stats[0]), t)
+
+    def defines(self, name: str) -> bool:
+        return name == "observe" or self.inner.defines(name)
+
     def __str__(self) -> str:
         return str(self.inner)
 
 
 def watch(policy: Policy) -> Watched:
     """The same policy, watched."""
-    return Watched(inner=policy, scope=policy.scope, sinks=policy.sinks, recent=policy.recent)
+    return Watched(inner=policy, **{name: getattr(policy, name) for name in option_fields(Policy)})
 
 
 def forgotten_mass(state: MultiState) -> Float[Array, " L"]:
@@ -76,7 +92,7 @@ class Recorded(NamedTuple):
 def record(model: Model, policy: Policy, budget: int, passages: Sequence[Int[np.ndarray, " T"]]) -> list[Recorded]:
     """Steps over passages of one length from empty states, at most `BATCH` of them.
 
-    They share one program, whose slots are budget + 1: one for all budgets would have to attend to the slots of the
+    They share one program, whose slots are those of the budget: one for all budgets would have to attend to the slots of the
     largest in each, which costs more than compiling anew.
     """
     rows = np.stack([*passages, *[passages[-1]] * (BATCH - len(passages))])  # [B, T]
@@ -84,7 +100,8 @@ def record(model: Model, policy: Policy, budget: int, passages: Sequence[Int[np.
     padded = np.pad(rows, ((0, 0), (0, -count % BLOCK)))
     watched = watch(policy)
     budgets = jnp.full(BATCH, budget, jnp.int32)
-    state, freed = _start(model.config, watched, budgets, slots=budget + 1, count=count)
+    slots = slots_of(model.config, watched, budget)
+    state, freed = _start(model.config, watched, budgets, slots=slots, count=count)
     state, freed = model.states(watched, state), model.rows(freed)
     lost = []
     for start in range(0, count, BLOCK):
@@ -98,7 +115,7 @@ def record(model: Model, policy: Policy, budget: int, passages: Sequence[Int[np.
 
 @partial(jax.jit, static_argnames=("slots", "count"))
 def _start(
-    config: ms.Config, policy: Watched, budgets: Int[Array, " B"], *, slots: int, count: int
+    config: ms.Config, policy: Watched, budgets: Int[Array, " B"], *, slots: Slots, count: int
 ) -> tuple[MultiState, Int[Array, "B L #K T"]]:
     def one(budget: Array) -> tuple[MultiState, Array]:
         state = init_state(config, policy, budget, slots=slots)

@@ -19,6 +19,7 @@ from msrnn_jax.model.extend import CHUNK, scan_chunks
 from msrnn_jax.model.llama import unembed
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
+from msrnn_jax.policies.budgets import slots_for
 from msrnn_jax.recurrence.slots import grow_slots, init_state
 from msrnn_jax.state import MultiState
 
@@ -115,7 +116,7 @@ _unembed = jax.jit(unembed)
 
 @partial(jax.jit, static_argnames="budget")
 def _with_budget(policy: Policy, state: MultiState, *, budget: int) -> MultiState:
-    state = widen(policy, state, budget + 1)
+    state = widen(policy, state, slots_for(policy, budget, state.layers[0].num_rows))
     return ms.compress(policy, state, budget, shrink=True)
 
 

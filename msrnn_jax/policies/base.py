@@ -97,29 +97,30 @@ class Policy(struct.PyTreeNode, kw_only=True):
     @property
     def observes(self) -> bool:
         """Whether it keeps statistics of what it is shown."""
-        return self._defines("observe") or self.has_row_stats
+        return self.defines("observe") or self.has_row_stats
 
     @property
     def has_row_stats(self) -> bool:
         """Whether it keeps statistics of whole rows."""
-        return self._defines("init_rows")
+        return self.defines("init_rows")
 
     @property
     def biases(self) -> bool:
         """Whether it weakens or strengthens attention to slots."""
-        return self._defines("bias")
+        return self.defines("bias")
 
     @property
     def revises(self) -> bool:
         """Whether it changes statistics when a row is cut."""
-        return self._defines("revise")
+        return self.defines("revise")
 
     @property
     def one_by_one(self) -> bool:
         """Whether one slot goes at a time, of every row for itself, and nothing happens to statistics then."""
         return self.every == 1 and self.adaptive is None and not self.revises
 
-    def _defines(self, name: str) -> bool:
+    def defines(self, name: str) -> bool:
+        """Whether it does something of its own there."""
         return getattr(type(self), name) is not getattr(Policy, name)
 
     def protected(self, layer: LayerState, t: Int[Array, ""]) -> Bool[Array, "#K S"]:
