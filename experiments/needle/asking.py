@@ -113,6 +113,11 @@ def is_right(answer: str, value: str) -> bool:
     return word is not None and word[1] == value
 
 
+def room_of(slots: Slots) -> int:
+    """The budget of a policy that forgets nothing."""
+    return int(np.asarray(slots).max()) - 1
+
+
 @partial(jax.jit, static_argnames="slots")
 def _read_lead(
     config: ms.Config, policy: Policy, params: Params, batch: Batch, *, slots: Slots
@@ -120,7 +125,7 @@ def _read_lead(
     """The states when the question starts."""
 
     def one(tokens: Array, length: Array, budget: Array) -> MultiState:
-        empty = init_state(config, policy, budget if policy.forgets else np.max(slots) - 1, slots=slots)
+        empty = init_state(config, policy, budget if policy.forgets else room_of(slots), slots=slots)
         return prefill(config, policy, params, empty, tokens, length)[0]
 
     states = jax.vmap(one)(batch.lead, batch.lead_lengths, batch.budgets)
@@ -147,7 +152,7 @@ def _read_at_once(
     """Text and question with full attention, then one cut, which sees the question."""
 
     def one(lead: Array, length: Array, tail: Array, more: Array, budget: Array) -> tuple[MultiState, Array]:
-        empty = init_state(config, policy, budget if policy.forgets else np.max(slots) - 1, slots=slots)
+        empty = init_state(config, policy, budget if policy.forgets else room_of(slots), slots=slots)
         padded = jnp.pad(lead, (0, tail.shape[0]))
         prompt = jax.lax.dynamic_update_slice_in_dim(padded, tail, length, axis=0)
         return prefill(config, policy, params, empty, prompt, length + more, "oneshot")

@@ -92,8 +92,8 @@ class Recorded(NamedTuple):
 def record(model: Model, policy: Policy, budget: int, passages: Sequence[Int[np.ndarray, " T"]]) -> list[Recorded]:
     """Steps over passages of one length from empty states, at most `BATCH` of them.
 
-    They share one program, whose slots are those of the budget: one for all budgets would have to attend to the slots of the
-    largest in each, which costs more than compiling anew.
+    They share one program, whose slots are those of the budget: one for all budgets would have to attend to the slots
+    of the largest in each, which costs more than compiling anew.
     """
     rows = np.stack([*passages, *[passages[-1]] * (BATCH - len(passages))])  # [B, T]
     count = rows.shape[1]
