@@ -99,7 +99,7 @@ def close(expected: Any) -> Any:
         ("gkv", "head", 0, 8, 128, False),
         ("morphkv", "head", 0, 32, 1, False),
         ("lagkv", "head", 4, 0, 128, False),
-        ("expectedattention", "head", 4, 0, 1, False),
+        ("expectedattention", "head", 4, 0, 128, False),
         ("triattention", "head", 0, 0, 128, True),
     ],
 )

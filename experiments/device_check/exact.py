@@ -12,13 +12,17 @@ import msrnn_jax as ms
 from experiments.common.shapes import SHAPES
 from experiments.device_check.device import kernels
 from experiments.throughput.timing import Row, lowered
-from msrnn_jax.policies import POLICIES
 from msrnn_jax.policies.base import SCOPES
 
 TOKENS, BUDGET, CHUNK = 96, 24, 48
 TOLERANCE = 1e-4  # of logits about 1 in size; products in less than float32 differ by more
 # What is compared: a kernel with the scan that it replaces, many tokens at once with one by one, the device with a CPU.
 CHECKS = {"kernel and scan": ("kernel", "scan"), "extend and step": ("scan", "step"), "device and CPU": ("scan", "cpu")}
+
+CHECKED = ("tova:scope={}", "h2o:scope={}", "window:scope={}", "random:scope={}", "full:scope={}") + (
+    "rkv:scope={},recent=4,every=8",
+    "triattention:scope={},every=8",
+)
 
 
 class Outcome(NamedTuple):
@@ -30,8 +34,8 @@ class Outcome(NamedTuple):
 
 
 def policies() -> list[ms.Policy]:
-    """All that the library has, for whole layers and, where anything is forgotten, for every head."""
-    every = [ms.parse_policy(f"{name}:scope={scope}") for name in reversed(POLICIES) for scope in SCOPES]
+    """The paper's, and two that cut many tokens at once, for whole layers and, where they forget, for every head."""
+    every = [ms.parse_policy(text.format(scope)) for text in CHECKED for scope in SCOPES]
     return [policy for policy in every if policy.forgets or policy.scope == SCOPES[0]]
 
 

@@ -50,8 +50,8 @@ class Policy(struct.PyTreeNode, kw_only=True):
     recent: int | float | None = struct.field(pytree_node=False, default=0)
     every: int = struct.field(pytree_node=False, default=1)
     prompt: bool = struct.field(pytree_node=False, default=False)
-    adaptive: float | None = struct.field(pytree_node=False, default=None)
-    pyramid: float | None = struct.field(pytree_node=False, default=None)
+    adaptive: int | float | None = struct.field(pytree_node=False, default=None)
+    pyramid: int | float | None = struct.field(pytree_node=False, default=None)
 
     # Scores depend on the token alone, not on what was attended to: `extend` then need not step over masks, in
     # the position mode "absolute", with recent=0 and without `observe`. Said anew by every class with a `score`.
@@ -64,6 +64,11 @@ class Policy(struct.PyTreeNode, kw_only=True):
         cls.__annotations__ = {**cls.__dict__.get("__annotations__", {}), "kind": type}
         if "score" in cls.__dict__ and "static" not in cls.__dict__:
             cls.static = False
+        taken = [name for name in cls.__annotations__ if callable(getattr(Policy, name, None))]
+        if taken:
+            raise TypeError(
+                f"{cls.__name__}: a field is called {taken[0]!r}, as a function of Policy is; name it otherwise"
+            )
         cls.kind = struct.field(pytree_node=False, default=cls, repr=False, kw_only=True)
         super().__init_subclass__(**kwargs)
 

@@ -33,7 +33,7 @@ class H2O(Policy):
     def observe(self, stats: Stats, view: View) -> Stats:
         probs = view.probs
         if self.weigh:
-            lengths = jnp.where(view.positions == EMPTY, 0, norms(view.values))  # [K, S]
+            lengths = jnp.where(view.positions == EMPTY, 0, norms(view.values)).astype(probs.dtype)  # [K, S]
             weights = probs * lengths[:, None]
             probs = weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), jnp.finfo(probs.dtype).tiny)
         mass = probs.sum(axis=1) if self.scope == "head" else probs.sum(axis=(0, 1))[None]

@@ -26,14 +26,20 @@ def held_slots(layer: LayerState) -> Bool[Array, "K S"]:
     return by_heads(layer, layer.positions != EMPTY)
 
 
+def wide(dtype: Any) -> jnp.dtype:
+    """At least float32."""
+    return max(jnp.dtype(dtype), jnp.dtype(jnp.float32), key=lambda kind: kind.itemsize)
+
+
 def widen(x: Array) -> Array:
     """In at least float32."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(wide(x.dtype))
 
 
 def einsum(equation: str, *operands: Array) -> Array:
-    """With full precision on every device, so that none forgets other tokens."""
-    return jnp.einsum(equation, *map(widen, operands), precision=lax.Precision.HIGHEST)
+    """In at least float32 and with full precision on every device, so that none forgets other tokens."""
+    dtype = max((wide(one.dtype) for one in operands), key=lambda kind: kind.itemsize)
+    return jnp.einsum(equation, *(one.astype(dtype) for one in operands), precision=lax.Precision.HIGHEST)
 
 
 def norms(x: Float[Array, "*T H"]) -> Float[Array, "*T"]:
@@ -48,7 +54,7 @@ def units(x: Float[Array, "*T H"]) -> Float[Array, "*T H"]:
 
 def mean_of(x: Array, mask: Bool[Array, "..."], axis: Any) -> Array:
     """The mean of what the mask holds; 0 of nothing. Free slots hold anything, so they are left out, not multiplied."""
-    count = jnp.broadcast_to(mask, x.shape).sum(axis=axis)
+    count = jnp.broadcast_to(mask, x.shape).sum(axis=axis).astype(x.dtype)
     return jnp.where(mask, x, 0).sum(axis=axis) / jnp.maximum(count, 1)
 
 

@@ -281,6 +281,6 @@ def _rows(
     due = None
     if policy.one_by_one:
         before = (layer.positions != EMPTY).sum(axis=1, keepdims=True, dtype=jnp.int32)[None]  # [1, #K, 1]
-        most = jnp.maximum(layer.row_budgets, before)
-        due = jnp.minimum(before + steps[:, None, None], most) >= layer.row_budgets  # [T, #K, 1]
+        budget = layer.row_budgets if layer.budget.ndim == 0 else layer.row_budgets[None]
+        due = jnp.minimum(before + steps[:, None, None], jnp.maximum(budget, before)) >= budget  # [T, #K, 1]
     return steps, slots, context.replace(angles=None), due, query

@@ -20,11 +20,11 @@ def where_any(mask: Bool[Array, "..."], some: Branch, none: Branch, given: Any) 
     """
 
     @custom_vmap
-    def decide(mask: Array, given: Any) -> Any:
+    def decide(mask: Any, given: Any) -> Any:
         return lax.cond(mask.any(), some, none, mask, given)
 
     @decide.def_vmap
-    def _(size: int, batched: Any, mask: Array, given: Any) -> tuple[Any, Any]:
+    def _(size: int, batched: Any, mask: Any, given: Any) -> tuple[Any, Any]:
         mask, given = jax.tree.map(
             lambda leaf, has_rows: leaf if has_rows else jnp.broadcast_to(leaf, (size, *jnp.shape(leaf))),
             (mask, given),

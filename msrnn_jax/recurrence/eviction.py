@@ -61,7 +61,7 @@ def is_due(policy: Policy, layer: LayerState) -> Bool[Array, "#K 1"]:
     held = (layer.positions != EMPTY).sum(axis=1, keepdims=True, dtype=jnp.int32)  # [#K, 1]
     if policy.adaptive is None:
         return held >= layer.row_budgets + policy.every
-    whole = held.sum(axis=0, keepdims=True) >= layer.num_rows * (layer.row_budgets + policy.every)
+    whole = held.sum(axis=0, keepdims=True, dtype=jnp.int32) >= layer.num_rows * (layer.row_budgets + policy.every)
     return jnp.broadcast_to(whole, held.shape)
 
 
@@ -96,7 +96,7 @@ def evict_to_budget(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> Lay
     held = (layer.positions != EMPTY).sum(axis=1, keepdims=True, dtype=jnp.int32)  # [#K, 1]
     budget = layer.row_budgets
     if policy.adaptive is not None:
-        held = held.sum(axis=0, keepdims=True)
+        held = held.sum(axis=0, keepdims=True, dtype=jnp.int32)
         budget = layer.num_rows * budget
     excess = held - budget
     if policy.revises:
@@ -125,7 +125,7 @@ def _shared_order(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> Int[A
     held = layer.positions != EMPTY  # [K, S]
     behind = held.sum(axis=1, keepdims=True, dtype=jnp.int32) - 1 - eviction_order(policy, layer, t)
     safe = behind < safe_tokens(policy, layer.budget)
-    later = jnp.where(eligible, 0, 1) + jnp.where(safe, 2, 0)
+    later = jnp.where(eligible, 0, 1).astype(jnp.int32) + jnp.where(safe, 2, 0).astype(jnp.int32)
     later = jnp.where(held, later, 4).astype(jnp.int32)
     row = jnp.broadcast_to(jnp.arange(layer.num_rows, dtype=jnp.int32)[:, None], held.shape)
     order = jnp.lexsort([leaf.reshape(-1) for leaf in (row, layer.positions, score, later)])

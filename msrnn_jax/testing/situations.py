@@ -44,7 +44,7 @@ def situations(config: Config, policy: Policy, start: int, index: int, observe: 
       index: of the layer.
       observe: makes the layer with the statistics after a token of the one with those before it.
     """
-    random = np.random.default_rng(0)
+    random, more = np.random.default_rng(0), np.random.default_rng(1)
     layer, seen = _empty(config, policy, index), []
     for step in range(COUNT):
         t = jnp.int32(start + step)
@@ -59,7 +59,7 @@ def situations(config: Config, policy: Policy, start: int, index: int, observe: 
             keys=layer.keys,
             values=layer.values,
             layer=index,
-            hidden=_numbers(random, (config.model_dim,), config.dtype),
+            hidden=_numbers(more, (config.model_dim,), config.dtype),
         )
         seen.append(Situation(layer, view))
         layer = observe(layer, view)

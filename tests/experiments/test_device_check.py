@@ -112,7 +112,7 @@ def test_any_wrong_result_fails_its_check(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_there_is_no_time_for_is_skipped(tmp_path: pathlib.Path) -> None:
     printed, result = run(tmp_path / "out.json", "--minutes", "0")
     rows = result["exact"] + result["speed"]
-    assert len(rows) == 3 * 9 + 4 and all("no time after" in row["skipped"] for row in rows)
+    assert len(rows) == 3 * 13 + 4 and all("no time after" in row["skipped"] for row in rows)
     assert "skipped" in printed
 
 

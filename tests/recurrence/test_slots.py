@@ -107,7 +107,7 @@ def test_refusals_name_what_is_wrong():
     )
     refused("it must be one number", heads.replace(adaptive=0.2), budget=np.full((2, 3), 4))
     refused("budget is 7, but there are 8 slots; it must be at most slots - 4", ms.TOVA(every=4), budget=7, slots=8)
-    refused("budget is 4, but there are 9 slots; it must be at most 3", ms.H2O(adaptive=0.5), budget=4, slots=9)
+    refused("budget is 4, but there are 8 slots; it must be at most 3", ms.H2O(adaptive=0.5), budget=4, slots=8)
     refused("budget is 8, but there are 8 slots; it must be at most slots - 1", budget=8, slots=8)
     refused("slots is 1; it must be a whole number of at least 2", budget=1, slots=1)
     refused("positions is 'relative'; it must be one of absolute, cache, gap", budget=4, positions="relative")

@@ -306,7 +306,7 @@ class Learned(ms.Policy):
     """A weight that is data, statistics in a tree, and all of the view."""
 
     weight: jax.Array
-    bias: float = 0.5
+    shift: float = 0.5
 
     def init(self, rows, slots):
         return {"worth": jnp.full((rows, slots), 0.5), "pair": jnp.ones((rows, slots, 2), jnp.bfloat16)}
@@ -321,7 +321,7 @@ class Learned(ms.Policy):
         return {"worth": stats["worth"] + pair @ self.weight - 0.01 * age, "pair": pair}
 
     def score(self, layer, t):
-        return layer.stats["worth"] + self.bias
+        return layer.stats["worth"] + self.shift
 
 
 class Infinite(ms.Policy):

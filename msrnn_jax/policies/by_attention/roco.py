@@ -41,7 +41,7 @@ class RoCo(Policy):
         deviation = jnp.sqrt(jnp.maximum(layer.stats["square"] / count - mean**2, 0))
         eligible = (layer.positions != EMPTY) & ~self.protected(layer, t)
         order = jnp.lexsort((layer.positions, deviation, ~eligible), axis=1)
-        rank = jnp.argsort(order, axis=1)
+        rank = jnp.argsort(order, axis=1).astype(jnp.int32)
         budget = layer.row_budgets
         spared = jnp.floor(budget.astype(jnp.float32) * jnp.float32(self.share)).astype(jnp.int32)
         feasible = eligible & (rank < jnp.maximum(budget - spared - self.sinks, self.every))

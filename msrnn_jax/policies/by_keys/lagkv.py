@@ -46,13 +46,13 @@ class LagKV(Policy):
             return jnp.ones(slots, widen(keys).dtype)
         order = jnp.argsort(jnp.where(counted, positions, jnp.iinfo(jnp.int32).max))[: blocks * self.lag]
         shares = self._shares(keys[order], blocks) + self._shares(values[order], blocks)  # [blocks - 1, lag]
-        rank = jnp.argsort(jnp.argsort(shares, axis=1), axis=1) / self.lag
+        rank = jnp.argsort(jnp.argsort(shares, axis=1), axis=1).astype(shares.dtype) / self.lag
         whole = counted.sum() // self.lag
         rank = jnp.where(jnp.arange(blocks - 1)[:, None] < whole - 1, rank, 1)
-        rank = rank.astype(widen(keys).dtype).reshape(-1)
+        rank = rank.reshape(-1)
         return jnp.ones(slots, rank.dtype).at[order[: len(rank)]].set(rank)
 
-    def _shares(self, x: Float[Array, "B*lag H"], blocks: int) -> Float[Array, "B-1 lag"]:
+    def _shares(self, x: Float[Array, "T H"], blocks: int) -> Float[Array, "A W"]:
         x = widen(x).reshape(blocks, self.lag, -1)
         least, largest = x[1:].min(axis=1, keepdims=True), x[1:].max(axis=1, keepdims=True)
         extent = largest - least

@@ -6,7 +6,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from msrnn_jax.policies.base import Policy, RowStats, Score
-from msrnn_jax.policies.by_queries.rotation import combine, frequencies, turn
+from msrnn_jax.policies.by_queries.rotation import angles, combine, frequencies, turn
 from msrnn_jax.policies.scoring import by_heads, by_rows, einsum, held_slots, norms, softmax_over, widen
 from msrnn_jax.state import LayerInfo, LayerState, View
 
@@ -52,7 +52,7 @@ class ExpectedAttention(Policy):
     def score(self, layer: LayerState, t: Int[Array, ""]) -> Score:
         heads, _, width = layer.keys.shape
         mean, covariance = (leaf.reshape(heads, -1, *leaf.shape[2:]) for leaf in self._moments(layer, t))
-        missing = by_heads(layer, layer.positions[..., None] * layer.row_stats["missing"][:, None])  # [K, S, R]
+        missing = by_heads(layer, angles(layer.positions, layer.row_stats["missing"]))  # [K, S, R]
         keys = turn(widen(layer.keys), missing)
         logits = einsum("kgh,ksh->kgs", mean, keys) * width**-0.5
         logits = logits + einsum("ksi,kgij,ksj->kgs", keys, covariance, keys) / (2 * width)
@@ -66,8 +66,8 @@ class ExpectedAttention(Policy):
         count = jnp.maximum(rows["count"], 1)[:, None, None]
         mean = rows["mean"] / count
         covariance = rows["square"] / count[..., None] - mean[..., :, None] * mean[..., None, :]
-        places = (t + jnp.arange(self.future)).astype(mean.dtype)
-        angle = rows["whole"][:, None] * places[:, None]  # [#K, future, R]
+        places = (t + jnp.arange(self.future, dtype=jnp.int32)).astype(mean.dtype)
+        angle = rows["whole"][:, None] * places[None, :, None]  # [#K, future, R]
         cos, sin = jnp.cos(angle).mean(axis=1), jnp.sin(angle).mean(axis=1)
         cos, sin = cos[:, None, None], sin[:, None, None]
         covariance = combine(jnp.swapaxes(combine(covariance, cos, sin), -1, -2), cos, sin)

@@ -34,7 +34,7 @@ class GKV(ObservationWindow):
         logits, born, known = self.window(layer, t)
         probs = softmax_over(logits, self.seen(layer, born)).max(axis=2)  # [K, W, S]
         distant = self.distant(layer, t)
-        attended = jnp.where(distant, mean_of(probs, known[:, None], axis=1), 0)  # [K, S]
+        attended = jnp.where(distant, mean_of(probs, known[None, :, None], axis=1), 0)  # [K, S]
         most = attended.max(axis=1, keepdims=True)
         now = by_rows(self, attended / jnp.maximum(most, jnp.finfo(most.dtype).tiny))
         return jnp.where(distant[: len(now)], jnp.maximum(self.decay * layer.stats, now), layer.stats)

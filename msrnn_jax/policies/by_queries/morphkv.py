@@ -36,5 +36,5 @@ class MorphKV(ObservationWindow):
     def score(self, layer: LayerState, t: Int[Array, ""]) -> Score:
         logits, _, known = self.window(layer, t)
         probs = softmax_over(logits.sum(axis=2), self.distant(layer, t)[:, None])  # [K, W, S]
-        probs = jnp.where(known[:, None], probs, 0)
+        probs = jnp.where(known[None, :, None], probs, 0)
         return by_rows(self, probs.max(axis=1) if self.fuse == "max" else probs.sum(axis=1))

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from msrnn_jax.policies.base import Score
 from msrnn_jax.policies.by_queries.snapkvd import SnapKVD
 from msrnn_jax.policies.scoring import by_heads, by_rows, einsum, held_slots, mean_of, softmax_over, units
-from msrnn_jax.state import LayerState
+from msrnn_jax.state import EMPTY, LayerState
 
 ALIKE = 0.5  # keys of a larger cosine are taken for each other
 
@@ -39,8 +39,10 @@ class RKV(SnapKVD):
 def _redundancy(keys: Float[Array, "S H"], positions: Int[Array, " S"], held: Array) -> Float[Array, " S"]:
     keys = jnp.where(held[:, None], units(keys), 0)
     cosines = einsum("ih,jh->ij", keys, keys) * (1 - jnp.eye(len(keys), dtype=keys.dtype))
-    newest = jnp.max(jnp.where((cosines > ALIKE) & held, positions, -1), axis=1)  # [S], of each key's likes
+    newest = jnp.max(
+        jnp.where((cosines > ALIKE) & held[None], positions[None], EMPTY), axis=1
+    )  # [S], of each key's likes
     oldest = jnp.min(jnp.where(held, positions, jnp.iinfo(jnp.int32).max))
-    left_out = jnp.where(newest < 0, oldest, newest)
-    cosines = jnp.where(positions == left_out[:, None], 0, cosines)
+    left_out = jnp.where(newest == EMPTY, oldest, newest)
+    cosines = jnp.where(positions[None] == left_out[:, None], 0, cosines)
     return softmax_over(mean_of(cosines, held[:, None], axis=0), held)

@@ -30,7 +30,7 @@ class SnapKV(ObservationWindow):
     def score(self, layer: LayerState, t: Int[Array, ""]) -> Score:
         logits, born, known = self.window(layer, t)
         probs = softmax_over(logits, self.seen(layer, born))  # [K, W, G, S]
-        attended = mean_of(probs.mean(axis=2), known[:, None], axis=1)  # [K, S]
+        attended = mean_of(probs.mean(axis=2), known[None, :, None], axis=1)  # [K, S]
         distant, positions = self.distant(layer, t), by_heads(layer, layer.positions)
         pooled = neighbours(attended, distant, positions, self.kernel, 0.0).mean(axis=0)
         return by_rows(self, jnp.where(distant, pooled, 0))

@@ -31,7 +31,7 @@ class SnapKVD(ObservationWindow):
         logits, _, known = self.window(layer, t)
         distant = self.distant(layer, t)
         probs = softmax_over(logits.max(axis=2), distant[:, None])  # [K, W, S]
-        attended = mean_of(probs, known[:, None], axis=1)  # [K, S]
+        attended = mean_of(probs, known[None, :, None], axis=1)  # [K, S]
         pooled = neighbours(attended, distant, by_heads(layer, layer.positions), self.kernel, 0.0).max(axis=0)
         return jnp.where(distant, pooled, 0)
 

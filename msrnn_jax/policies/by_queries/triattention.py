@@ -7,7 +7,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from msrnn_jax.policies.base import Policy, RowStats, Score
-from msrnn_jax.policies.by_queries.rotation import frequencies, turn
+from msrnn_jax.policies.by_queries.rotation import angles, combine, frequencies, turn
 from msrnn_jax.policies.scoring import by_heads, by_rows, einsum, held_slots, mean_of, widen
 from msrnn_jax.state import LayerInfo, LayerState, View
 
@@ -52,11 +52,8 @@ class TriAttention(Policy):
         mean, size = rows["mean"] / count, rows["size"] / count  # [#K, N, H], [#K, N, R]
         # The query as it is now, and on average over the distances: both are turns, which a sum over d leaves linear.
         now = turn(mean, (rows["whole"] * (t - 1).astype(mean.dtype))[:, None])
-        cos, sin = jnp.split(rows["ahead"], 2, axis=-1)
-        first, second = jnp.split(now, 2, axis=-1)
-        cos, sin = cos[:, None], sin[:, None]
-        ahead = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-        missing = by_heads(layer, layer.positions[..., None] * rows["missing"][:, None])  # [K, S, R]
+        ahead = combine(now, *jnp.split(rows["ahead"][:, None], 2, axis=-1))
+        missing = by_heads(layer, angles(layer.positions, rows["missing"]))  # [K, S, R]
         keys = turn(widen(layer.keys), missing)  # as rotated at their true positions
         shape = (heads, -1)
         logits = einsum("kgh,ksh->kgs", ahead.reshape(*shape, ahead.shape[-1]), keys)

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import struct
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from msrnn_jax.policies.base import Policy, RowStats
@@ -38,7 +38,8 @@ class ObservationWindow(Policy):
 
     def observe_rows(self, rows: RowStats, view: View) -> RowStats:
         queries = view.queries.reshape(rows.shape[0], *rows.shape[2:])
-        return rows.at[:, view.t % self.size].set(queries.astype(rows.dtype))
+        place = lax.rem(view.t, jnp.int32(self.size))
+        return lax.dynamic_update_slice_in_dim(rows, queries.astype(rows.dtype)[:, None], place, axis=1)
 
     @property
     def size(self) -> int:
@@ -64,5 +65,5 @@ class ObservationWindow(Policy):
 
     def seen(self, layer: LayerState, born: Int[Array, " W"]) -> Bool[Array, "K W 1 S"]:
         """What is held and was there for each of the queries."""
-        held = (layer.positions != EMPTY)[:, None] & (layer.positions[:, None] <= born[:, None])
-        return by_heads(layer, held)[:, :, None]
+        there = layer.positions[:, None] <= born[None, :, None]  # [#K, W, S]
+        return by_heads(layer, (layer.positions != EMPTY)[:, None] & there)[:, :, None]
