@@ -13,6 +13,7 @@ from msrnn_jax.recurrence.conditional import where_any
 
 T, BUDGET = 30, 6
 FLOAT64 = tiny.CONFIG.replace(dtype="float64")
+ONE = FLOAT64.replace(num_layers=1)  # for what shows in one layer as well
 TOKENS = tiny.tokens(T)
 
 
@@ -46,28 +47,30 @@ class Blind(ms.Full):
 @pytest.mark.parametrize("mode", ["absolute", tiny.more("cache"), "gap"])
 def test_a_bias_is_one_in_step_and_extend(mode, x64):
     policy = Fading(rate=jnp.asarray(0.3, jnp.float64))
-    (stepped, expected), (state, logits) = both(FLOAT64, policy, tiny.params("float64"), TOKENS, mode, 7, BUDGET)
+    (stepped, expected), (state, logits) = both(
+        ONE, policy, tiny.params("float64", config=ONE), TOKENS, mode, 7, BUDGET
+    )
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-9)
     assert [tiny.held(layer) for layer in state.layers] == [tiny.held(layer) for layer in stepped.layers]
     none = policy.replace(rate=jnp.asarray(0.0, jnp.float64))
-    plain = both(FLOAT64, ms.TOVA(), tiny.params("float64"), TOKENS, mode, 7, BUDGET)[0][1]
-    zero = both(FLOAT64, none, tiny.params("float64"), TOKENS, mode, 7, BUDGET)[1][1]
+    plain = both(ONE, ms.TOVA(), tiny.params("float64", config=ONE), TOKENS, mode, 7, BUDGET)[0][1]
+    zero = both(ONE, none, tiny.params("float64", config=ONE), TOKENS, mode, 7, BUDGET)[1][1]
     np.testing.assert_allclose(zero, plain, rtol=0, atol=1e-12)
     assert np.abs(np.asarray(expected) - np.asarray(plain)).max() > 0.1
 
 
 def test_a_bias_that_hides_is_forgetting(x64):
-    (_, window), _ = both(FLOAT64, ms.Window(), tiny.params("float64"), TOKENS, "absolute", 7, BUDGET)
-    (_, stepped), (_, extended) = both(FLOAT64, Blind(), tiny.params("float64"), TOKENS, "absolute", 7, T)
+    (_, window), _ = both(ONE, ms.Window(), tiny.params("float64", config=ONE), TOKENS, "absolute", 7, BUDGET)
+    (_, stepped), (_, extended) = both(ONE, Blind(), tiny.params("float64", config=ONE), TOKENS, "absolute", 7, T)
     np.testing.assert_allclose(stepped, window, rtol=0, atol=1e-9)
     np.testing.assert_allclose(extended, window, rtol=0, atol=1e-9)
 
 
 def test_a_bias_is_seen_by_a_prompt_that_is_read_at_once(x64):
     policy = Fading(rate=jnp.asarray(0.3, jnp.float64), every=T)  # which forgets nothing on the way either
-    params = tiny.params("float64")
-    once, seen = ms.prefill(FLOAT64, policy, params, ms.init_state(FLOAT64, policy, T), TOKENS, mode="oneshot")
-    slowly, logits = ms.prefill(FLOAT64, policy, params, ms.init_state(FLOAT64, policy, T), TOKENS)
+    params = tiny.params("float64", config=ONE)
+    once, seen = ms.prefill(ONE, policy, params, ms.init_state(ONE, policy, T), TOKENS, mode="oneshot")
+    slowly, logits = ms.prefill(ONE, policy, params, ms.init_state(ONE, policy, T), TOKENS)
     np.testing.assert_allclose(seen, logits, rtol=0, atol=1e-9)
     for ours, theirs in zip(once.layers, slowly.layers, strict=True):
         np.testing.assert_allclose(
@@ -79,12 +82,12 @@ def test_a_bias_is_seen_by_a_prompt_that_is_read_at_once(x64):
 
 @pytest.mark.parametrize("mode", ["absolute", tiny.more("gap")])
 def test_gradients_reach_a_policy_through_its_bias(mode, x64):
-    params, tokens = tiny.params("float64"), TOKENS
+    params, tokens = tiny.params("float64", config=ONE), TOKENS
 
     def loss(rate):
         policy = Fading(rate=rate)
-        state = ms.init_state(FLOAT64, policy, T, positions=mode)  # nothing is forgotten, so the loss is smooth
-        return ms.nll(FLOAT64, policy, params, state, tokens[:-1], tokens[1:])[1].sum()
+        state = ms.init_state(ONE, policy, T, positions=mode)  # nothing is forgotten, so the loss is smooth
+        return ms.nll(ONE, policy, params, state, tokens[:-1], tokens[1:])[1].sum()
 
     rate, small = jnp.asarray(0.3, jnp.float64), 1e-5
     expected = (loss(rate + small) - loss(rate - small)) / (2 * small)
@@ -95,15 +98,15 @@ def test_gradients_reach_a_policy_through_its_bias(mode, x64):
 
 @pytest.mark.parametrize("text", ["tova:every=4", tiny.more("h2o:adaptive=0.3"), tiny.more("gkv:recent=2,every=3")])
 def test_gradients_of_weights_go_past_cuts(text, x64):
-    policy, params = ms.parse_policy(text), tiny.params("float64")
-    empty = ms.init_state(FLOAT64, policy, BUDGET)
+    policy, params = ms.parse_policy(text), tiny.params("float64", config=ONE)
+    empty = ms.init_state(ONE, policy, BUDGET)
 
     def extended(params):
-        return ms.nll(FLOAT64, policy, params, empty, TOKENS[:-1], TOKENS[1:], chunk=7)[1].sum()
+        return ms.nll(ONE, policy, params, empty, TOKENS[:-1], TOKENS[1:], chunk=7)[1].sum()
 
     def stepped(params):
         def one(state, pair):
-            state, logits = ms.step(FLOAT64, policy, params, state, pair[0])
+            state, logits = ms.step(ONE, policy, params, state, pair[0])
             return state, -jax.nn.log_softmax(logits)[pair[1]]
 
         return jax.lax.scan(one, empty, (jnp.asarray(TOKENS[:-1]), jnp.asarray(TOKENS[1:])))[1].sum()

@@ -148,19 +148,30 @@ def test_prompts_of_any_length_are_kept_by_one_program(text, x64):
 
 def test_a_prompt_that_no_budget_holds_is_refused():
     policy = ms.Random(prompt=True, recent=2)
-    state = ms.init_state(tiny.CONFIG, policy, BUDGET)
+    state = ms.init_state(tiny.SHALLOW, policy, BUDGET)
     refused = (
         r"the prompt has 7 tokens, which random:recent=2,prompt=True keeps with 2 recent ones, but the budget is 8"
     )
     with pytest.raises(ValueError, match=refused):
-        ms.prefill(tiny.CONFIG, policy, tiny.params(), state, TOKENS[:7])
+        ms.prefill(tiny.SHALLOW, policy, tiny.params(config=tiny.SHALLOW), state, TOKENS[:7])
     with pytest.raises(ValueError, match="the prompt has 9 tokens"):
-        ms.generate(tiny.CONFIG, policy, tiny.params(), [TOKENS[:9].tolist()], budget=BUDGET, max_new_tokens=2)
-    state, _ = ms.prefill(tiny.CONFIG, policy, tiny.params(), state, TOKENS[:4])
-    state, _ = ms.prefill(tiny.CONFIG, policy, tiny.params(), state, TOKENS[4:6])  # the prompt goes on
+        ms.generate(
+            tiny.SHALLOW,
+            policy,
+            tiny.params(config=tiny.SHALLOW),
+            [TOKENS[:9].tolist()],
+            budget=BUDGET,
+            max_new_tokens=2,
+        )
+    state, _ = ms.prefill(tiny.SHALLOW, policy, tiny.params(config=tiny.SHALLOW), state, TOKENS[:4])
+    state, _ = ms.prefill(
+        tiny.SHALLOW, policy, tiny.params(config=tiny.SHALLOW), state, TOKENS[4:6]
+    )  # the prompt goes on
     assert int(state.layers[0].pinned) == 6
-    state, _ = ms.extend(tiny.CONFIG, policy, tiny.params(), state, TOKENS[6:9])
-    state, _ = ms.prefill(tiny.CONFIG, policy, tiny.params(), state, TOKENS[9:12])  # what comes later is no prompt
+    state, _ = ms.extend(tiny.SHALLOW, policy, tiny.params(config=tiny.SHALLOW), state, TOKENS[6:9])
+    state, _ = ms.prefill(
+        tiny.SHALLOW, policy, tiny.params(config=tiny.SHALLOW), state, TOKENS[9:12]
+    )  # what comes later is no prompt
     assert int(state.layers[0].pinned) == 6
 
 
@@ -178,7 +189,7 @@ def test_every_head_has_its_own_budget(text, x64):
     assert [[len(row) for row in tiny.held(layer)] for layer in cut.layers] == budget.tolist()
 
 
-@pytest.mark.parametrize("scope", ["layer", "head"])
+@pytest.mark.parametrize("scope", [tiny.more("layer"), "head"])
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_keeps_the_contract(name, scope):
     small = {"recent": 2} if hasattr(POLICIES[name], "window") and name != "cur" else {}
