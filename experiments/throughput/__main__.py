@@ -17,13 +17,16 @@ from rich.console import Console
 from experiments.common.origin import check_out, write_result
 from experiments.common.shapes import SHAPES
 from experiments.throughput import decode, memory, roofline
+from experiments.throughput import policies as each_policy
 from experiments.throughput.plot import plot
 from experiments.throughput.reading import run_extend, run_prompt
 from experiments.throughput.settings import (
+    DEFAULT_SECTIONS,
     SECTIONS,
     Decode,
     Extend,
     Memory,
+    Policies,
     Prompt,
     Roofline,
     Settings,
@@ -43,6 +46,7 @@ RUNS: dict[str, Callable[[Settings, Bench], dict[str, Any]]] = {
     "prompt": run_prompt,
     "extend": run_extend,
     "memory": memory.run,
+    "policies": each_policy.run,
 }
 
 
@@ -94,14 +98,18 @@ def main(
     checkpoint: Annotated[str | None, typer.Argument(metavar="[CKPT]")] = None,
     shape: Annotated[str | None, typer.Option(help=f"Instead of a checkpoint: {', '.join(SHAPES)}.")] = None,
     random: Annotated[bool, typer.Option("--random", help="Draw the weights of the shape.")] = False,
-    section: Annotated[Names, typer.Option(help=f"Repeat it. Default: all, {', '.join(SECTIONS)}.")] = None,
+    section: Annotated[
+        Names, typer.Option(help=f"Repeat it: {', '.join(SECTIONS)}. Default: all but policies.")
+    ] = None,
     dtype: Annotated[
         Names, typer.Option(help="Of weights; repeat it. Default: float32 and bfloat16, a shape's own.")
     ] = None,
-    policy: Annotated[str, typer.Option(help="Of all states but the variations of extend.")] = Settings.policy,
+    policy: Annotated[
+        str, typer.Option(help="Of all states but the variations of extend and policies.")
+    ] = Settings.policy,
     text: Annotated[Names, typer.Option(help="UTF-8 file; repeat it. Default: Python's help.")] = None,
     turns: Annotated[int, typer.Option(help="Turns of roofline and decode.")] = Settings.turns,
-    slow_turns: Annotated[int, typer.Option(help="Turns of prompt and extend.")] = Settings.slow_turns,
+    slow_turns: Annotated[int, typer.Option(help="Turns of prompt, extend and policies.")] = Settings.slow_turns,
     peers: Annotated[bool, typer.Option(help="Time transformers too, where installed.")] = Settings.peers,
     rows: Annotated[Counts, option("roofline", "Rows at once; repeat it. Default: 1 to 512.")] = None,
     decode_budget: Annotated[int, option("decode", "Budget where it is not varied.")] = Decode.budget,
@@ -110,7 +118,7 @@ def main(
     early: Annotated[int, option("decode", "Position of a token.")] = Decode.early,
     late: Annotated[int, option("decode", "Position of another.")] = Decode.late,
     decode_prompt: Annotated[int, option("decode", "Tokens read before.")] = Decode.prompt,
-    new_tokens: Annotated[int, option("decode", "Steps in a call, of the memory section too.")] = Decode.new_tokens,
+    new_tokens: Annotated[int, option("decode", "Steps in a call, of memory and policies too.")] = Decode.new_tokens,
     prompt_length: Annotated[int, option("prompt", "Tokens of the prompt.")] = Prompt.length,
     prompt_budget: Annotated[int, option("prompt", "Budget.")] = Prompt.budget,
     tokens: Annotated[int, option("extend", "Tokens of the whole text.")] = Extend.tokens,
@@ -132,6 +140,10 @@ def main(
     largest: Annotated[
         bool | None, option("memory", "Decode at the largest batch. Default: on accelerators only.")
     ] = None,
+    compared: Annotated[
+        Names, option("policies", "Repeat it. Default: all that forget, at each token and not.")
+    ] = None,
+    compared_batch: Annotated[Counts, option("policies", "Repeat it. Default: 1, 8.")] = None,
     out: Annotated[pathlib.Path, typer.Option(help="JSON to write; the plot goes beside it.")] = pathlib.Path(
         "results/throughput.json"
     ),
@@ -141,7 +153,7 @@ def main(
     settings = Settings(
         checkpoint=checkpoint,
         shape=shape,
-        sections=_distinct(section or SECTIONS),
+        sections=_distinct(section or DEFAULT_SECTIONS),
         dtypes=_distinct(dtype or own),
         policy=policy,
         texts=tuple(text or ()),
@@ -177,6 +189,10 @@ def main(
             full_batch=full_batch,
             check_batch=check_batch,
             largest=largest,
+        ),
+        policies=Policies(
+            compared=_distinct(compared or Policies.compared),
+            batches=_distinct(compared_batch or Policies.batches),
         ),
     )
     check(settings, random)

@@ -1,12 +1,15 @@
 """What is timed, section by section."""
 
 import dataclasses
+import math
 
 from experiments.common.shapes import SHAPES
 from msrnn_jax.policies import parse_policy
+from msrnn_jax.policies.registry import POLICIES
 from msrnn_jax.recurrence.checks import MAX_BUDGET, check_dtype, check_int, check_protection
 
-SECTIONS = ("roofline", "decode", "prompt", "extend", "memory")
+DEFAULT_SECTIONS = ("roofline", "decode", "prompt", "extend", "memory")
+SECTIONS = (*DEFAULT_SECTIONS, "policies")  # which takes as long as all others together, so it must be asked for
 MOST_GIB = 1_000_000
 OVERFILL = 8  # tokens read beyond the budget, so that a state is full and forgets
 
@@ -66,24 +69,40 @@ class Memory:
     largest: bool | None = None  # also decode at the largest batch; None: on accelerators
 
 
+def every_policy() -> tuple[str, ...]:
+    """All that forget, those that cut every so many tokens also at each, and some that cut at each also every 128."""
+    ours = [policy() for policy in POLICIES.values() if policy.forgets]
+    at_each = [policy.replace(every=1) for policy in ours if policy.every > 1]
+    return (*map(str, ours), *map(str, at_each), *(f"{name}:every=128" for name in ("window", "tova", "h2o")))
+
+
+@dataclasses.dataclass(frozen=True)
+class Policies:
+    """Every policy beside Window, at the budget of decode and the chunk of extend."""
+
+    compared: tuple[str, ...] = every_policy()
+    batches: tuple[int, ...] = (1, 8)
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """One run."""
 
     checkpoint: str | None = None
     shape: str | None = None  # random weights of this shape instead
-    sections: tuple[str, ...] = SECTIONS
+    sections: tuple[str, ...] = DEFAULT_SECTIONS
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     policy: str = "tova"  # of everything but the variations
     texts: tuple[str, ...] = ()  # empty: the default text
     turns: int = 5
-    slow_turns: int = 3  # where a call takes seconds: prompt and extend
+    slow_turns: int = 3  # where a call takes seconds: prompt, extend and policies
     peers: bool = True
     roofline: Roofline = Roofline()
     decode: Decode = Decode()
     prompt: Prompt = Prompt()
     extend: Extend = Extend()
     memory: Memory = Memory()
+    policies: Policies = Policies()
 
 
 def check(settings: Settings, random: bool) -> None:
@@ -118,6 +137,15 @@ def seen(decode: Decode, *budgets: int) -> int:
     return max(decode.prompt, max(budgets) + OVERFILL)
 
 
+def read_by_each(settings: Settings) -> int:
+    """Tokens that a call of `extend` reads in the section policies: they fill a state, and end where every policy cuts.
+
+    So whatever a policy does now and then is in the time of a call as often as it is due.
+    """
+    cycle = math.lcm(*(parse_policy(policy).every for policy in settings.policies.compared))
+    return -(-seen(settings.decode, settings.decode.budget + cycle) // cycle) * cycle
+
+
 def tokens_needed(settings: Settings) -> int:
     """The most tokens of text that any selected section reads."""
     extend = settings.extend
@@ -125,6 +153,7 @@ def tokens_needed(settings: Settings) -> int:
         "decode": seen(settings.decode, settings.decode.budget, *settings.decode.budgets),
         "prompt": settings.prompt.length,
         "extend": max(extend.tokens, extend.budget + OVERFILL + extend.stretch) + 1,
+        "policies": 2 * read_by_each(settings) + 1,
     }
     return max(needed.get(section, 0) for section in settings.sections)
 
@@ -162,3 +191,7 @@ def _check_policies(settings: Settings) -> None:
     check_protection(policy, [settings.extend.budget, *settings.extend.budgets, *settings.memory.budgets])
     for other in settings.extend.policies:
         check_protection(parse_policy(other), [settings.extend.budget])
+    for other in map(parse_policy, settings.policies.compared if "policies" in settings.sections else ()):
+        if not other.forgets:
+            raise ValueError(f"compared is {other}; it must be a policy that forgets")
+        check_protection(other, [settings.decode.budget])

@@ -2,12 +2,13 @@
 
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from experiments.throughput.memory import summarise
+from experiments.throughput.policies import EXTEND, MORE, NO_MORE, stepping
 from experiments.throughput.timing import Row
 from msrnn_jax.io.units import spell_bytes
 
@@ -15,6 +16,7 @@ from msrnn_jax.io.units import spell_bytes
 def tables(result: dict[str, Any]) -> list[Table]:
     """The tables of every section that ran."""
     makers = {"roofline": _roofline, "decode": _decode, "prompt": _prompt, "extend": _extend, "memory": _memory}
+    makers["policies"] = _policies
     return [table for section, make in makers.items() if section in result for table in make(result)]
 
 
@@ -178,6 +180,65 @@ def _table1(result: dict[str, Any], dtype: str) -> Table:
         "throughput only where decoding at the largest batch is asked for."
     )
     return made
+
+
+def _policies(result: dict[str, Any]) -> list[Table]:
+    return [make(result, dtype) for dtype in result["settings"]["dtypes"] for make in (_costs, _pairs)]
+
+
+def _costs(result: dict[str, Any], dtype: str) -> Table:
+    """Milliseconds of every policy and times over Window's; bytes of statistics as shares of keys and values."""
+    section, settings = result["policies"], result["settings"]
+    works = _works(result)
+    columns = [name for work in works.values() for name in (f"{work}\nms", "x Window")]
+    title = f"Policies at budget {settings['decode']['budget']:,}, {dtype}: a step; a token of extend"
+    made = _table(title, "policy", *columns, "slots", "stats", "row\nstats", left=1)
+    made.columns[0].no_wrap = True
+    made.caption = (
+        "x Window: median over turns, and half the way from the least to the largest\n"
+        "stats: bytes of a policy's statistics over those of keys and values"
+    )
+    for count in (one for one in section["bytes"] if one["dtype"] == dtype):
+        rows = {row["work"]: row for row in section["rows"] if _of_policy(row, count)}
+        ratios = [one for one in section["ratios"] if _of_policy(one, count)]
+        times = (f"{1e3 * statistics.median(rows[work]['seconds']) / rows[work]['steps']:.2f}" for work in works)
+        cells = [cell for pair in zip(times, _spreads(works, ratios), strict=True) for cell in pair]
+        shares = (f"{count[name] / count['keys_and_values']:.1%}" for name in ("statistics", "row_statistics"))
+        made.add_row(count["policy"], *cells, f"{count['slots']:,.0f}", *shares)
+    return made
+
+
+def _pairs(result: dict[str, Any], dtype: str) -> Table:
+    """Whether a policy that cuts now and then costs no more a token than the same one that cuts at each."""
+    works = _works(result)
+    pairs = [one for one in result["policies"]["pairs"] if one["dtype"] == dtype]
+    made = _table(
+        f"Time of cutting now and then over that of cutting at each token, {dtype}", "policy", *works.values(), left=1
+    )
+    for policy in dict.fromkeys(one["policy"] for one in pairs):
+        made.add_row(policy, *_spreads(works, [one for one in pairs if one["policy"] == policy]))
+    words = [one["costs"] for one in pairs]
+    made.caption = (
+        f"In all turns: {words.count(NO_MORE)} cost no more, {words.count(MORE)} more; the others are undecided"
+    )
+    made.caption += "".join(f"\nmore: {one['policy']}, {works[one['work']]}" for one in pairs if one["costs"] == MORE)
+    return made
+
+
+def _works(result: dict[str, Any]) -> dict[str, str]:
+    """The kinds of work of the section policies, and what they are called for short."""
+    batches = result["settings"]["policies"]["batches"]
+    return {**{stepping(batch): f"batch {batch}" for batch in batches}, EXTEND: EXTEND}
+
+
+def _of_policy(row: Row, other: Row) -> bool:
+    return (row["dtype"], row["policy"]) == (other["dtype"], other["policy"])
+
+
+def _spreads(works: Iterable[str], ratios: Sequence[Row]) -> list[str]:
+    """Of each kind of work the median ratio and half its range; nothing where there is none."""
+    found = {one["work"]: f"{one['median']:.2f}±{(max(one['each']) - min(one['each'])) / 2:.2f}" for one in ratios}
+    return [found.get(work, "") for work in works]
 
 
 def _given(value: float | None, form: str, unit: str = "") -> str:

@@ -20,7 +20,7 @@ from experiments.throughput import timing as bench
 from experiments.throughput.__main__ import app
 from experiments.throughput.memory import check, summarise
 from experiments.throughput.roofline import shares, weights_per_token
-from experiments.throughput.settings import SECTIONS
+from experiments.throughput.settings import DEFAULT_SECTIONS
 from experiments.throughput.timing import Series, ratio, take_turns
 from msrnn_jax.devices.memory import largest_batch, state_bytes, working_bytes
 from msrnn_jax.io.units import GIB, tree_bytes
@@ -98,11 +98,13 @@ def check_ratios(rows, ratios):
 @pytest.mark.exhaustive
 def test_every_section_runs(toy, tmp_path):
     printed, result = measure(tmp_path / "out" / "result.json", toy, "--largest", dtype=["float32"])
-    assert set(SECTIONS) | {"settings", "versions", "device", "commit", "threads", "peers", "config"} <= set(result)
+    assert set(DEFAULT_SECTIONS) | {"settings", "versions", "device", "commit", "threads", "peers", "config"} <= set(
+        result
+    )
     assert set(result["model_sha256"]) == {"float32"} and len(result["text_sha256"]) == 16
     assert sorted(os.listdir(tmp_path / "out")) == ["result.json", "result.png"]
     assert (tmp_path / "out" / "result.png").read_bytes()[:4] == b"\x89PNG"
-    assert all(f"{section}: " in printed.stderr for section in SECTIONS)
+    assert all(f"{section}: " in printed.stderr for section in DEFAULT_SECTIONS)
     for title in ("Products of", "Decoding, tova", "First token after 24", "Reading 48", "Reading 24", "Rows that fit"):
         assert title in printed.stdout
     assert (result["peers"]["skipped"] is None) == TORCH
