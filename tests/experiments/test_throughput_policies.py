@@ -17,7 +17,7 @@ from experiments.throughput.settings import DEFAULT_SECTIONS, Policies, Settings
 from msrnn_jax.io.units import tree_bytes
 from msrnn_jax.policies.registry import POLICIES
 
-OFTEN, RARE = "morphkv:recent=2,every=1", "morphkv:recent=2,every=4"
+OFTEN, RARE = "morphkv:recent=2", "morphkv:recent=2,every=4"
 SMALL = "--decode-budget 8 --decode-budgets 8 --decode-prompt 12 --new-tokens 3 --chunk 8 --slow-turns 2 --no-peers"
 CHOSEN = f"--section policies --dtype float32 --compared {OFTEN} --compared {RARE} --compared-batch 2"
 
