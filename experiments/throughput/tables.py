@@ -212,15 +212,11 @@ def _pairs(result: dict[str, Any], dtype: str) -> Table:
     """Whether a policy that cuts now and then costs no more a token than the same one that cuts at each."""
     works = _works(result)
     pairs = [one for one in result["policies"]["pairs"] if one["dtype"] == dtype]
-    made = _table(
-        f"Time of cutting now and then over that of cutting at each token, {dtype}", "policy", *works.values(), left=1
-    )
+    made = _table(f"Cutting now and then, time over at each token, {dtype}", "policy", *works.values(), left=1)
     for policy in dict.fromkeys(one["policy"] for one in pairs):
         made.add_row(policy, *_spreads(works, [one for one in pairs if one["policy"] == policy]))
     words = [one["costs"] for one in pairs]
-    made.caption = (
-        f"In all turns: {words.count(NO_MORE)} cost no more, {words.count(MORE)} more; the others are undecided"
-    )
+    made.caption = f"In all turns: {words.count(NO_MORE)} cost no more, {words.count(MORE)} more, of {len(words)}"
     made.caption += "".join(f"\nmore: {one['policy']}, {works[one['work']]}" for one in pairs if one["costs"] == MORE)
     return made
 

@@ -59,7 +59,7 @@ def test_policies_are_compared_with_window_and_with_themselves(toy, tmp_path):
         9,
         12,
     ]
-    assert "Policies at budget 8, float32" in printed.stdout and "cutting at each token" in printed.stdout
+    assert "Policies at budget 8, float32" in printed.stdout and "Cutting now and then" in printed.stdout
 
 
 @pytest.mark.parametrize("text", [*(text for text in every_policy() if "full" not in text), "tova:pyramid=2.0"])
