@@ -134,7 +134,7 @@ def working_bytes(config: Config, policy: Policy, budget: Budget) -> int:
     keys and values they are not written in place. `experiments.device_memory --check` holds it against compilers.
     """
     state = jax.eval_shape(lambda: init_state(config, policy, budget))
-    again = sum(tree_bytes((layer.positions, layer.stats)) for layer in state.layers)
+    again = sum(tree_bytes((layer.positions, layer.stats, layer.row_stats)) for layer in state.layers)
     attention = 4 * config.num_heads * max(layer.num_slots for layer in state.layers)
     products = max(attention, 4 * 2 * config.mlp_dim, 2 * config.vocab_size)
     return again + at_least_float32(config.dtype).itemsize * (config.vocab_size + config.model_dim + products)

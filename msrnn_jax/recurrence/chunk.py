@@ -61,7 +61,8 @@ def _has_closed_form(policy: Policy, context: StepContext, window: int | None) -
     """Whether what will be held can be said without looking at probabilities."""
     # Where a policy observes, scores may depend on what it did in this chunk. Where tokens expire, the order in
     # which they would go does not say which of them still make others go.
-    static = policy.static and not policy.observes and policy.recent == 0 and policy.one_by_one
+    static = policy.static and not policy.observes and policy.recent == 0
+    static = static and policy.adaptive is None and not policy.revises
     return not policy.biases and (not context.forgetting or (static and window is None))
 
 
@@ -118,7 +119,7 @@ def _hold(policy: Policy, layer: LayerState, context: StepContext) -> tuple[Int[
 
     Scores that depend on the token alone order all candidates once and for all. Freeing the first in this order
     whenever one too many is held keeps the last ones of those seen so far; so a candidate is held as long as
-    fewer than `budget` of those seen would go after it.
+    fewer than `budget` of those seen would go after it. Where the policy cuts every b tokens, that holds at its cuts.
 
     Args:
       layer: as if it held all candidates.
@@ -128,7 +129,9 @@ def _hold(policy: Policy, layer: LayerState, context: StepContext) -> tuple[Int[
     held = layer.positions != EMPTY  # [#K, M]
     slot, step = jnp.arange(layer.num_slots, dtype=jnp.int32)[None], jnp.arange(count, dtype=jnp.int32)[:, None]
     stays = held[:, None] & (slot <= slots + step)[None]  # [#K, T, M], after each token
-    if context.forgetting:
+    if context.forgetting and policy.every > 1:
+        stays = stays & _survives_cuts(policy, layer, context, before)
+    elif context.forgetting:
         # A state that holds more than its budget stays as large: a step frees one slot at most.
         limit = jnp.maximum(layer.budget, before)[:, None, None]  # [#K, 1, 1]
         stays = stays & (_outlived_by(policy, layer, context) < limit)
@@ -138,6 +141,24 @@ def _hold(policy: Policy, layer: LayerState, context: StepContext) -> tuple[Int[
     # The newest token is visible even where it is padding, whose row is thrown away but must stay finite.
     visible = (first[:, None] <= step[None]) & (step[None] <= last[:, None])  # [#K, T, M]
     return jnp.where(stays[:, -1], layer.positions, EMPTY), visible
+
+
+def _survives_cuts(
+    policy: Policy, layer: LayerState, context: StepContext, before: Int[Array, " #K"]
+) -> Bool[Array, "#K T M"]:
+    """Which candidates are left, after each token, by the last cut before it.
+
+    When a row is cut is known: first when it holds `budget + every`, and then after every so many tokens.
+    """
+    budget = jnp.broadcast_to(layer.budget, before.shape)[:, None]  # [#K, 1]
+    read = jnp.cumsum(context.position != EMPTY, dtype=jnp.int32)[None]  # [1, T]
+    first = jnp.maximum(budget + policy.every - before[:, None], 1)  # tokens read when the first cut comes
+    last = first + (read - first) // policy.every * policy.every  # and the last one
+    outlived = _outlived_by(policy, layer, context)
+    then = jnp.take_along_axis(outlived, jnp.maximum(last - 1, 0)[:, :, None], axis=1)  # [#K, T, M]
+    step = jnp.arange(layer.num_slots, dtype=jnp.int32) - (layer.num_slots - read.shape[1])  # [M], when it came
+    later = step[None, None] >= last[:, :, None]
+    return (read < first)[:, :, None] | later | (then < budget[:, :, None])
 
 
 def _outlived_by(policy: Policy, layer: LayerState, context: StepContext) -> Int[Array, "#K T M"]:

@@ -108,6 +108,26 @@ def test_step_extend_and_the_oracle_are_one(text, mode, x64):
                 np.testing.assert_allclose(mine[row], theirs, rtol=1e-7, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "text", ["random:scope=head,every=3", tiny.more("knorm:every=2"), tiny.more("window:sinks=1,every=4")]
+)
+def test_cuts_that_are_known_beforehand_are_those_of_steps(text):
+    """From states that hold little, much and too much, with padding: a closed form stands in for stepping there."""
+    policy, params, length = ms.parse_policy(text), tiny.params(config=tiny.SHALLOW), 17
+    empty = ms.init_state(tiny.SHALLOW, policy, 16, slots=24)
+    for before in (0, 3, 9, 15):
+        state = empty
+        if before:
+            state, _ = ms.extend(
+                tiny.SHALLOW, policy, params, empty, np.pad(TOKENS[:before], (0, 15 - before)), length=before
+            )
+        state = state.replace(layers=tuple(layer.replace(budget=jnp.int32(6)) for layer in state.layers))
+        tokens = TOKENS[before : before + length]
+        stepped, _, _ = tiny.watch(tiny.SHALLOW, policy, params, state, tokens)
+        extended, _ = ms.extend(tiny.SHALLOW, policy, params, state, np.pad(tokens, (0, 6)), length=length, chunk=9)
+        assert tiny.held(extended.layers[0]) == tiny.held(stepped.layers[0])
+
+
 ONESHOT = ["snapkv:recent=3,kernel=3", "gkv:recent=2,every=4", "expectedattention:sinks=1,future=16", "lagkv:lag=3"]
 
 
