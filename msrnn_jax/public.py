@@ -16,7 +16,7 @@ from msrnn_jax.model.extend import extend
 from msrnn_jax.model.llama import step
 from msrnn_jax.model.lora import attach_adapters, detach_adapters, init_adapters, merge_adapters
 from msrnn_jax.model.prefill import prefill
-from msrnn_jax.model.state_ops import adopt, compress, fork
+from msrnn_jax.model.state_ops import adopt, compress, fork, hand_over
 from msrnn_jax.params import Adapter, LayerParams, LowRank, Params, init_params
 from msrnn_jax.policies import H2O, TOVA, Full, Policy, Random, Window, parse_policy
 from msrnn_jax.recurrence.slots import init_state
@@ -57,6 +57,7 @@ __all__ = [
     "extend",
     "fork",
     "generate",
+    "hand_over",
     "init_adapters",
     "init_params",
     "init_state",

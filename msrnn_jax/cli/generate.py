@@ -48,6 +48,9 @@ def generate(
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
     mode: Mode = "stepwise",
+    prompt_policy: Annotated[
+        str | None, typer.Option(help="What forgets while the prompt is read; --policy goes on with what is left.")
+    ] = None,
     positions: Positions = "absolute",
     dtype: Dtype = None,
     as_json: Json = False,
@@ -72,7 +75,9 @@ def generate(
     from msrnn_jax.generation.streaming import check_stop_strings, stream_text
 
     check_stop_strings(stop or [])
-    chosen = read_policy(policy, read_config(checkpoint, dtype=dtype))
+    config = read_config(checkpoint, dtype=dtype)
+    chosen = read_policy(policy, config)
+    reader = None if prompt_policy is None else read_policy(prompt_policy, config)
     with waiting("loading the model and reading the prompt"):
         model = open_model(checkpoint, dtype)
         tokenizer = model.tokenizer
@@ -89,11 +94,13 @@ def generate(
             key=jax.random.key(seed),
             stop_strings=stop or [],
             mode=mode,
+            prompt_policy=reader,
             positions=positions,
         )
     if not as_json:
         return _show(prompts, writer, with_prompt=not chat)
     settings = {"policy": str(chosen), "budget": budget, "mode": mode, "positions": positions, "sampler": repr(sampler)}
+    settings |= {} if reader is None else {"prompt_policy": str(reader)}
     settings |= {"seed": seed, "max_new_tokens": max_new_tokens, "stop": stop or [], "dtype": model.config.dtype}
     _write_all(writer)
     for text, row in zip(prompts, writer.rows, strict=True):

@@ -33,6 +33,7 @@ def generate(
     key: Array | None = None,
     stop: Sequence[int] = (),
     mode: str = "stepwise",
+    prompt_policy: Policy | None = None,
     slots: Slots | None = None,
     positions: str | None = None,
     dtype: Any = None,
@@ -54,6 +55,8 @@ def generate(
         prompt alone, so it gets the same tokens in any batch; of equal prompts under one key, each draws anew.
       stop: token numbers that end a row; the one that did is the row's last token.
       mode: how prompts are read, "stepwise" or "oneshot" (see `prefill`).
+      prompt_policy: what is forgotten of prompts is then decided by this one, and `policy` goes on with what is left,
+        whose statistics begin anew (see `hand_over`).
       slots, positions, dtype: as in `init_state`, positions by default "absolute"; give `slots` to serve several
         budgets by one compilation.
 
@@ -66,9 +69,12 @@ def generate(
         policy or number of rows.
     """
     max_new_tokens = check_int("max_new_tokens", max_new_tokens, 1, MAX_BUDGET)
-    start = start_from(config, policy, state, budget, slots=slots, positions=positions, dtype=dtype)
-    request = make_request(config, policy, params, start, prompts, lengths, max_new_tokens, sampler, key, stop, mode)
-    tokens, draft = _generate(config, policy, params, request, sampler, max_new_tokens, mode)
+    start = start_from(
+        config, policy, state, budget, slots=slots, positions=positions, dtype=dtype, prompt_policy=prompt_policy
+    )
+    given = prompts, lengths, max_new_tokens, sampler, key, stop, mode, prompt_policy
+    request = make_request(config, policy, params, start, *given)
+    tokens, draft = _generate(config, policy, params, request, sampler, max_new_tokens, mode, prompt_policy)
     return tokens, draft.lengths, draft.states
 
 
@@ -86,6 +92,7 @@ def stream(
     key: Array | None = None,
     stop: Sequence[int] = (),
     mode: str = "stepwise",
+    prompt_policy: Policy | None = None,
     slots: Slots | None = None,
     positions: str | None = None,
     dtype: Any = None,
@@ -96,15 +103,24 @@ def stream(
     those of `generate`; errors come before the first block is asked for.
     """
     max_new_tokens = check_int("max_new_tokens", max_new_tokens, 1, MAX_BUDGET)
-    start = start_from(config, policy, state, budget, slots=slots, positions=positions, dtype=dtype)
-    request = make_request(config, policy, params, start, prompts, lengths, max_new_tokens, sampler, key, stop, mode)
-    return _stream(config, policy, params, request, sampler, mode)
+    start = start_from(
+        config, policy, state, budget, slots=slots, positions=positions, dtype=dtype, prompt_policy=prompt_policy
+    )
+    given = prompts, lengths, max_new_tokens, sampler, key, stop, mode, prompt_policy
+    request = make_request(config, policy, params, start, *given)
+    return _stream(config, policy, params, request, sampler, mode, prompt_policy)
 
 
 def _stream(
-    config: Config, policy: Policy, params: Params, request: Request, sampler: Sampler, mode: str
+    config: Config,
+    policy: Policy,
+    params: Params,
+    request: Request,
+    sampler: Sampler,
+    mode: str,
+    prompt_policy: Policy | None,
 ) -> Iterator[Block]:
-    draft, most = read_prompts(config, policy, params, request, mode), 1
+    draft, most = read_prompts(config, policy, params, request, mode, prompt_policy), 1
     while unfinished(draft, request.rules):
         block = decode_block(config, policy, params, draft, request.rules, most, sampler)
         yield block
@@ -120,6 +136,7 @@ def _generate(
     sampler: Sampler,
     max_new_tokens: int,
     mode: str,
+    prompt_policy: Policy | None,
 ) -> tuple[Array, DecodingState]:
-    draft = read_prompts(config, policy, params, request, mode)
+    draft = read_prompts(config, policy, params, request, mode, prompt_policy)
     return decode(config, policy, params, draft, request.rules, max_new_tokens, sampler, count=max_new_tokens)

@@ -16,6 +16,7 @@ from msrnn_jax.generation.decoding import DecodingRules, DecodingState, make_rul
 from msrnn_jax.generation.sampling import Sampler
 from msrnn_jax.model.extend import CHUNK
 from msrnn_jax.model.prefill import check_fresh, check_mode, check_pinned, prefill
+from msrnn_jax.model.state_ops import check_hand_over, hand_over
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.policies.random import hash32
@@ -30,7 +31,7 @@ from msrnn_jax.recurrence.checks import (
     check_room,
     check_state,
 )
-from msrnn_jax.recurrence.slots import init_state
+from msrnn_jax.recurrence.slots import init_state, share_out
 from msrnn_jax.state import MultiState
 
 PROMPT_MULTIPLE = 32  # short prompts are padded to a multiple of this, long ones to whole chunks: few compilations
@@ -54,8 +55,9 @@ def start_from(
     slots: Slots | None,
     positions: str | None,
     dtype: Any,
+    prompt_policy: Policy | None = None,
 ) -> MultiState:
-    """The states given, or an empty one for all rows.
+    """The states given, or an empty one for all rows, of the policy that reads prompts.
 
     Raises:
       ValueError: where neither states nor a budget are given, and for anything beside states that they settle.
@@ -64,8 +66,12 @@ def start_from(
         if budget is None:
             raise ValueError("budget is missing; give it, or a state to go on from")
         positions = "absolute" if positions is None else positions
-        return init_state(config, policy, budget, slots=slots, positions=positions, dtype=dtype)
-    for name, value in {"budget": budget, "slots": slots, "positions": positions, "dtype": dtype}.items():
+        if prompt_policy is not None and prompt_policy.pyramid is None:
+            budget = share_out(policy, config.num_layers, budget)
+        reader = policy if prompt_policy is None else prompt_policy
+        return init_state(config, reader, budget, slots=slots, positions=positions, dtype=dtype)
+    given = {"budget": budget, "slots": slots, "positions": positions, "dtype": dtype, "prompt_policy": prompt_policy}
+    for name, value in given.items():
         if value is not None:
             raise ValueError(f"{name} is {value!r}, but the state has its own; give one of the two")
     return state
@@ -95,10 +101,18 @@ def make_request(
     key: Array | None,
     stop: Sequence[int],
     mode: str,
+    prompt_policy: Policy | None = None,
 ) -> Request:
     """Checks what `generate` is given and pads the prompts."""
     check_mode(mode)
     check_policy(policy)
+    reader = policy if prompt_policy is None else prompt_policy
+    if prompt_policy is not None:
+        check_policy(prompt_policy)
+        check_hand_over(prompt_policy, policy)
+        check_protection(policy, [layer.budget for layer in start.layers])
+        if not policy.forgets:
+            raise ValueError(f"prompt_policy is {prompt_policy}, but {policy} forgets nothing; leave one of them out")
     check_params(config, params)
     if not isinstance(sampler, Sampler):
         raise ValueError(f"sampler is {sampler!r}; it must be a sampler, such as Greedy() or Temperature(0.8)")
@@ -107,10 +121,10 @@ def make_request(
     if stop_tokens.ndim != 1:
         raise ValueError(f"stop is {stop!r}; it must be a sequence of token numbers")
     rows, longest = prompts.shape
-    check_start(config, policy, start, rows)
+    check_start(config, reader, start, rows)
     check_fresh(mode, start)
-    check_pinned(policy, start, lengths)
-    check_room(config, policy, start, lengths, max_new_tokens)
+    check_pinned(reader, start, lengths)
+    check_room(config, reader, start, lengths, max_new_tokens)
     padding = -longest % (PROMPT_MULTIPLE if longest <= CHUNK else CHUNK)
     return Request(
         start=start,
@@ -121,11 +135,16 @@ def make_request(
 
 
 @partial(jax.jit, static_argnames="mode")
-def read_prompts(config: Config, policy: Policy, params: Params, request: Request, mode: str) -> DecodingState:
-    """Reads the prompts."""
+def read_prompts(
+    config: Config, policy: Policy, params: Params, request: Request, mode: str, prompt_policy: Policy | None = None
+) -> DecodingState:
+    """Reads the prompts, under a policy of their own if there is one."""
 
     def one(state: MultiState, prompt: Array, length: Array) -> tuple[MultiState, Array]:
-        return prefill(config, policy, params, state, prompt, length, mode)
+        if prompt_policy is None:
+            return prefill(config, policy, params, state, prompt, length, mode)
+        state, logits = prefill(config, prompt_policy, params, state, prompt, length, mode)
+        return hand_over(config, prompt_policy, policy, state), logits
 
     each = 0 if request.start.t.ndim else None
     states, logits = jax.vmap(one, (each, 0, 0))(request.start, request.prompts, request.lengths)

@@ -61,6 +61,7 @@ def stream_text(
     stop: Sequence[int] | None = None,
     stop_strings: Sequence[str] = (),
     mode: str = "stepwise",
+    prompt_policy: Policy | None = None,
     slots: Slots | None = None,
     positions: str | None = None,
     dtype: Any = None,
@@ -72,7 +73,8 @@ def stream_text(
       stop: token numbers that end a row; by default the tokenizer's.
       stop_strings: a row ends where one of them is complete, and its text before the first that is. U+FFFD in them
         is that of the text, where bytes are no character: known once later bytes can make none of them.
-      budget, state, max_new_tokens, sampler, key, mode, slots, positions, dtype: as in `generate`.
+      budget, state, max_new_tokens, sampler, key, mode, prompt_policy, slots, positions, dtype: as in
+        `generate`.
 
     Raises:
       ValueError: as `generate`, and for an empty prompt or stop string.
@@ -92,7 +94,9 @@ def stream_text(
         config,
         policy,
         params,
-        start_from(config, policy, state, budget, slots=slots, positions=positions, dtype=dtype),
+        start_from(
+            config, policy, state, budget, slots=slots, positions=positions, dtype=dtype, prompt_policy=prompt_policy
+        ),
         padded,
         lengths,
         check_int("max_new_tokens", max_new_tokens, 1, MAX_BUDGET),
@@ -100,8 +104,9 @@ def stream_text(
         key,
         tokenizer.stop if stop is None else stop,
         mode,
+        prompt_policy,
     )
-    draft = read_prompts(config, policy, params, request, mode)
+    draft = read_prompts(config, policy, params, request, mode, prompt_policy)
     return TextStream(config, policy, params, tokenizer, rows, draft, request.rules, sampler, stop_strings)
 
 

@@ -9,7 +9,7 @@ from jax import Array
 
 from msrnn_jax.config import Config
 from msrnn_jax.policies import Policy
-from msrnn_jax.policies.budgets import slots_for
+from msrnn_jax.policies.budgets import largest_budget, slots_for
 from msrnn_jax.recurrence.checks import (
     Budget,
     Count,
@@ -68,6 +68,41 @@ def adopt(
             layer = layer.replace(row_stats=init_row_stats(policy, info))
         layers.append(layer)
     return state.replace(layers=tuple(layers))
+
+
+def hand_over(config: Config, before: Policy, after: Policy, state: MultiState) -> MultiState:
+    """A state that one policy has brought to its budget, for another to go on with; pure and jittable.
+
+    What `before` holds beyond the budget goes first, by its scores. Statistics begin anew, as in `adopt`. Where `after`
+    keeps the prompt, that is all that was read so far, as far as it is still held.
+
+    Raises:
+      ValueError: for a policy by layer after one by head.
+    """
+    check_hand_over(before, after)
+    state = compress(before.replace(adaptive=None), state)
+    rows = 1 if after.scope == "layer" else config.num_kv_heads
+    layers = []
+    for index, layer in enumerate(state.layers):
+        slots = slots_for(after, largest_budget(before, layer.num_slots, layer.num_rows), rows)
+        more = max(0, slots - layer.num_slots)
+        layer = grow_slots(before, layer, more) if more else layer
+        info = layer_info(config, index, rows, state.mode)
+        layers.append(
+            layer.replace(
+                positions=_with_rows(layer.positions, rows),
+                stats=init_stats(after, rows, layer.num_slots),
+                row_stats=init_row_stats(after, info),
+                pinned=state.t if after.prompt else None,
+            )
+        )
+    return state.replace(layers=tuple(layers))
+
+
+def check_hand_over(before: Policy, after: Policy) -> None:
+    """Refuses a pair of policies of which the second cannot go on with what the first holds."""
+    if before.scope == "head" and after.scope == "layer":
+        raise ValueError(f"{after} forgets by layer, but {before} leaves other tokens in every head")
 
 
 def _adopt(policy: Policy, index: int, layer: LayerState, budget: Budget) -> LayerState:
