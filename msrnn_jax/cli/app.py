@@ -2,11 +2,13 @@
 
 import typer
 
+from msrnn_jax.cli.calibrate import calibrate
 from msrnn_jax.cli.chat import chat
 from msrnn_jax.cli.generate import generate
 from msrnn_jax.cli.info import info
 from msrnn_jax.cli.launch import launch
 from msrnn_jax.cli.perplexity import perplexity
+from msrnn_jax.cli.policies import policies
 from msrnn_jax.cli.trace import trace
 from msrnn_jax.cli.usage import Program
 from msrnn_jax.convert.cli import app as convert  # pyright: ignore[reportMissingImports], see pyproject.toml
@@ -18,6 +20,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="LLaMA as a multi-state RNN: generation and perplexity with a state of fixed size.",
 )
-for command in (generate, chat, perplexity, info, trace, launch):
+for command in (generate, chat, perplexity, policies, calibrate, info, trace, launch):
     app.command()(command)
 app.add_typer(convert, name="convert")

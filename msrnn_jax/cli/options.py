@@ -5,7 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-OURS = ("full", "random", "window", "window:sinks=4", "h2o", "h2o:scope=layer", "tova", "tova:scope=head")
+OURS = ("full", "random", "window", "window:sinks=4", "h2o", "h2o:scope=layer", "tova", "tova:scope=head") + (
+    "a2sf", "roco", "keyformer", "snapkv", "snapkvd", "rkv", "gkv", "morphkv", "expectedattention", "triattention",
+    "knorm", "keydiff", "cur", "lagkv",
+)  # fmt: skip
 
 
 def _starting_with(values: Iterable[str]):
@@ -15,7 +18,10 @@ def _starting_with(values: Iterable[str]):
     return complete
 
 
-POLICY_HELP = "Such as tova, h2o:recent=32, window:sinks=4, full, or your own: file.py:Class:option=1, module:Class."
+POLICY_HELP = (
+    "Such as tova, h2o:recent=32, window:sinks=4, full (`msrnn policies` lists all), or your own: "
+    "file.py:Class:option=1, module:Class."
+)
 
 Checkpoint = Annotated[str, typer.Argument(help="Folder made by `msrnn convert`.", metavar="CKPT")]
 PolicyText = Annotated[str, typer.Option("--policy", help=POLICY_HELP, autocompletion=_starting_with(OURS))]

@@ -133,6 +133,11 @@ class Policy(struct.PyTreeNode, kw_only=True):
         first = self.sinks if layer.pinned is None else jnp.maximum(layer.pinned, self.sinks)
         return (layer.positions < first) | (layer.positions >= t - self.recent_of(layer.row_budgets))
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths of what it reads as data; what is in them belongs to it as its code does."""
+        return ()
+
     def recent_of(self, budget: Any) -> Any:
         """How many of the newest tokens are protected at a budget, a number or an array."""
         if self.recent is None:
@@ -185,7 +190,7 @@ class Policy(struct.PyTreeNode, kw_only=True):
         """The text that `parse_policy` reads: a name and the options that differ from the defaults."""
         own = option_fields(type(self)).values()
         changed = {field.name: getattr(self, field.name) for field in own if _differs(self, field)}
-        options = [f"{name}={_text(name, value)}" for name, value in changed.items()]
+        options = [f"{name}={spell_option(name, value)}" for name, value in changed.items()]
         return ":".join([policy_name(type(self))] + ([",".join(options)] if options else []))
 
 
@@ -217,7 +222,8 @@ def _differs(policy: Policy, field: dataclasses.Field) -> bool:
     return not (same_type and bool(np.all(value == field.default)))
 
 
-def _text(name: str, value: Any) -> str:
+def spell_option(name: str, value: Any) -> str:
+    """The value of an option as text has it."""
     if name == "recent" and value is None:
         return "half"
     if isinstance(value, Tracer):

@@ -160,18 +160,20 @@ def _standard_library() -> str:
 
 
 def source_hash(policy: Policy) -> str | None:
-    """Hash of the code that a user's own policy is made of; None for the library's.
+    """Hash of the code that a user's own policy is made of, and of its `files`; None for the library's without any.
 
     That is the files in which it and the classes under it are written, and all modules of the user's that these
     import, see `helpers_of`. What was defined in no file (a notebook, a prompt) is not seen, nor are files that a
-    policy reads as data.
+    policy reads as data beside its `files`.
     """
+    digest = hashlib.sha256()
+    for path in policy.files:
+        digest.update(pathlib.Path(path).read_bytes())
     if type(policy) in POLICIES.values():
-        return None
+        return digest.hexdigest()[:16] if policy.files else None
     kinds = [kind for kind in type(policy).__mro__ if kind.__module__.split(".")[0] not in LIBRARIES]
     modules = [sys.modules.get(name) for name in dict.fromkeys(kind.__module__ for kind in kinds)]
     files = list(dict.fromkeys(filter(None, map(file_of, modules))))
-    digest = hashlib.sha256()
     for file in files:
         digest.update(file.content)
     roots = {os.path.realpath(file.file) for file in files}

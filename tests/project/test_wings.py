@@ -88,7 +88,7 @@ def test_folders_and_the_root_stay_small():
             if path.name != "__init__.py" or name == "msrnn_jax":
                 counts[path.parent] = counts.get(path.parent, 0) + 1
     assert counts.pop(ROOT / "msrnn_jax") <= 8
-    assert max(counts.values()) <= 13, counts
+    assert max(counts.values()) <= 15, counts
 
 
 def test_the_wheel_has_every_folder():

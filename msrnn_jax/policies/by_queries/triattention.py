@@ -7,6 +7,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from msrnn_jax.policies.base import Policy, RowStats, Score
+from msrnn_jax.policies.by_queries.calibration import read_calibration
 from msrnn_jax.policies.by_queries.rotation import angles, combine, frequencies, turn
 from msrnn_jax.policies.scoring import by_heads, by_rows, einsum, held_slots, mean_of, widen
 from msrnn_jax.state import LayerInfo, LayerState, View
@@ -21,13 +22,23 @@ class TriAttention(Policy):
     the mean over distances d of
     $\sum_f |\bar q_f||u_f| \cos(\omega_f (t - p_j + d) + \arg(\bar q_f u_f^*)) + (m_f - |\bar q_f|)|u_f|$,
     normalised over what was generated, maximum over a group's heads. Mao et al., TriAttention, 2026 (arXiv:2604.04921),
-    of whose modes this is the one by layer and head. The means are those of the queries read so far; theirs are
-    calibrated beforehand.
+    of whose modes this is the one by layer and head. The means are those of a file that `msrnn calibrate` wrote, as
+    theirs are calibrated beforehand; without one they are those of the queries read so far.
     """
 
     scope: str = struct.field(pytree_node=False, default="head", kw_only=True)
     every: int = struct.field(pytree_node=False, default=128, kw_only=True)
     prompt: bool = struct.field(pytree_node=False, default=True, kw_only=True)
+    calibration: str = struct.field(pytree_node=False, default="")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if "," in self.calibration:
+            raise ValueError(f"TriAttention: calibration is {self.calibration!r}; its path must have no comma")
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.calibration,) if self.calibration else ()
 
     def init_rows(self, info: LayerInfo) -> RowStats:
         turns = frequencies(info)
@@ -37,9 +48,14 @@ class TriAttention(Policy):
         ahead = np.concatenate([np.cos(angle).mean(axis=0), np.sin(angle).mean(axis=0)])
         sums = {"count": (), "mean": (heads, width), "size": (heads, width // 2)}
         made = {name: jnp.zeros((info.rows, *shape), dtype) for name, shape in sums.items()}
+        if self.calibration:
+            read = read_calibration(self.calibration, info)
+            made = {name: jnp.asarray(read[name].reshape(made[name].shape), dtype) for name in sums}
         return turns | made | {"ahead": jnp.broadcast_to(jnp.asarray(ahead, dtype), (info.rows, width))}
 
     def observe_rows(self, rows: RowStats, view: View) -> RowStats:
+        if self.calibration:
+            return rows
         query = widen(view.queries).reshape(rows["mean"].shape)
         query = turn(query, -(rows["done"] * view.t.astype(query.dtype))[:, None])
         sums = {"count": jnp.ones((), query.dtype), "mean": query, "size": _sizes(query)}

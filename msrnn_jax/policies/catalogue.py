@@ -1,0 +1,114 @@
+"""What there is of policies, made from their classes: what each keeps, by which equation, from which paper."""
+
+import inspect
+import re
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from msrnn_jax.config import Config
+from msrnn_jax.policies.base import Policy, option_fields, spell_option
+from msrnn_jax.policies.registry import POLICIES
+from msrnn_jax.state import LayerInfo
+
+# Shapes of statistics are told for LLaMA-3-8B: 8 KV heads of width 128, and four query heads for each.
+EXAMPLE = Config(
+    vocab_size=128256, model_dim=4096, num_layers=1, num_heads=32, num_kv_heads=8, head_dim=128, mlp_dim=14336
+)  # fmt: skip
+KINDS = {
+    "by_attention": "attention received",
+    "by_queries": "queries",
+    "by_keys": "keys and values",
+    "tova": "attention received",
+    "h2o": "attention received",
+}
+
+
+class Entry(NamedTuple):
+    """A policy as people look it up."""
+
+    name: str  # the text that makes it
+    summary: str  # one sentence
+    text: str  # what its class says, equations between dollar signs
+    scored_by: str  # what it looks at
+    paper: str | None  # arXiv number
+    defaults: dict[str, str]  # of the options that every policy has, where they differ
+    options: dict[str, str]  # its own, with their defaults
+    per_slot: int  # numbers kept of every slot and row
+    per_row: int  # numbers kept of every row, for the shapes of `EXAMPLE`
+
+
+def catalogue() -> list[Entry]:
+    """All policies of the library, in the order of `POLICIES`."""
+    return [describe(name) for name in POLICIES]
+
+
+def describe(name: str) -> Entry:
+    """One policy of the library.
+
+    Raises:
+      ValueError: for a name that is none.
+    """
+    if name not in POLICIES:
+        raise ValueError(f"policy {name!r} is unknown; it must be one of {', '.join(POLICIES)}")
+    kind = POLICIES[name]
+    text = inspect.getdoc(kind) or ""
+    fields, common = option_fields(kind), option_fields(Policy)
+    own = {key: field for key, field in fields.items() if key not in common}
+    changed = {key: field for key, field in fields.items() if key in common and field.default != common[key].default}
+    paper = re.search(r"arXiv:(\d{4}\.\d{5})", text)
+    module = kind.__module__.split(".")
+    known = [KINDS[part] for part in module if part in KINDS]
+    return Entry(
+        name=name,
+        summary=text.partition("\n\n")[0].replace("\n", " "),
+        text=text,
+        scored_by=known[0] if known else "position",
+        paper=paper[1] if paper else None,
+        defaults={key: spell_option(key, field.default) for key, field in changed.items()},
+        options={key: spell_option(key, field.default) for key, field in own.items()},
+        per_slot=_count(jax.eval_shape(lambda: kind().init(1, 1))),
+        per_row=_count(jax.eval_shape(lambda: kind().init_rows(_example(kind())))),
+    )
+
+
+def common_options() -> dict[str, str]:
+    """The options that every policy has, with what they do."""
+    text = (inspect.getdoc(Policy) or "").partition("Attributes:\n")[2]
+    found = re.findall(r"^  (\w+): (.*(?:\n    .*)*)", text, re.M)
+    return {name: re.sub(r"\s+", " ", said) for name, said in found}
+
+
+def as_markdown(costs: dict[str, float] | None = None) -> str:
+    """The catalogue as a page.
+
+    Args:
+      costs: of a step beside Window's, by name.
+    """
+    lines = ["| policy | scores by | defaults | per slot | per row | step | paper |", "|---|---|---|---|---|---|---|"]
+    for entry in catalogue():
+        link = f"[{entry.paper}](https://arxiv.org/abs/{entry.paper})" if entry.paper else ""
+        cost = "" if costs is None or entry.name not in costs else f"{costs[entry.name]:.2f}"
+        cells = entry.scored_by, spell(entry.defaults), entry.per_slot or "", entry.per_row or "", cost, link
+        lines.append(f"| [`{entry.name}`](#{entry.name}) | " + " | ".join(map(str, cells)) + " |")
+    for entry in catalogue():
+        lines += ["", f"## {entry.name}", "", entry.text]
+        if entry.options:
+            lines += ["", f"Options of its own: {spell(entry.options, '`')}."]
+    return "\n".join(lines) + "\n"
+
+
+def spell(options: dict[str, str], quote: str = "") -> str:
+    """Options as the text of a policy has them."""
+    return ", ".join(f"{quote}{name}={value}{quote}" for name, value in options.items())
+
+
+def _example(policy: Policy) -> LayerInfo:
+    rows = 1 if policy.scope == "layer" else EXAMPLE.num_kv_heads
+    return LayerInfo(EXAMPLE, 0, rows, np.zeros(EXAMPLE.head_dim // 2), True)
+
+
+def _count(stats: Any) -> int:
+    """Numbers of one row."""
+    return sum(leaf.size // leaf.shape[0] for leaf in jax.tree.leaves(stats))
