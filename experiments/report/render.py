@@ -3,11 +3,12 @@
 import base64
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jinja2
 
+from experiments.common.markdown import cell, table
 from experiments.report.origin import together
 from experiments.report.report import HOW, PAPER, Decided, Report, in_brief, spell_number, spell_paper
 
@@ -70,12 +71,12 @@ def markdown_of(report: Report) -> str:
 
 
 def _lines(report: Report) -> Iterator[str]:
-    yield from (f"# {_cell(report.model)} and the multi-state paper", "", report.summary, "")
+    yield from (f"# {cell(report.model)} and the multi-state paper", "", report.summary, "")
     for warning in report.warnings:
         yield from (f"**{warning}**", "")
     yield from (HOW, "")
     for one in report.missing:
-        yield f"* missing: {_cell(one)}"
+        yield f"* missing: {cell(one)}"
     yield from ("", "## Claims", "")
     for is_papers, title in ((True, "Of the paper:"), (False, "Questions of ours beside them:")):
         yield from (title, "")
@@ -84,31 +85,14 @@ def _lines(report: Report) -> Iterator[str]:
             for one in report.decided
             if one.claim.is_papers == is_papers
         ]
-        yield from _table(["section", "claim", "verdict", "decided from"], rows)
+        yield from table(["section", "claim", "verdict", "decided from"], rows)
         yield ""
     for section in report.sections:
         yield from (f"## {section.title}", "", section.about, "")
         for picture in section.pictures:
-            yield from (f"![{_cell(picture.alt)}]({picture.name}.png)", "", picture.caption, "")
+            yield from (f"![{cell(picture.alt)}]({picture.name}.png)", "", picture.caption, "")
         for grid in section.grids:
             if len(grid.rows) <= MOST:
                 yield from (f"{grid.title}:", "")
-                yield from _table([column.title for column in grid.columns], grid.cells())
+                yield from table([column.title for column in grid.columns], grid.cells())
                 yield ""
-
-
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield _row(titles)
-    yield _row(["---"] * len(titles))
-    for row in rows:
-        yield _row(row)
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(map(_cell, cells))} |"
-
-
-def _cell(text: str) -> str:
-    """On one line, with nothing in it that would end the cell or start markup."""
-    plain = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
-    return plain.replace("<", "&lt;").replace("`", "\\`")
