@@ -23,6 +23,7 @@ from experiments.comparison.tables import page, rows_of
 from experiments.language_modeling import __main__ as language_modeling
 from experiments.language_modeling.tables import summarise
 from experiments.needle import __main__ as needle
+from experiments.needle import tables as needle_tables
 from msrnn_jax.cli.errors import plain_errors
 from msrnn_jax.cli.options import MeshText
 from msrnn_jax.cli.usage import Command
@@ -44,7 +45,7 @@ class Settings:
       segment: tokens of a segment of a book, and at most of a text with a needle in it.
       segments: of every book, evenly spread; 0 for all.
       books: the first ones only; 0 for all.
-      needle_budgets: some of the budgets.
+      needle_budgets: those of the budgets at which needles are asked for.
       draws: texts with a needle for each of the DEPTHS; 0 for none.
     """
 
@@ -69,11 +70,10 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> str:
     sizes = {name: getattr(settings, name) for name in ("budgets", "segment", "segments", "books")}
     books = language_modeling.Settings(**alike, **sizes, others=())
     lines = language_modeling.run(books, out / f"{NAME}_{language_modeling.NAME}.jsonl", console)
-    cases = []
-    if settings.draws:
-        sizes = {"budgets": settings.needle_budgets, "lengths": (settings.segment,), "depths": DEPTHS}
-        asked = needle.Settings(**alike, **sizes, draws=settings.draws)
-        cases = needle.run(asked, out / f"{NAME}_{needle.NAME}.jsonl", console)
+    sizes = {"budgets": _asked_at(settings), "lengths": (settings.segment,), "depths": DEPTHS, "draws": settings.draws}
+    asked = needle.Settings(**alike, **sizes)
+    journal = out / f"{NAME}_{needle.NAME}.jsonl"
+    cases = needle.run(asked, journal, console) if _asked_at(settings) else []
     return write(lines, cases, out)
 
 
@@ -83,19 +83,19 @@ def _with_tova(policies: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*spelled, *map(reference_of, spelled)]))
 
 
+def _asked_at(settings: Settings) -> tuple[int, ...]:
+    """Budgets of the needles, none without draws."""
+    return tuple(size for size in settings.needle_budgets if size in settings.budgets and settings.draws)
+
+
 def _check(settings: Settings, out: pathlib.Path) -> None:
     """Refuses before any work what `needle` would refuse after hours of `language_modeling`."""
     check_plot(out / f"{NAME}.png")
     check_writable("out", out / f"{NAME}.md")
     check_int("draws", settings.draws, 0)
-    if not settings.draws:
-        return
     for policy in map(parse_policy, settings.policies):
-        if policy.prompt:
+        if policy.prompt and _asked_at(settings):
             raise ValueError(f"policy is {policy}, which keeps the prompt, here the whole text; give it prompt=False")
-    for budget in settings.needle_budgets:
-        if budget not in settings.budgets:
-            raise ValueError(f"needle_budgets has {budget}; it must be one of {', '.join(map(str, settings.budgets))}")
 
 
 def write(lines: list[Line], cases: list[Line], out: pathlib.Path) -> str:
@@ -104,12 +104,15 @@ def write(lines: list[Line], cases: list[Line], out: pathlib.Path) -> str:
     picture = draw(rows)
     write_bytes(out / f"{picture.name}.png", picture.png)
     full = summarise([line for line in lines if line["setting"]["policy"] == "full"])[0]
+    finds = [row for row in needle_tables.summarise(cases) if row["policy"] == "full"]
+    found = ", ".join(f"{100 * row['correct']:.0f} % with the question {row['order']} the text" for row in finds)
+    needles = f"; of needles it finds {found}" if found else ""
     texts = [
         "# Policies on one footing",
         f"{full['segments']} segments of {full['budget']:,} tokens of books, each read from an empty state; the full "
-        f"model's perplexity is {full['perplexity']:.2f}. Differences are in nats per token, paired over segments, "
-        "with standard errors. Better and worse are told from two standard errors on (of few segments more, by "
-        "Student's t), without a correction for how many policies there are.",
+        f"model's perplexity is {full['perplexity']:.2f}{needles}. Differences are in nats per token, paired over "
+        "segments, with standard errors. Better and worse are told from two standard errors on (of few segments more, "
+        "by Student's t), without a correction for how many policies there are.",
         "\n".join(f"* {one}" for one in findings_of(lines, cases)),
         f"![{picture.alt}]({picture.name}.png)",
         picture.caption,

@@ -202,7 +202,7 @@ def test_the_policies_are_in_one_spelling_with_a_label_each() -> None:
     ("changes", "message"),
     [
         (["--policy", "triattention"], "which keeps the prompt"),
-        (["--budget", "32"], "needle_budgets has 128; it must be one of 32"),
+        (["--policy", "nothing"], "policy 'nothing' is unknown"),
         (["--draws", "-1"], "draws is -1"),
     ],
 )
