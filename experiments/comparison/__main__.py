@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from experiments.common.markdown import table
-from experiments.common.options import Books, Budgets, Checkpoint, Dtype, NumBooks, Policies, Segment, settings_of
+from experiments.common.options import Books, Budgets, Checkpoint, Dtype, NumBooks, Policies, settings_of
 from experiments.comparison.differences import reference_of
 from experiments.comparison.figure import draw
 from experiments.comparison.findings import findings_of, when
@@ -141,7 +141,7 @@ def main(
     data: Books = None,
     policy: Policies = None,
     budget: Budgets = None,
-    segment: Segment = None,
+    segment: Annotated[int | None, typer.Option(help="Tokens of a segment, and of a text with a needle.")] = None,
     segments: Annotated[int | None, typer.Option(help="Of every book, evenly spread; 0 for all.")] = None,
     books: NumBooks = None,
     draws: Annotated[int | None, typer.Option(help="Texts for every depth; 0 for no needles.")] = None,
