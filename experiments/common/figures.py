@@ -112,13 +112,17 @@ def legend(axes: Axes, **where: Any) -> None:
         axes.legend(fontsize="x-small", **where)
 
 
-def png(figure: Figure) -> bytes:
-    """The figure's file: equal bytes for equal figures."""
+def png(figure: Figure, shades: int = SHADES) -> bytes:
+    """The figure's file: equal bytes for equal figures.
+
+    Args:
+      shades: more of them for a figure in which many colours lie over each other.
+    """
     from PIL import Image
 
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=POINTS)
-    image = Image.open(drawn).convert("RGB").quantize(SHADES, dither=Image.Dither.NONE)
+    image = Image.open(drawn).convert("RGB").quantize(shades, dither=Image.Dither.NONE)
     image.save(small, format="PNG", optimize=True)
     return small.getvalue()
 

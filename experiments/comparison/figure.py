@@ -15,18 +15,20 @@ ACROSS = 4  # panels side by side: 1,600 pixels
 LINEAR = 0.05  # nats; differences beyond are drawn by their logarithm
 TICKS = (-1.0, -0.3, -0.1, -0.05, 0.0, 0.05, 0.1, 0.3, 1.0, 3.0)
 MARKERS = "osv^DP"
+SHADES = 256  # bands lie over each other
 
 
 def draw(rows: Sequence[Row]) -> Picture:
     """The difference from TOVA by budget, two standard errors around it, of every policy in the panel of its family."""
     panels = _panels(rows)
     figure, axes = canvas(min(ACROSS, len(panels)), -(-len(panels) // ACROSS), width=4.0, height=3.0)
-    apart = [abs(row["apart"]) for row in rows if math.isfinite(row["apart"])]
+    apart = [row["apart"] for row in rows if math.isfinite(row["apart"])]
+    low, high = max([LINEAR, *_gaps(rows), *(-one for one in apart)]), max([LINEAR, *apart])
     for place, (every, family) in zip(axes, panels, strict=False):
         group = [row for row in rows if row["every"] == every]
         _panel(place, group, family)
         place.set_title(f"{family}, cut {when(every)}", fontsize="small")
-        place.set_ylim(-1.2 * max([LINEAR, *_gaps(rows)]), 1.5 * max([LINEAR, *apart]))
+        place.set_ylim(-1.3 * low, 1.5 * high)
     for place in axes[len(panels) :]:
         place.set_visible(False)
     for place in axes[::ACROSS]:
@@ -37,7 +39,7 @@ def draw(rows: Sequence[Row]) -> Picture:
         f"segments. Grey is TOVA, dotted the full model. The scale is linear up to {LINEAR} nats, and logarithmic "
         "beyond.",
         "A panel for every family of policies, with a line for each policy around that of TOVA",
-        png(figure),
+        png(figure, SHADES),
     )
 
 

@@ -74,8 +74,10 @@ def _random(found: Found, every: int) -> str:
     counts = {budget: count for budget, count in counts.items() if count.total()}
     if not counts:
         return ""
-    if not any(count[AGREES] for count in counts.values()):
-        verdict = "is as good as scored policies, as far as these segments tell"
+    if any(count[UNDECIDED] > count.total() / 2 for count in counts.values()):
+        verdict = "is not told from most scored policies at some size"
+    elif not any(count[AGREES] for count in counts.values()):
+        verdict = "is as good as scored policies"
     elif all(count[AGREES] > count.total() / 2 for count in counts.values()):
         verdict = "is not as good as scored policies"
     else:

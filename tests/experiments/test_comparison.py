@@ -168,6 +168,7 @@ def test_random_is_told_to_be_worse_or_as_good() -> None:
 def test_nothing_is_told_within_two_standard_errors() -> None:
     above = {"tova": 0.1, "h2o": 0.101, RANDOM_32: 0.1005}
     said = told(above, "Random", noise=0.1)
+    assert "is not told from most scored policies at some size" in said
     assert "0 of 2 are better, 0 worse, 2 not told apart" in said
     assert "and all others are worse" not in told(above, "The lowest loss", noise=0.1)
     assert "TOVA, and all others are worse" in told({"tova": 0.1, "h2o": 0.2}, "The lowest loss")
