@@ -16,6 +16,7 @@ from msrnn_jax.io.units import tree_bytes
 from msrnn_jax.params import Params, abstract_params
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.sliding_window import room_for
+from msrnn_jax.recurrence.slots import slots_of
 
 POLICIES = ("full", "tova")
 BUDGETS = (64, 128, 256, 512, 1024, 2048)
@@ -82,6 +83,7 @@ def _state(config: Config, policy: Policy, budget: int, room: int) -> dict[str, 
     return {
         "policy": str(policy),
         "budget": budget,
+        "slots": slots_of(config, policy, budget),
         "state_bytes": state,
         "working_bytes": working,
         "largest_batch": largest_batch(room, 0, state + working),

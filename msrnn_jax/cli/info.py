@@ -76,10 +76,11 @@ def _parameters(rows: list[dict[str, Any]]) -> Any:
 def _states(facts: dict[str, Any]) -> Any:
     from msrnn_jax.io.units import spell_bytes
 
-    table = _table("policy", "budget", "state of a row", "at work besides", "largest batch", left=1)
+    table = _table("policy", "budget", "slots", "state of a row", "at work besides", "largest batch", left=1)
     for row in facts["states"]:
         sizes = (spell_bytes(row[name]) for name in ("state_bytes", "working_bytes"))
-        table.add_row(row["policy"], f"{row['budget']:,}", *sizes, f"{row['largest_batch']:,}")
+        slots = row["slots"] if isinstance(row["slots"], int) else max(row["slots"])
+        table.add_row(row["policy"], f"{row['budget']:,}", f"{slots:,}", *sizes, f"{row['largest_batch']:,}")
     return table
 
 

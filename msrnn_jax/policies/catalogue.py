@@ -24,6 +24,19 @@ KINDS = {
     "h2o": "attention received",
 }
 
+PAGE = """
+# Policies
+
+What `msrnn policies --markdown` prints. Each takes the options `scope`, `sinks`, `recent`, `every`, `prompt`,
+`adaptive` and `pyramid` (`msrnn policies NAME` explains them) and works in `step`, `extend`, `generate`, perplexity,
+traces and experiments, in every position mode. Each is held against an oracle in numpy that was written from the
+equations alone.
+
+*Per slot* and *per row* are the numbers that a policy keeps besides keys and values: statistics of every slot, and of
+every row of slots, a KV head's or a whole layer's, for 8 KV heads of width 128 with 4 query heads each. p is a
+position, k and v keys and values, a attention, l its logits, g the query heads of a KV head, t the time.
+"""
+
 
 class Entry(NamedTuple):
     """A policy as people look it up."""
@@ -80,17 +93,13 @@ def common_options() -> dict[str, str]:
     return {name: re.sub(r"\s+", " ", said) for name, said in found}
 
 
-def as_markdown(costs: dict[str, float] | None = None) -> str:
-    """The catalogue as a page.
-
-    Args:
-      costs: of a step beside Window's, by name.
-    """
-    lines = ["| policy | scores by | defaults | per slot | per row | step | paper |", "|---|---|---|---|---|---|---|"]
+def as_markdown() -> str:
+    """The catalogue as a page."""
+    head = "| policy | scores by | defaults | per slot | per row | paper |"
+    lines = [*PAGE.strip("\n").splitlines(), "", head, "|---|---|---|---|---|---|"]
     for entry in catalogue():
         link = f"[{entry.paper}](https://arxiv.org/abs/{entry.paper})" if entry.paper else ""
-        cost = "" if costs is None or entry.name not in costs else f"{costs[entry.name]:.2f}"
-        cells = entry.scored_by, spell(entry.defaults), entry.per_slot or "", entry.per_row or "", cost, link
+        cells = entry.scored_by, spell(entry.defaults), entry.per_slot or "", entry.per_row or "", link
         lines.append(f"| [`{entry.name}`](#{entry.name}) | " + " | ".join(map(str, cells)) + " |")
     for entry in catalogue():
         lines += ["", f"## {entry.name}", "", entry.text]

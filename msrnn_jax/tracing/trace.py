@@ -12,7 +12,7 @@ from msrnn_jax.checkpoint.identity import fingerprint
 from msrnn_jax.config import Config
 from msrnn_jax.generation.generate import generate
 from msrnn_jax.io.provenance import provenance, text_hash
-from msrnn_jax.model.prefill import check_mode
+from msrnn_jax.model.prefill import check_mode, pin_prompt
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.checks import as_tokens, check_int, check_room
@@ -165,6 +165,7 @@ def freed_at(
     padded = np.zeros(-(-count // BLOCK) * BLOCK + BLOCK, np.int32)  # so that few lengths are compiled for
     padded[:count] = as_tokens(config, "the text", tokens)
     freed = _begin(state, len(padded))
+    state = pin_prompt(state, prompt)
     done = prompt if settings.mode == "oneshot" else 0
     report("compiling")
     if done:

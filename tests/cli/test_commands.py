@@ -189,7 +189,8 @@ def test_the_installed_script_finds_modules_of_the_current_folder(toy, tmp_path)
         (["generate", "TOY", "--prompt", "a", "--policy", "FOLDER/own.py:limit"], "'limit' is not a Policy in "),
         (
             ["generate", "TOY", "--prompt", "a", "--policy", "FOLDER/own.py:Mine:beta=1"],
-            "option 'beta=1' is unknown; it must be one of scope=, sinks=, recent=, alpha=",
+            "option 'beta=1' is unknown; it must be one of scope=, sinks=, recent=, every=, prompt=, adaptive=, "
+            "pyramid=, alpha=",
         ),
         (
             ["generate", "TOY", "--prompt", "a", "--policy", "FOLDER/own.py:Mine:alpha=much"],
