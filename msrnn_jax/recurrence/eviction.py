@@ -106,6 +106,8 @@ def evict_to_budget(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> Lay
             lambda new, old: jnp.where(expand_like(excess > 0, old), new.astype(old.dtype), old), revised, layer.stats
         )
         layer = layer.replace(stats=stats)
+    if policy.adaptive is not None and policy.every == 1:
+        return _free_lowest(policy, layer, t, budget)
     order = eviction_order if policy.adaptive is None else _shared_order
     return layer.replace(positions=jnp.where(order(policy, layer, t) < excess, EMPTY, layer.positions))
 
@@ -117,6 +119,34 @@ def eviction_order(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> Int[
     later = jnp.where(eligible, 0, jnp.where(held, 1, 2)).astype(jnp.int32)
     order = jnp.lexsort((layer.positions, score, later), axis=1)  # [#K, S]
     return jnp.argsort(order, axis=1).astype(jnp.int32)
+
+
+def _free_lowest(policy: Policy, layer: LayerState, t: Int[Array, ""], budget: Int[Array, ""]) -> LayerState:
+    """What `_shared_order` frees, one after the other: no sorting where few have to go.
+
+    Args:
+      budget: of all rows together.
+    """
+    score, eligible = comparable_scores(policy, layer, t)
+    safe, row = safe_tokens(policy, layer.budget), jnp.arange(layer.num_rows, dtype=jnp.int32)[:, None]
+
+    def counts(positions: Array) -> Array:
+        return (positions != EMPTY).sum(axis=1, keepdims=True, dtype=jnp.int32)  # [K, 1]
+
+    def lowest(mask: Array, numbers: Array) -> Array:
+        """Where the mask holds and the number is the lowest of those."""
+        return mask & (numbers <= jnp.min(jnp.where(mask, numbers, _highest(numbers.dtype))))
+
+    def one(positions: Array) -> Array:
+        held = counts(positions)
+        mask = (positions != EMPTY) & (held > safe)
+        mask = lowest(mask, jnp.where(eligible, 0, 1).astype(jnp.int32))
+        for numbers in (score, positions, jnp.broadcast_to(row, positions.shape)):
+            mask = lowest(mask, numbers)
+        return jnp.where(mask, EMPTY, positions)
+
+    positions = lax.while_loop(lambda positions: counts(positions).sum(dtype=jnp.int32) > budget, one, layer.positions)
+    return layer.replace(positions=positions)
 
 
 def _shared_order(policy: Policy, layer: LayerState, t: Int[Array, ""]) -> Int[Array, "K S"]:
