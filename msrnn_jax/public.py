@@ -20,7 +20,7 @@ from msrnn_jax.model.state_ops import adopt, compress, fork, hand_over
 from msrnn_jax.params import Adapter, LayerParams, LowRank, Params, init_params
 from msrnn_jax.policies import H2O, TOVA, Full, Policy, Random, Window, parse_policy
 from msrnn_jax.recurrence.slots import init_state
-from msrnn_jax.state import EMPTY, LayerState, MultiState, View
+from msrnn_jax.state import EMPTY, LayerInfo, LayerState, MultiState, View
 from msrnn_jax.testing.contract import check_contract
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Config",
     "Full",
     "Greedy",
+    "LayerInfo",
     "LayerParams",
     "LayerState",
     "LowRank",

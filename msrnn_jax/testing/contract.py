@@ -302,7 +302,7 @@ def _compare_rows(policy: Policy, rule: str, situation: Situation, expected: Any
     for leaf, other in zip(jax.tree.leaves(expected), jax.tree.leaves(given), strict=True):
         for row, (ours, theirs) in enumerate(zip(np.asarray(leaf), np.asarray(other), strict=True)):
             if not _same(leaf, ours, theirs):
-                where = f"row {row} (after {int(situation.view.t) + 1} tokens)"
+                where = f"row {row} (after {_seen(situation)})"
                 said = rule.format(_number(np.asarray(ours)), _number(np.asarray(theirs)))
                 raise _broken(policy, f"observe_rows gives {where} {said}")
 
@@ -317,10 +317,14 @@ def _same(leaf: Any, ours: Entry, theirs: Entry) -> bool:
 
 
 def _token(situation: Situation, where: np.ndarray) -> str:
-    layer, view = situation
-    (row, slot), seen = where.tolist(), int(view.t) + 1
-    tokens = f"{seen} token{'s' if seen > 1 else ''}"
-    return f"the token at position {int(layer.positions[row, slot])} (row {row}, after {tokens})"
+    layer = situation.layer
+    row, slot = where.tolist()
+    return f"the token at position {int(layer.positions[row, slot])} (row {row}, after {_seen(situation)})"
+
+
+def _seen(situation: Situation) -> str:
+    seen = int(situation.view.t) + 1
+    return f"{seen} token{'s' if seen > 1 else ''}"
 
 
 def _number(value: Entry) -> str:

@@ -212,6 +212,70 @@ class Frozen(Good):
     weights: Any = struct.field(pytree_node=False, default=None)
 
 
+class Budgeting(Good):
+    def budget(self, layer):
+        return layer.budget // 2
+
+
+class Merging(Good):
+    def merge(self, layer, t):
+        return layer
+
+
+class Editing(Good):
+    def observe(self, stats, view):
+        object.__setattr__(view, "values", 2 * view.values)
+        return super().observe(stats, view)
+
+
+class Greedy(Good):
+    """Wants more than it gets."""
+
+    def score(self, layer, t, view):
+        return view.probs.mean(axis=(0, 1))[None]
+
+
+class RowsOfSlots(Good):
+    def init_rows(self, info):
+        return jnp.zeros(3)
+
+
+class RowsByChance(Good):
+    def init_rows(self, info):
+        return jnp.full((info.rows, 2), np.random.default_rng().random())
+
+
+class RowsRestructured(Good):
+    def init_rows(self, info):
+        return jnp.zeros((info.rows, 2))
+
+    def observe_rows(self, rows, view):
+        return rows[:, :1]
+
+
+class RowsOfTheFirst(Good):
+    def init_rows(self, info):
+        return jnp.zeros((info.rows, info.config.head_dim))
+
+    def observe_rows(self, rows, view):
+        return rows + view.keys[:1, 0].astype(rows.dtype)
+
+
+class Infinitely(Good):
+    def bias(self, layer, t):
+        return jnp.where(layer.positions < t - 3, -jnp.inf, 0.0)
+
+
+class BiasOfTheFirst(Good):
+    def bias(self, layer, t):
+        return jnp.where(jnp.arange(layer.num_slots)[None] == 0, 1.0, 0.0)
+
+
+class RevisedByOrder(Good):
+    def revise(self, layer, t):
+        return layer.stats + jnp.roll(layer.stats, 1, axis=1)
+
+
 ALONE = "when called again with the same arguments; it must be a function of them alone"
 ORDER = "with slots in another order; it must not depend on that"
 LEFT = "with other leftovers in free slots (those whose position is EMPTY); it must not depend on that"
@@ -282,6 +346,20 @@ BROKEN = [
         f"and the lower after 110; {STATIC}",
     ),
     (Picky(), f"it cannot be an argument of jit: TracerBoolConversionError: ...; {ARGUMENT}"),
+    (
+        Budgeting(),
+        "it defines budget, which nobody calls; a budget is given to init_state; `adaptive` and `pyramid` share it out",
+    ),
+    (Merging(), "it defines merge, which nobody calls; what is freed is gone: no policy changes keys or values"),
+    (Editing(), "observe changed its view; only what it returns counts"),
+    (Greedy(), "score failed: TypeError: ...missing 1 required positional argument: 'view'"),
+    (RowsOfSlots(), "init_rows returned ...; statistics of rows must be arrays [1, ...]"),
+    (RowsByChance(), "init_rows returned other numbers when called again; it must return the same ones"),
+    (RowsRestructured(), "observe_rows returned shapes (1, 1); they must be those of init, (1, 2)"),
+    (RowsOfTheFirst(), f"observe_rows gives row 0 (after 1 token) values such as 1.5, but values such as 0 {ORDER}"),
+    (Infinitely(), "bias is -inf for the token at position 0 (row 0, after 4 tokens); it must be a number"),
+    (BiasOfTheFirst(), f"bias gives the token at position 0 (row 0, after 1 token) 1, but 0 {ORDER}"),
+    (RevisedByOrder(), f"revise gives the token at position ... (row 0, after ...) ..., but ... {LEFT}"),
     (Frozen(weights=np.ones(3)), f"it cannot be an argument of jit: ValueError: ...; {ARGUMENT}"),
 ]
 
