@@ -73,26 +73,23 @@ class Policy(struct.PyTreeNode, kw_only=True):
         super().__init_subclass__(**kwargs)
 
     def __post_init__(self):
-        name = type(self).__name__
-        if self.scope not in SCOPES:
-            raise ValueError(f"{name}: scope is {self.scope!r}; it must be one of {', '.join(SCOPES)}")
-        if not _is_size(self.sinks):
-            raise ValueError(f"{name}: sinks is {self.sinks!r}; it must be an integer of at least 0")
         share = isinstance(self.recent, float) and 0 < self.recent < 1
-        if self.recent is not None and not share and not _is_size(self.recent):
-            raise ValueError(
-                f"{name}: recent is {self.recent!r}; it must be an integer of at least 0, half, or a share such as 0.3"
-            )
-        if not _is_size(self.every) or self.every == 0:
-            raise ValueError(f"{name}: every is {self.every!r}; it must be an integer of at least 1")
-        if not isinstance(self.prompt, bool):
-            raise ValueError(f"{name}: prompt is {self.prompt!r}; it must be True or False")
-        if self.adaptive is not None and not (_is_number(self.adaptive) and 0 <= self.adaptive <= 1):
-            raise ValueError(f"{name}: adaptive is {self.adaptive!r}; it must be a share from 0 to 1")
-        if self.adaptive is not None and self.scope != "head":
-            raise ValueError(f"{name}: adaptive is {self.adaptive}, but scope is 'layer'; it must be 'head'")
-        if self.pyramid is not None and not (_is_number(self.pyramid) and self.pyramid >= 1):
-            raise ValueError(f"{name}: pyramid is {self.pyramid!r}; it must be a number of at least 1")
+        recent = "an integer of at least 0, half, or a share such as 0.3"
+        self.require("scope", self.scope in SCOPES, f"one of {', '.join(SCOPES)}")
+        self.require("sinks", is_size(self.sinks), "an integer of at least 0")
+        self.require("recent", self.recent is None or share or is_size(self.recent), recent)
+        self.require("every", is_size(self.every, 1), "an integer of at least 1")
+        self.require("prompt", isinstance(self.prompt, bool), "True or False")
+        if self.adaptive is not None:
+            self.require("adaptive", _is_number(self.adaptive) and 0 <= self.adaptive <= 1, "a share from 0 to 1")
+            self.require("scope", self.scope == "head", f"'head', since adaptive is {self.adaptive}")
+        if self.pyramid is not None:
+            self.require("pyramid", _is_number(self.pyramid) and self.pyramid >= 1, "a number of at least 1")
+
+    def require(self, name: str, holds: bool, must: str) -> None:
+        """Refuses the value of an option, saying what it must be, unless it holds."""
+        if not holds:
+            raise ValueError(f"{type(self).__name__}: {name} is {getattr(self, name)!r}; it must be {must}")
 
     @property
     def protects(self) -> bool:
@@ -231,8 +228,9 @@ def spell_option(name: str, value: Any) -> str:
     return str(np.asarray(value).tolist()) if isinstance(value, jax.Array | np.ndarray) else str(value)
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def is_size(value: Any, least: int = 0) -> bool:
+    """Whether it is a whole number, and large enough."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _is_number(value: Any) -> bool:

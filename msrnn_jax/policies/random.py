@@ -30,8 +30,7 @@ class Random(Policy):
 
     def __post_init__(self):
         super().__post_init__()
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise ValueError(f"Random: seed is {self.seed!r}; it must be an integer")
+        self.require("seed", isinstance(self.seed, int) and not isinstance(self.seed, bool), "an integer")
 
     def score(self, layer: LayerState, t: Int[Array, ""]) -> Score:
         del t

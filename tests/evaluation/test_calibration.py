@@ -67,7 +67,7 @@ def test_a_calibration_belongs_to_its_policy(tmp_path):
     path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot be read"):
         ms.init_state(tiny.CONFIG, policy, 6)
-    with pytest.raises(ValueError, match="its path must have no comma"):
+    with pytest.raises(ValueError, match="it must be a path without a comma"):
         ms.policies.POLICIES["triattention"](calibration="a,b")
 
 

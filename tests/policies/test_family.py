@@ -223,7 +223,7 @@ def test_every_policy_keeps_the_contract(name, scope):
         ("tova:every=0", "TOVA: every is 0; it must be an integer of at least 1"),
         ("tova:recent=1.5", "TOVA: recent is 1.5; it must be an integer of at least 0, half, or a share such as 0.3"),
         ("tova:recent=few", "recent is 'few'; it must be an integer, a share or half"),
-        ("tova:adaptive=0.2", "TOVA: adaptive is 0.2, but scope is 'layer'; it must be 'head'"),
+        ("tova:adaptive=0.2", "TOVA: scope is 'layer'; it must be 'head', since adaptive is 0.2"),
         ("h2o:adaptive=2", "H2O: adaptive is 2; it must be a share from 0 to 1"),
         ("tova:pyramid=0.5", "TOVA: pyramid is 0.5; it must be a number of at least 1"),
         ("a2sf:decay=2", "A2SF: decay is 2.0; it must be from 0 to 1"),

@@ -23,8 +23,7 @@ class A2SF(Policy):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.decay <= 1:
-            raise ValueError(f"A2SF: decay is {self.decay!r}; it must be from 0 to 1")
+        self.require("decay", 0 <= self.decay <= 1, "from 0 to 1")
 
     def init(self, rows: int, slots: int) -> Stats:
         return jnp.zeros((rows, slots))

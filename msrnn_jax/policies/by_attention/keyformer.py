@@ -6,7 +6,7 @@ from flax import struct
 from jax import Array
 from jaxtyping import Float, Int
 
-from msrnn_jax.policies.base import Policy, Score, Stats
+from msrnn_jax.policies.base import Policy, Score, Stats, is_size
 from msrnn_jax.policies.random import hash32
 from msrnn_jax.state import EMPTY, LayerState, View
 
@@ -32,14 +32,9 @@ class Keyformer(Policy):
     def __post_init__(self):
         super().__post_init__()
         for name in ("start", "end"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"Keyformer: {name} is {getattr(self, name)!r}; it must be above 0")
-        for name, least in (("horizon", 1), ("seed", None)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
-                raise ValueError(
-                    f"Keyformer: {name} is {value!r}; it must be an integer" + (" above 0" if least else "")
-                )
+            self.require(name, getattr(self, name) > 0, "above 0")
+        self.require("horizon", is_size(self.horizon, 1), "an integer above 0")
+        self.require("seed", is_size(self.seed), "an integer of at least 0")
 
     def init(self, rows: int, slots: int) -> Stats:
         return jnp.zeros((rows, slots))

@@ -24,8 +24,7 @@ class RoCo(Policy):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.share < 1:
-            raise ValueError(f"RoCo: share is {self.share!r}; it must be from 0 to less than 1")
+        self.require("share", 0 <= self.share < 1, "from 0 to less than 1")
 
     def init(self, rows: int, slots: int) -> Stats:
         return {"sum": jnp.zeros((rows, slots)), "square": jnp.zeros((rows, slots))}

@@ -5,7 +5,7 @@ from flax import struct
 from jax import Array
 from jaxtyping import Int
 
-from msrnn_jax.policies.base import Policy, Score
+from msrnn_jax.policies.base import Policy, Score, is_size
 from msrnn_jax.policies.scoring import by_heads, by_rows, einsum, held_slots, norms
 from msrnn_jax.state import LayerState
 
@@ -23,8 +23,7 @@ class CUR(Policy):
 
     def __post_init__(self):
         super().__post_init__()
-        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
-            raise ValueError(f"CUR: window is {self.window!r}; it must be an integer of at least 1")
+        self.require("window", is_size(self.window, 1), "an integer of at least 1")
 
     def score(self, layer: LayerState, t: Int[Array, ""]) -> Score:
         del t

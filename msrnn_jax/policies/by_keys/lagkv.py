@@ -6,7 +6,7 @@ from flax import struct
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from msrnn_jax.policies.base import Policy, Score
+from msrnn_jax.policies.base import Policy, Score, is_size
 from msrnn_jax.policies.scoring import by_heads, by_rows, widen
 from msrnn_jax.state import EMPTY, LayerState
 
@@ -28,8 +28,7 @@ class LagKV(Policy):
 
     def __post_init__(self):
         super().__post_init__()
-        if isinstance(self.lag, bool) or not isinstance(self.lag, int) or self.lag < 2:
-            raise ValueError(f"LagKV: lag is {self.lag!r}; it must be an integer of at least 2")
+        self.require("lag", is_size(self.lag, 2), "an integer of at least 2")
 
     def score(self, layer: LayerState, t: Int[Array, ""]) -> Score:
         del t

@@ -5,8 +5,8 @@ from flax import struct
 from jax import Array
 from jaxtyping import Float, Int
 
-from msrnn_jax.policies.base import Policy, RowStats, Score
-from msrnn_jax.policies.by_queries.rotation import angles, combine, frequencies, turn
+from msrnn_jax.policies.base import Policy, RowStats, Score, is_size
+from msrnn_jax.policies.by_queries.rotation import add, angles, combine, frequencies, turn, unrotated
 from msrnn_jax.policies.scoring import by_heads, by_rows, einsum, held_slots, norms, softmax_over, widen
 from msrnn_jax.state import LayerInfo, LayerState, View
 
@@ -29,10 +29,8 @@ class ExpectedAttention(Policy):
 
     def __post_init__(self):
         super().__post_init__()
-        if isinstance(self.future, bool) or not isinstance(self.future, int) or self.future < 1:
-            raise ValueError(f"ExpectedAttention: future is {self.future!r}; it must be an integer of at least 1")
-        if not self.epsilon >= 0:
-            raise ValueError(f"ExpectedAttention: epsilon is {self.epsilon!r}; it must be at least 0")
+        self.require("future", is_size(self.future, 1), "an integer of at least 1")
+        self.require("epsilon", self.epsilon >= 0, "at least 0")
 
     def init_rows(self, info: LayerInfo) -> RowStats:
         turns = frequencies(info)
@@ -42,12 +40,10 @@ class ExpectedAttention(Policy):
         return turns | {name: jnp.zeros((info.rows, *shape), dtype) for name, shape in sums.items()}
 
     def observe_rows(self, rows: RowStats, view: View) -> RowStats:
-        query = widen(view.queries).reshape(rows["mean"].shape)
-        query = turn(query, -(rows["done"] * view.t.astype(query.dtype))[:, None])
+        query = unrotated(rows, view)
         counts = (view.t >= self.sinks).astype(query.dtype)
         square = einsum("rgi,rgj->rgij", query, query)
-        sums = {"count": counts, "mean": counts * query, "square": counts * square}
-        return rows | {name: rows[name] + new.astype(rows[name].dtype) for name, new in sums.items()}
+        return add(rows, {"count": counts, "mean": counts * query, "square": counts * square})
 
     def score(self, layer: LayerState, t: Int[Array, ""]) -> Score:
         heads, _, width = layer.keys.shape

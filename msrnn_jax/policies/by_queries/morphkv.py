@@ -30,8 +30,7 @@ class MorphKV(ObservationWindow):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.fuse not in FUSIONS:
-            raise ValueError(f"MorphKV: fuse is {self.fuse!r}; it must be one of {', '.join(FUSIONS)}")
+        self.require("fuse", self.fuse in FUSIONS, f"one of {', '.join(FUSIONS)}")
 
     def score(self, layer: LayerState, t: Int[Array, ""]) -> Score:
         logits, _, known = self.window(layer, t)

@@ -27,8 +27,7 @@ class RKV(SnapKVD):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.mix <= 1:
-            raise ValueError(f"RKV: mix is {self.mix!r}; it must be from 0 to 1")
+        self.require("mix", 0 <= self.mix <= 1, "from 0 to 1")
 
     def score(self, layer: LayerState, t: Int[Array, ""]) -> Score:
         redundancy = jax.vmap(_redundancy)(layer.keys, by_heads(layer, layer.positions), held_slots(layer))

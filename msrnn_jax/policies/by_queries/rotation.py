@@ -4,8 +4,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from msrnn_jax.policies.scoring import wide
-from msrnn_jax.state import LayerInfo
+from msrnn_jax.policies.base import RowStats
+from msrnn_jax.policies.scoring import wide, widen
+from msrnn_jax.state import LayerInfo, View
 
 
 def frequencies(info: LayerInfo) -> dict[str, Array]:
@@ -14,6 +15,17 @@ def frequencies(info: LayerInfo) -> dict[str, Array]:
     whole = jnp.broadcast_to(jnp.asarray(info.frequencies, dtype), (info.rows, len(info.frequencies)))
     nothing = jnp.zeros_like(whole)
     return {"whole": whole, "done": whole if info.rotated else nothing, "missing": nothing if info.rotated else whole}
+
+
+def unrotated(rows: RowStats, view: View) -> Float[Array, "#K N H"]:
+    """The newest queries as they were before rotation, in the shape of `rows["mean"]`."""
+    query = widen(view.queries).reshape(rows["mean"].shape)
+    return turn(query, -(rows["done"] * view.t.astype(query.dtype))[:, None])
+
+
+def add(rows: RowStats, sums: dict[str, Array]) -> RowStats:
+    """The same statistics with more in these sums."""
+    return rows | {name: rows[name] + new.astype(rows[name].dtype) for name, new in sums.items()}
 
 
 def angles(positions: Int[Array, "#K S"], turns: Float[Array, "#K R"]) -> Float[Array, "#K S R"]:

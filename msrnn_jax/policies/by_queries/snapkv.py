@@ -6,7 +6,7 @@ from jax import Array
 from jaxtyping import Int
 
 from msrnn_jax.policies.base import Score
-from msrnn_jax.policies.by_queries.window import ObservationWindow
+from msrnn_jax.policies.by_queries.window import ODD, ObservationWindow, is_odd
 from msrnn_jax.policies.scoring import by_heads, by_rows, mean_of, neighbours, softmax_over
 from msrnn_jax.state import LayerState
 
@@ -25,7 +25,7 @@ class SnapKV(ObservationWindow):
 
     def __post_init__(self):
         super().__post_init__()
-        check_kernel("SnapKV", self.kernel)
+        self.require("kernel", is_odd(self.kernel), ODD)
 
     def score(self, layer: LayerState, t: Int[Array, ""]) -> Score:
         logits, born, known = self.window(layer, t)
@@ -34,9 +34,3 @@ class SnapKV(ObservationWindow):
         distant, positions = self.distant(layer, t), by_heads(layer, layer.positions)
         pooled = neighbours(attended, distant, positions, self.kernel, 0.0).mean(axis=0)
         return by_rows(self, jnp.where(distant, pooled, 0))
-
-
-def check_kernel(name: str, kernel: int) -> None:
-    """Refuses what has no middle."""
-    if isinstance(kernel, bool) or not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
-        raise ValueError(f"{name}: kernel is {kernel!r}; it must be an odd integer of at least 1")

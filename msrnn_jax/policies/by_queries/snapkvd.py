@@ -6,8 +6,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from msrnn_jax.policies.base import Score
-from msrnn_jax.policies.by_queries.snapkv import check_kernel
-from msrnn_jax.policies.by_queries.window import ObservationWindow
+from msrnn_jax.policies.by_queries.window import ODD, ObservationWindow, is_odd
 from msrnn_jax.policies.scoring import by_heads, by_rows, mean_of, neighbours, softmax_over
 from msrnn_jax.state import LayerState
 
@@ -24,7 +23,7 @@ class SnapKVD(ObservationWindow):
 
     def __post_init__(self):
         super().__post_init__()
-        check_kernel(type(self).__name__, self.kernel)
+        self.require("kernel", is_odd(self.kernel), ODD)
 
     def importance(self, layer: LayerState, t: Int[Array, ""]) -> Float[Array, "K S"]:
         """What the window attends to; 0 for what is not distant."""

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from msrnn_jax.policies.base import Policy, RowStats, Score
 from msrnn_jax.policies.by_queries.calibration import read_calibration
-from msrnn_jax.policies.by_queries.rotation import angles, combine, frequencies, turn
+from msrnn_jax.policies.by_queries.rotation import add, angles, combine, frequencies, turn, unrotated
 from msrnn_jax.policies.scoring import by_heads, by_rows, einsum, held_slots, mean_of, widen
 from msrnn_jax.state import LayerInfo, LayerState, View
 
@@ -33,8 +33,7 @@ class TriAttention(Policy):
 
     def __post_init__(self):
         super().__post_init__()
-        if "," in self.calibration:
-            raise ValueError(f"TriAttention: calibration is {self.calibration!r}; its path must have no comma")
+        self.require("calibration", "," not in self.calibration, "a path without a comma")
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -56,10 +55,8 @@ class TriAttention(Policy):
     def observe_rows(self, rows: RowStats, view: View) -> RowStats:
         if self.calibration:
             return rows
-        query = widen(view.queries).reshape(rows["mean"].shape)
-        query = turn(query, -(rows["done"] * view.t.astype(query.dtype))[:, None])
-        sums = {"count": jnp.ones((), query.dtype), "mean": query, "size": _sizes(query)}
-        return rows | {name: rows[name] + new.astype(rows[name].dtype) for name, new in sums.items()}
+        query = unrotated(rows, view)
+        return add(rows, {"count": jnp.ones((), query.dtype), "mean": query, "size": _sizes(query)})
 
     def score(self, layer: LayerState, t: Int[Array, ""]) -> Score:
         heads = layer.keys.shape[0]

@@ -7,9 +7,16 @@ from flax import struct
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from msrnn_jax.policies.base import Policy, RowStats
+from msrnn_jax.policies.base import Policy, RowStats, is_size
 from msrnn_jax.policies.scoring import by_heads, einsum
 from msrnn_jax.state import EMPTY, LayerInfo, LayerState, View
+
+ODD = "an odd integer of at least 1"  # what the width of pooling must be
+
+
+def is_odd(kernel: int) -> bool:
+    """Whether it has a middle."""
+    return is_size(kernel, 1) and kernel % 2 == 1
 
 
 class ObservationWindow(Policy):
@@ -26,11 +33,8 @@ class ObservationWindow(Policy):
 
     def __post_init__(self):
         super().__post_init__()
-        if not isinstance(self.recent, int) or self.recent < 1:
-            raise ValueError(
-                f"{type(self).__name__}: recent is {self.recent!r}; it must be an integer of at least 1, "
-                "the tokens of its observation window"
-            )
+        must = "an integer of at least 1, the tokens of its observation window"
+        self.require("recent", is_size(self.recent, 1), must)
 
     def init_rows(self, info: LayerInfo) -> RowStats:
         config = info.config
