@@ -187,6 +187,8 @@ def _check_policies(settings: Settings) -> None:
     policy = parse_policy(settings.policy)
     if not policy.forgets:
         raise ValueError(f"policy is {policy}; it must be one that forgets: full attention is timed beside it")
+    if policy.prompt:
+        raise ValueError(f"policy is {policy}, which keeps prompts longer than budgets; give it prompt=False")
     check_protection(policy, [settings.decode.budget, *settings.decode.budgets, settings.prompt.budget])
     check_protection(policy, [settings.extend.budget, *settings.extend.budgets, *settings.memory.budgets])
     for other in settings.extend.policies:
