@@ -44,6 +44,25 @@ def test_a_state_comes_back_to_the_bit(policy, options, tmp_path):
     tiny.step(CONFIG, policy, tiny.params(), again, jnp.int32(1))
 
 
+KINDS = ["gkv:recent=2,every=3", "h2o:adaptive=0.3,every=2", "random:prompt=True,scope=head", "tova:pyramid=2"]
+
+
+@pytest.mark.parametrize("text", tiny.few([*KINDS, "triattention:every=2"], KINDS[0], KINDS[2]))
+def test_whatever_a_policy_keeps_comes_back(text, tmp_path):
+    """Statistics of rows, more slots than budget + 1, pinned tokens, budgets of layers and of heads."""
+    policy, path = ms.parse_policy(text), tmp_path / "state"
+    budget = np.array([[5, 6, 4], [6, 5, 6]]) if "prompt" in text else 6
+    state = ms.init_state(CONFIG, policy, budget)
+    state, _ = ms.prefill(CONFIG, policy, tiny.params(), state, tiny.tokens(3))
+    state, _ = ms.extend(CONFIG, policy, tiny.params(), state, tiny.tokens(9))
+    ms.save_state(path, CONFIG, policy, tiny.params(), state)
+    again, _ = ms.load_state(path, CONFIG, policy, tiny.params())
+    assert jax.tree.structure(again) == jax.tree.structure(state) and bits(again) == bits(state)
+    with pytest.raises(ValueError, match="was made for a policy that keeps the prompt|other statistics|was made under"):
+        ms.save_state(path, CONFIG, ms.Random(scope=policy.scope), tiny.params(), state)
+        ms.load_state(path, CONFIG, ms.TOVA(), tiny.params())
+
+
 def test_a_state_belongs_to_a_model_a_policy_and_a_position_mode(tmp_path):
     path = tmp_path / "state"
     ms.save_state(path, CONFIG, ms.TOVA(), tiny.params(), state_after(ms.TOVA(), positions="cache"))
