@@ -12,7 +12,7 @@ from msrnn_jax.checkpoint.identity import fingerprint
 from msrnn_jax.config import Config
 from msrnn_jax.generation.generate import generate
 from msrnn_jax.io.provenance import provenance, text_hash
-from msrnn_jax.model.prefill import check_mode, pin_prompt
+from msrnn_jax.model.prefill import check_mode, check_pinned, pin_prompt
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.checks import as_tokens, check_int, check_room
@@ -75,6 +75,7 @@ def make_settings(
     size = budget if budget is not None else 64 if policy.forgets else room_for(config, positions, count)
     empty = init_state(config, policy, size, positions=positions)
     check_room(config, policy, empty, count)
+    check_pinned(policy, empty, prompt)
     return TraceSettings(policy, size, mode, positions, max_new_tokens), empty
 
 

@@ -73,4 +73,6 @@ def test_what_cannot_be_is_refused():
     refused(
         "prompt_policy is .*, but the state has its own", ms.H2O(), budget=None, state=state, prompt_policy=ms.TOVA()
     )
+    with pytest.raises(ValueError, match="gkv keeps statistics of rows; adopt must be given the config of the model"):
+        ms.adopt(ms.policies.GKV(), state)
     refused("protects 7 sinks", ms.Window(sinks=7), prompt_policy=ms.TOVA())

@@ -26,7 +26,7 @@ from msrnn_jax.text.tokenizer import Tokenizer
 from msrnn_jax.tracing.lifetimes import STILL_HELD, follow, start_record
 from msrnn_jax.tracing.page import survival_page
 from msrnn_jax.tracing.terminal import marked_lines, shares, show
-from msrnn_jax.tracing.trace import TraceSettings, freed_at, layer_row
+from msrnn_jax.tracing.trace import TraceSettings, freed_at, layer_row, make_settings
 
 HOSTILE = [
     "</script>",
@@ -248,3 +248,15 @@ def test_the_page_needs_no_file_beside_it(toy, tmp_path, monkeypatch):
     assert record["freed"] == [[[None] * 3]] * 2 and record["budget"] == 3
     assert (record["policy"], record["positions"], record["mode"]) == ("full", "cache", "stepwise")
     assert printed.splitlines()[:2] == ["abc", "###"]
+
+
+@pytest.mark.parametrize("mode", ["stepwise", tiny.more("oneshot")])
+def test_a_prompt_that_is_kept_is_never_freed(mode):
+    policy, prompt = ms.Random(prompt=True), 5
+    settings = TraceSettings(policy, 7, mode, "absolute", 0)
+    state = ms.init_state(tiny.SHALLOW, policy, 7)
+    tokens = tiny.tokens(40).tolist()
+    found = freed_at(tiny.SHALLOW, tiny.params(config=tiny.SHALLOW), tokens, prompt, settings, state)
+    assert (found[:, :, :prompt] == STILL_HELD).all() and (found[:, :, prompt:-2] != STILL_HELD).any()
+    with pytest.raises(ValueError, match="the prompt has 9 tokens, which random:prompt=True keeps"):
+        make_settings(tiny.SHALLOW, policy, 7, mode, "absolute", 0, 9)
