@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 import msrnn_jax as ms
+from msrnn_jax.model.extend import scan_chunks
 from msrnn_jax.policies.registry import POLICIES
 
 T, SHORT, BUDGET, CHUNK = 34, 23, 8, 7  # tokens of two rows, and a chunk that divides neither
@@ -39,7 +40,8 @@ CHOSEN = [
     ("lagkv:lag=3,every=4,sinks=1", "gap"),
     ("window:sinks=1,every=4", "cache"),
     ("tova:pyramid=4", "absolute"),
-    ("tova:scope=head,adaptive=0.3,every=2", "gap"),
+    ("tova:scope=head,adaptive=0.8,every=2", "gap"),
+    ("h2o:adaptive=0.8,recent=1", "absolute"),
     ("gkv:recent=2,adaptive=0.2,every=4", "absolute"),
 ]
 OTHERS = (
@@ -126,6 +128,34 @@ def test_cuts_that_are_known_beforehand_are_those_of_steps(text):
         stepped, _, _ = tiny.watch(tiny.SHALLOW, policy, params, state, tokens)
         extended, _ = ms.extend(tiny.SHALLOW, policy, params, state, np.pad(tokens, (0, 6)), length=length, chunk=9)
         assert tiny.held(extended.layers[0]) == tiny.held(stepped.layers[0])
+
+
+SCORED = ("rkv:recent=4", "lagkv:lag=3,sinks=1", "triattention", "expectedattention:sinks=1,future=16", "cur:window=4")
+MORE = (
+    ("snapkv:recent=3", "snapkvd:recent=3", "gkv:recent=3", "morphkv:recent=3", "keyformer:horizon=9", "roco:recent=1")
+    + ("keydiff", "knorm", "a2sf:recent=1", "h2o:weigh=True", "h2o:normalize=True", "rkv:recent=4,scope=layer")
+    + ("lagkv:lag=3,sinks=1,scope=layer", "triattention:scope=layer", "expectedattention:sinks=1,scope=layer")
+)
+
+
+@pytest.mark.parametrize("mode", ["absolute", tiny.more("cache")])
+@pytest.mark.parametrize("text", tiny.few([*SCORED, *MORE], *SCORED))
+def test_scores_are_those_of_the_oracle(text, mode, x64):
+    """The numbers themselves, of which those who are kept may not show a small fault."""
+    policy, count = ms.parse_policy(text), 20
+    params, config = params_of(SHALLOW), SHALLOW
+    state = ms.init_state(config, policy, BUDGET, slots=count + policy.every, positions=mode)
+    state, _, _ = scan_chunks(config, policy, params, state, jnp.asarray(TOKENS[:count]), None, None, forgetting=False)
+    layer, seen = state.layers[0], jnp.int32(count)
+    if policy.revises:
+        layer = layer.replace(stats=policy.revise(layer, seen))
+    scores = np.asarray(policy.score(layer, seen))
+    moment = oracle.run(config, text, params, TOKENS[:count].tolist(), BUDGET, oneshot=count, positions=mode)[-1]
+    for row, expected in enumerate(moment.scores[0]):
+        found = dict(zip(np.asarray(layer.positions)[row].tolist(), scores[row].tolist(), strict=True))
+        assert len(expected) > count - BUDGET
+        for position, score in expected.items():
+            np.testing.assert_allclose(found[position], score, rtol=1e-9, atol=1e-12)
 
 
 ONESHOT = ["snapkv:recent=3,kernel=3", "gkv:recent=2,every=4", "expectedattention:sinks=1,future=16", "lagkv:lag=3"]
