@@ -26,10 +26,10 @@ def by_hand(before, after, row, mode):
     return written, state
 
 
-PAIRS = [("snapkv:recent=2,kernel=3", "gkv:recent=2,every=3", "oneshot"), ("window", "h2o", "stepwise")]
+PAIRS = [("snapkv:recent=2,kernel=3", "gkv:recent=2,every=3", "oneshot"), ("window:every=5", "h2o", "stepwise")]
 
 
-@pytest.mark.parametrize(("before", "after", "mode"), [PAIRS[0], tiny.more(*PAIRS[1])])
+@pytest.mark.parametrize(("before", "after", "mode"), [tiny.more(*PAIRS[0]), PAIRS[1]])
 def test_the_second_goes_on_with_what_the_first_has_left(before, after, mode):
     first, second = ms.parse_policy(before), ms.parse_policy(after)
     given = {"budget": BUDGET, "max_new_tokens": NEW, "mode": mode, "prompt_policy": first}

@@ -1,5 +1,6 @@
 """What a policy may do beside scoring: biases, statistics of rows, their own layer, cuts; in `step` and `extend`."""
 
+import math
 from functools import partial
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 import tiny
 
 import msrnn_jax as ms
+from msrnn_jax.policies.budgets import pyramid
 from msrnn_jax.recurrence.conditional import where_any
 
 T, BUDGET = 30, 6
@@ -167,3 +169,36 @@ def test_a_decision_is_made_once_for_a_batch():
         if equation.primitive.name == "cond"
     ]
     assert branch.invars[0].aval.shape == ()  # one number, not one for every row
+
+
+class Favouring(ms.Policy):
+    """Nothing is worth as much as what the first head holds."""
+
+    def score(self, layer, t):
+        first = jnp.arange(layer.num_rows, dtype=jnp.int32)[:, None] == 0
+        return jnp.where(first, layer.positions + 1000, layer.positions)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_one_head_may_take_all_but_what_is_safe(every):
+    """So it has the slots for it, and no more."""
+    policy = Favouring(scope="head", adaptive=0.5, every=every)
+    config, params, budget = tiny.SHALLOW, tiny.params(config=tiny.SHALLOW), 4
+    state = ms.init_state(config, policy, budget)
+    assert state.layers[0].num_slots == 3 * budget - 2 * 2 + every
+    state, _ = ms.extend(config, policy, params, state, tiny.tokens(24), chunk=7)
+    rows = tiny.held(state.layers[0])
+    since = [len(row) - least for row, least in zip(rows, (8, 2, 2), strict=True)]  # tokens since the last cut
+    assert len(set(since)) == 1 and 0 <= since[0] < every
+    assert [row == list(range(24 - len(row), 24)) for row in rows] == [True] * 3
+
+
+def test_budgets_fall_from_layer_to_layer():
+    policy, number, budget = ms.TOVA(pyramid=20, recent=4), 30, 64
+    low = (budget - 4) / 20
+    high = 2 * (budget - 4) - low
+    expected = [4 + math.floor(high - index * (high - low) / (number - 1) + 0.5) for index in range(number)]
+    assert pyramid(policy, number, budget) == expected and sum(expected) == number * budget
+    traced = jax.jit(lambda budget: jnp.stack(pyramid(policy, number, budget)))(jnp.int32(budget))
+    assert traced.tolist() == expected
+    assert pyramid(ms.TOVA(pyramid=20), 1, 7) == [7] and pyramid(ms.TOVA(), 3, 7) == [7, 7, 7]
