@@ -28,7 +28,7 @@ class LayerState(struct.PyTreeNode):
     budget: Array  # [] int32, or [K] for one of every KV head: slots held after a cut; traced
     row_stats: Any = None  # the policy's, leaves [#K, ...]
     pinned: Array | None = None  # [] int32: so many tokens of the text are protected, where the policy keeps the prompt
-    index: int = struct.field(pytree_node=False, default=0)  # of the layer
+    index: int = struct.field(pytree_node=False, default=0)  # of the layer, where a policy sees it; 0 in a state
 
     @property
     def row_budgets(self) -> Array:

@@ -134,8 +134,8 @@ def _read_rows(
 def no_numbers(policy: Policy, state: MultiState) -> Int[Array, " L"]:
     """For every layer the first position held that the policy scores NaN, or EMPTY."""
     found = []
-    for layer in state.layers:
-        score = policy.score(layer, state.t)
+    for index, layer in enumerate(state.layers):
+        score = policy.score(layer.replace(index=index), state.t)
         if not jnp.issubdtype(score.dtype, jnp.floating):
             found.append(jnp.full((), EMPTY, jnp.int32))
             continue

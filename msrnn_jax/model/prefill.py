@@ -82,9 +82,8 @@ def _prefill(
         layers = []
         for index, layer in enumerate(state.layers):
             window = window_in(config, state.mode, index, forgetting=True)
-            layers.append(
-                evict_to_budget(policy, layer if window is None else free_expired(layer, window, state.t), state.t)
-            )
+            layer = layer if window is None else free_expired(layer, window, state.t)
+            layers.append(evict_to_budget(policy, layer.replace(index=index), state.t).replace(index=0))
         state = state.replace(layers=tuple(map(shrink_slots, layers, slots)))
     return state, unembed(config, params, x)
 

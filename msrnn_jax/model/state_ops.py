@@ -180,12 +180,10 @@ def compress(
                 there_are = f"the state has {layer.num_slots} slots"
                 check_slots(policy, layer.num_rows, int(known.max()), layer.num_slots, there_are)
     check_protection(policy, budgets)
-    layers = [
-        evict_to_budget(
-            policy, layer.replace(budget=as_budget(policy, layer.num_rows, layer.num_slots, value)), state.t
-        )
-        for layer, value in zip(state.layers, budgets, strict=True)
-    ]
+    layers = []
+    for index, (layer, value) in enumerate(zip(state.layers, budgets, strict=True)):
+        value = as_budget(policy, layer.num_rows, layer.num_slots, value)
+        layers.append(evict_to_budget(policy, layer.replace(budget=value, index=index), state.t).replace(index=0))
     if shrink:
         known = [concrete(value) for value in budgets]
         if any(value is None for value in known):

@@ -41,7 +41,7 @@ def attend_chunk(
     count, before = context.token.shape[0], layer
     # What padding is worth has probability 0, and must be finite to count for nothing.
     value = jnp.where((context.position != EMPTY)[:, None, None], value, jnp.zeros_like(value))
-    layer = append_tokens(policy, layer, key, value)
+    layer = append_tokens(policy, layer.replace(index=index), key, value)
     grouped = jnp.moveaxis(query.reshape(count, key.shape[1], -1, query.shape[2]), 0, 1)  # [K, T, G, H]
     if context.mode == "absolute" or not config.rotates(index):
         products = attention_logits(grouped, layer.keys)  # [K, T, G, M]
@@ -54,7 +54,7 @@ def attend_chunk(
         )
     probs = softmax(products, visible, query.shape[2], bias)
     mixed = jnp.moveaxis(weighted_values(probs, layer.values).astype(query.dtype), 0, 1)  # [T, K, G, H]
-    return settle(before, layer), mixed.reshape(query.shape)
+    return settle(before, layer).replace(index=0), mixed.reshape(query.shape)
 
 
 def _has_closed_form(policy: Policy, context: StepContext, window: int | None) -> bool:

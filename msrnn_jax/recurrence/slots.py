@@ -111,7 +111,6 @@ def _empty(policy: Policy, info: LayerInfo, slots: int, budget: Any, dtype: Any)
         budget=as_budget(policy, info.rows, slots, budget),
         row_stats=init_row_stats(policy, info),
         pinned=jnp.zeros((), jnp.int32) if policy.prompt else None,
-        index=info.index,
     )
 
 

@@ -37,7 +37,7 @@ def attend(
     "cache" nothing expires: at most W - 1 tokens are held, which never stand W places apart.
     """
     window = window_in(config, context.mode, index, forgetting=context.forgetting)
-    layer, slot = write_token(policy, layer, key, value, context.position)
+    layer, slot = write_token(policy, layer.replace(index=index), key, value, context.position)
     # The newest slot is visible even to padding, whose row is thrown away but must stay finite.
     newest = jnp.arange(layer.num_slots, dtype=jnp.int32)[None] == slot[:, None]  # [#K, S]
     grouped = query.reshape(key.shape[0], -1, query.shape[1])  # [K, G, H]
@@ -53,7 +53,7 @@ def attend(
     mixed = weighted_values(probs, layer.values)
     due = is_due(policy, layer)
     layer = observe_and_forget(policy, layer, probs, query, context, index, due, window)
-    return layer, mixed.reshape(query.shape).astype(query.dtype)
+    return layer.replace(index=0), mixed.reshape(query.shape).astype(query.dtype)
 
 
 def bias_of(policy: Policy, layer: LayerState, context: StepContext) -> Float[Array, "#K S"] | None:

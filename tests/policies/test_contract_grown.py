@@ -138,7 +138,9 @@ def test_a_policy_sees_the_input_of_its_layer_and_knows_which_it_is(x64):
     policy, params = Noting(sign=jnp.asarray([1, -1], jnp.int32)), tiny.params("float64")
     (stepped, _), (state, _) = both(FLOAT64, policy, params, TOKENS, "absolute", 7, BUDGET)
     newest, oldest = list(range(T - BUDGET, T)), list(range(BUDGET))
-    for found in (stepped, state, ms.compress(policy, state, BUDGET)):
+    empty = ms.init_state(FLOAT64, policy, BUDGET)
+    once, _ = ms.prefill(FLOAT64, policy, params, empty, TOKENS, mode="oneshot")
+    for found in (stepped, state, once, ms.compress(policy, state, BUDGET)):
         assert [tiny.held(layer)[0] for layer in found.layers] == [newest, oldest]
     embedded = np.asarray(params.embedding)[TOKENS]
     normed = embedded / np.sqrt((embedded**2).mean(axis=1, keepdims=True) + FLOAT64.norm_eps)
