@@ -13,8 +13,8 @@ from msrnn_jax.config import Config
 from msrnn_jax.model.llama import context_of, decoder_layer, run_blocks, unembed
 from msrnn_jax.params import LayerParams, Params, is_low_rank, param_axes
 from msrnn_jax.policies import Policy
-from msrnn_jax.recurrence.checks import Budget, Slots, as_tokens, check_state, layer_budgets
-from msrnn_jax.recurrence.slots import init_state
+from msrnn_jax.recurrence.checks import Budget, Slots, as_tokens, check_state
+from msrnn_jax.recurrence.slots import init_state, share_out
 from msrnn_jax.state import LayerState, MultiState, StepContext
 
 # What the axes are called in sharding rules.
@@ -72,7 +72,8 @@ class MultiStateCell(nnx.RNNCellBase):
         slots: Slots | None = None,
         positions: str = "absolute",
     ):
-        budgets = tuple(int(value) for value in layer_budgets(config.num_layers, budget))
+        shared = share_out(policy, config.num_layers, budget)
+        budgets = tuple(tuple(value.tolist()) if value.ndim else int(value) for value in map(np.asarray, shared))
         jax.eval_shape(lambda: init_state(config, policy, budgets, slots=slots, positions=positions))  # refuse here
         self.config = config
         self._policy = nnx.data(jax.tree.map(nnx.Param, policy))  # its arrays, if it has any, are Params, too

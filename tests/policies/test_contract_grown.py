@@ -203,4 +203,6 @@ def test_budgets_fall_from_layer_to_layer():
     assert pyramid(policy, number, budget) == expected and sum(expected) == number * budget
     traced = jax.jit(lambda budget: jnp.stack(pyramid(policy, number, budget)))(jnp.int32(budget))
     assert traced.tolist() == expected
+    cell = ms.MultiStateCell(tiny.CONFIG, ms.TOVA(pyramid=4), tiny.params(), 8)
+    assert [int(layer.budget) for layer in cell.initialize_carry(()).layers] == [14, 2]
     assert pyramid(ms.TOVA(pyramid=20), 1, 7) == [7] and pyramid(ms.TOVA(), 3, 7) == [7, 7, 7]
