@@ -91,7 +91,7 @@ def test_wrong_types_are_refused_in_words():
         "TOVA: sinks is -1; it must be an integer of at least 0",
         "TOVA: sinks is 1.0; it must be an integer of at least 0",
         "TOVA: scope is 'model'; it must be one of layer, head",
-        "H2O: recent is 'all'; it must be an integer of at least 0, or half",
+        "H2O: recent is 'all'; it must be an integer of at least 0, half, or a share such as 0.3",
         "Config.rope is 'yarn'; it must be a Rope",
     ]
 
