@@ -8,11 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 MAX_LAYERS = 10_000  # a program has code for every one, so a damaged number must not get far
 MAX_WINDOW = 2**31 - 1  # positions are int32
 ROPE_KINDS = ("default", "linear", "llama3", "yarn")
+
+
+def at_least_float32(dtype: Any) -> jnp.dtype:
+    """float32, or the dtype itself where it is wider: what norms, logits and softmax are computed in."""
+    return max(jnp.dtype(dtype), jnp.dtype(jnp.float32), key=lambda kind: kind.itemsize)
 
 
 class _Record:

@@ -37,6 +37,13 @@ def policies_of(
     return policies
 
 
+def check_keeps_no_prompt(policies: Sequence[Policy]) -> None:
+    """Refuses policies that keep the prompt, for experiments whose prompts outgrow every budget."""
+    for policy in policies:
+        if policy.prompt:
+            raise ValueError(f"policy is {policy}, which keeps the prompt, here the whole text; give it prompt=False")
+
+
 def named(policy: Policy | str) -> dict[str, Any]:
     """What a key says of a policy: its text, and a hash of the code of one that is not the library's.
 

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from experiments.common.markdown import table
 from experiments.common.options import Books, Budgets, Checkpoint, Dtype, NumBooks, Policies, settings_of
+from experiments.common.policies import check_keeps_no_prompt
 from experiments.comparison.differences import reference_of
 from experiments.comparison.figure import draw
 from experiments.comparison.findings import findings_of, when
@@ -93,9 +94,8 @@ def _check(settings: Settings, out: pathlib.Path) -> None:
     check_plot(out / f"{NAME}.png")
     check_writable("out", out / f"{NAME}.md")
     check_int("draws", settings.draws, 0)
-    for policy in map(parse_policy, settings.policies):
-        if policy.prompt and _asked_at(settings):
-            raise ValueError(f"policy is {policy}, which keeps the prompt, here the whole text; give it prompt=False")
+    if _asked_at(settings):
+        check_keeps_no_prompt([parse_policy(policy) for policy in settings.policies])
 
 
 def write(lines: list[Line], cases: list[Line], out: pathlib.Path) -> str:

@@ -23,7 +23,7 @@ from experiments.common.books import read_books
 from experiments.common.console import show
 from experiments.common.model import Model, open_model
 from experiments.common.options import Books, Budgets, Checkpoint, Dtype, Mode, Out, Policies, Preset, settings_of
-from experiments.common.policies import named, policies_of
+from experiments.common.policies import check_keeps_no_prompt, named, policies_of
 from experiments.common.study import Key, Unit, complete
 from experiments.needle.asking import Asked, ask
 from experiments.needle.fields import check
@@ -130,9 +130,7 @@ def _check(settings: Settings, model: Model) -> None:
     for order in settings.orders:
         if order not in ORDERS:
             raise ValueError(f"order is {order!r}; it must be one of {', '.join(ORDERS)}")
-    for policy in policies_of(model.config, settings.policies, settings.budgets, min(settings.lengths)):
-        if policy.prompt:
-            raise ValueError(f"policy is {policy}, which keeps the prompt, here the whole text; give it prompt=False")
+    check_keeps_no_prompt(policies_of(model.config, settings.policies, settings.budgets, min(settings.lengths)))
 
 
 def _units(settings: Settings, model: Model, order: str, cases: Sequence[Case], room: Room) -> Iterator[Unit]:

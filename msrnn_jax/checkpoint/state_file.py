@@ -16,7 +16,7 @@ from msrnn_jax.config import Config
 from msrnn_jax.io.atomic import check_writable, write_bytes
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
-from msrnn_jax.policies.budgets import largest_budget
+from msrnn_jax.policies.budgets import largest_budget, rows_for
 from msrnn_jax.policies.source import source_hash
 from msrnn_jax.recurrence.checks import check_protection, check_state
 from msrnn_jax.recurrence.slots import init_state
@@ -122,7 +122,7 @@ def load_states(
 
 
 def _state_of(config: Config, policy: Policy, found: Mapping[str, np.ndarray], positions: str) -> MultiState:
-    rows = 1 if policy.scope == "layer" else config.num_kv_heads
+    rows = rows_for(policy, config.num_kv_heads)
     keys = [found[f".layers[{index}].keys"] for index in range(config.num_layers)]
     most = [largest_budget(policy, leaf.shape[1], rows) for leaf in keys]
     if min(most) < 1:

@@ -5,7 +5,6 @@ from typing import Annotated
 import typer
 
 from msrnn_jax.cli.errors import plain_errors
-from msrnn_jax.cli.loading import open_model
 from msrnn_jax.cli.options import Checkpoint, Dtype
 from msrnn_jax.cli.waiting import waiting
 
@@ -27,22 +26,20 @@ def calibrate(
     """
     from msrnn_jax.evaluation.calibration import calibrate as measure
     from msrnn_jax.evaluation.calibration import save_calibration
-    from msrnn_jax.evaluation.segments import check_size, cut_documents
+    from msrnn_jax.evaluation.settings import Settings, read_inputs
     from msrnn_jax.io.atomic import check_writable
-    from msrnn_jax.io.provenance import text_hash
-    from msrnn_jax.recurrence.checks import check_int
-    from msrnn_jax.text.documents import read_documents
+    from msrnn_jax.io.environment import keep_compilations
 
-    check_size(segment, 2)
-    check_int("segments", segments, 0)
     check_writable("calibration", out)
-    documents = read_documents(tuple(text or ()), "text", typer.echo)
+    keep_compilations()
+    settings = Settings(checkpoint, tuple(text or ()), segment=segment, segments=segments, dtype=dtype)
     with waiting("loading the model"):
-        model = open_model(checkpoint, dtype)
-    cut = cut_documents(model.tokenizer, documents, segment, segments)
-    whole = cut.tokens[cut.lengths == segment]
+        inputs = read_inputs(settings)
+    for problem in inputs.unreadable:
+        typer.echo(problem, err=True)
+    whole = inputs.segments.tokens[inputs.segments.lengths == segment]
     with waiting("reading"):
-        found = measure(model.config, model.params, whole)
-    digest = text_hash("\0".join(document.text for document in documents))
-    save_calibration(out, model.config, model.params, found, text_sha256=digest, segment=str(segment))
+        found = measure(inputs.config, inputs.params, whole)
+    about = {"text_sha256": inputs.text_sha256, "segment": str(segment)}
+    save_calibration(out, inputs.config, inputs.params, found, **about)
     typer.echo(f"{out}: mean queries of {int(found['tokens'])} tokens")

@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from msrnn_jax.config import Config
+from msrnn_jax.config import Config, at_least_float32
 from msrnn_jax.io.units import tree_bytes
 from msrnn_jax.model.extend import CHUNK
 from msrnn_jax.params import Params, is_low_rank
 from msrnn_jax.policies import Policy
-from msrnn_jax.policies.budgets import largest_budget
-from msrnn_jax.recurrence.attention import at_least_float32
+from msrnn_jax.policies.budgets import largest_budget, rows_for
 from msrnn_jax.recurrence.checks import Budget, Slots
 from msrnn_jax.recurrence.slots import init_state
 
@@ -43,7 +42,7 @@ def row_bytes(config: Config, policy: Policy, slots: Slots, width: int, position
       width: tokens of a segment.
     """
     each = [int(count) for count in np.broadcast_to(np.asarray(slots), config.num_layers)]
-    rows = 1 if policy.scope == "layer" else config.num_kv_heads
+    rows = rows_for(policy, config.num_kv_heads)
     budgets = [largest_budget(policy, count, rows) for count in each]
     held = state_bytes(config, policy, budgets, slots=each, positions=positions)
     count = width - 1

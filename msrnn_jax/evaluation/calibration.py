@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import jax
@@ -51,7 +50,7 @@ def calibrate(
     return {**means, "tokens": np.asarray(tokens)}
 
 
-@partial(jax.jit)
+@jax.jit
 def _read(config: Config, params: Params, tokens: Int[jax.Array, " T"]) -> dict[str, Float[jax.Array, "L N X"]]:
     """Sums over the tokens of one segment."""
     state = init_state(config, WATCHING, tokens.shape[0])

@@ -17,7 +17,7 @@ from msrnn_jax.model.prefill import prefill
 from msrnn_jax.model.state_ops import adopt, compress, with_budget
 from msrnn_jax.params import Params
 from msrnn_jax.policies import POLICIES, Policy, parse_policy
-from msrnn_jax.policies.budgets import largest_budget, slots_for
+from msrnn_jax.policies.budgets import largest_budget, rows_for, slots_for
 from msrnn_jax.recurrence.checks import check_protection, check_room
 from msrnn_jax.recurrence.sliding_window import check_windows
 from msrnn_jax.recurrence.slots import init_state, share_out
@@ -198,7 +198,7 @@ def change_policy(
     old, before = conversation.policy, conversation.before
     states = [conversation.state] + ([] if before is None else [before])
     budgets = conversation.budgets if budget is None else share_out(policy, config.num_layers, budget)
-    rows = 1 if policy.scope == "layer" else config.num_kv_heads
+    rows = rows_for(policy, config.num_kv_heads)
     check_windows(config, conversation.state.mode, [slots_for(policy, each, rows) for each in budgets])
     if any(count > each for state in states for count, each in zip(held(state), budgets, strict=True)):
         deciding = old if policy == old else _unprotecting(old)

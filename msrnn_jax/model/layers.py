@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from msrnn_jax.config import Config
+from msrnn_jax.config import Config, at_least_float32
 from msrnn_jax.params import LayerParams, LowRank
-from msrnn_jax.recurrence.attention import at_least_float32
 from msrnn_jax.recurrence.products import multiply_rows
 
 

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from msrnn_jax.config import Config
+from msrnn_jax.config import Config, at_least_float32
 from msrnn_jax.model.layers import mlp, multiply, project, rms_norm
 from msrnn_jax.params import LayerParams, Params
 from msrnn_jax.policies import Policy
-from msrnn_jax.recurrence.attention import at_least_float32
 from msrnn_jax.recurrence.checks import as_tokens, check_params, check_state
 from msrnn_jax.recurrence.chunk import attend_chunk
 from msrnn_jax.recurrence.indexing import take_rows

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from msrnn_jax.config import Config
+from msrnn_jax.config import Config, at_least_float32
 from msrnn_jax.params import MATRICES, Adapter, LowRank, Params, abstract_params, is_low_rank, without_adapters
-from msrnn_jax.recurrence.attention import at_least_float32
 from msrnn_jax.recurrence.checks import check_dtype, check_int, check_params
 
 Adapters = tuple[dict[str, Adapter], ...]  # of every layer, by the name of the weight

@@ -9,7 +9,7 @@ from jax import Array
 
 from msrnn_jax.config import Config
 from msrnn_jax.policies import Policy
-from msrnn_jax.policies.budgets import largest_budget, slots_for
+from msrnn_jax.policies.budgets import largest_budget, rows_for, slots_for
 from msrnn_jax.recurrence.checks import (
     Budget,
     Count,
@@ -81,7 +81,7 @@ def hand_over(config: Config, before: Policy, after: Policy, state: MultiState) 
     """
     check_hand_over(before, after)
     state = compress(before.replace(adaptive=None), state)
-    rows = 1 if after.scope == "layer" else config.num_kv_heads
+    rows = rows_for(after, config.num_kv_heads)
     layers = []
     for index, layer in enumerate(state.layers):
         slots = slots_for(after, largest_budget(before, layer.num_slots, layer.num_rows), rows)
@@ -114,7 +114,7 @@ def _adopt(policy: Policy, index: int, layer: LayerState, budget: Budget) -> Lay
         raise ValueError(
             f"budget is {int(size.min())}, but layer {index} holds {held} tokens; compress the state first"
         )
-    rows = 1 if policy.scope == "layer" else layer.keys.shape[0]
+    rows = rows_for(policy, layer.keys.shape[0])
     if layer.num_rows > rows and not (positions == positions[:1]).all():
         raise ValueError(f"{policy} forgets by layer, but the heads of layer {index} hold different tokens")
     stats = init_stats(policy, rows, layer.num_slots)

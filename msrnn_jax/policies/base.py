@@ -141,9 +141,7 @@ class Policy(struct.PyTreeNode, kw_only=True):
             return budget >> 1  # half, for which Mosaic need not ask the device how to divide
         if isinstance(self.recent, int):
             return self.recent
-        module = jnp if isinstance(budget, Array) else np
-        kept = module.floor(module.asarray(budget).astype(np.float32) * np.float32(self.recent))
-        return kept.astype(np.int32) if isinstance(budget, Array) else int(kept)
+        return share_of(budget, self.recent)
 
     def init(self, rows: int, slots: int) -> Stats:
         """The statistics of free slots; a newly written slot gets them again. Leaves [rows, slots, ...]."""
@@ -226,6 +224,13 @@ def spell_option(name: str, value: Any) -> str:
     if isinstance(value, Tracer):
         return "<traced>"
     return str(np.asarray(value).tolist()) if isinstance(value, jax.Array | np.ndarray) else str(value)
+
+
+def share_of(budget: Any, share: float) -> Any:
+    """So much of a budget, rounded down: a number of a number, an array of an array."""
+    if isinstance(budget, Array):
+        return jnp.floor(budget.astype(jnp.float32) * jnp.float32(share)).astype(jnp.int32)
+    return int(np.floor(np.float32(budget) * np.float32(share)))
 
 
 def is_size(value: Any, least: int = 0) -> bool:

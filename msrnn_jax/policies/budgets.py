@@ -6,21 +6,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from msrnn_jax.policies.base import Policy
+from msrnn_jax.policies.base import Policy, share_of
+
+
+def rows_for(policy: Policy, num_kv_heads: int) -> int:
+    """Rows of slots in a layer: 1, or one of every KV head where each forgets for itself."""
+    return 1 if policy.scope == "layer" else num_kv_heads
 
 
 def safe_tokens(policy: Policy, budget: Any) -> Any:
     """How many tokens every head of a layer keeps whose heads share their budgets, a number or an array."""
-    module = jnp if isinstance(budget, Array) else np
-    share = module.floor(module.asarray(budget).astype(np.float32) * np.float32(policy.adaptive or 0.0))
-    return module.maximum(share, 1).astype(np.int32)
+    share = share_of(budget, policy.adaptive or 0.0)
+    return jnp.maximum(share, 1) if isinstance(budget, Array) else max(share, 1)
 
 
 def slots_for(policy: Policy, budget: int, rows: int) -> int:
     """The slots of a layer with a budget: what a row holds, at most, while the policy waits to cut it."""
     if policy.adaptive is None:
         return budget + policy.every
-    return rows * budget - (rows - 1) * int(safe_tokens(policy, budget)) + policy.every
+    return rows * budget - (rows - 1) * safe_tokens(policy, budget) + policy.every
 
 
 def largest_budget(policy: Policy, slots: int, rows: int) -> int:

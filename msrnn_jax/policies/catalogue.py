@@ -9,6 +9,7 @@ import numpy as np
 
 from msrnn_jax.config import Config
 from msrnn_jax.policies.base import Policy, option_fields, spell_option
+from msrnn_jax.policies.budgets import rows_for
 from msrnn_jax.policies.registry import POLICIES
 from msrnn_jax.state import LayerInfo
 
@@ -114,7 +115,7 @@ def spell(options: dict[str, str], quote: str = "") -> str:
 
 
 def _example(policy: Policy) -> LayerInfo:
-    rows = 1 if policy.scope == "layer" else EXAMPLE.num_kv_heads
+    rows = rows_for(policy, EXAMPLE.num_kv_heads)
     return LayerInfo(EXAMPLE, 0, rows, np.zeros(EXAMPLE.head_dim // 2), True)
 
 

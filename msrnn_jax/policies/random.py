@@ -35,18 +35,19 @@ class Random(Policy):
     def score(self, layer: LayerState, t: Int[Array, ""]) -> Score:
         del t
         rows = jnp.arange(layer.num_rows, dtype=jnp.uint32)[:, None]  # [#K, 1]
-        bits = layer.positions.astype(jnp.uint32) * _word(0x9E3779B1)  # [#K, S]
+        bits = layer.positions.astype(jnp.uint32) * word32(0x9E3779B1)  # [#K, S]
         own = layer.index * 0x27D4EB2F if self.apart else 0
-        bits = bits + rows * _word(0x85EBCA77) + _word(self.seed * 0xC2B2AE3D + own)
+        bits = bits + rows * word32(0x85EBCA77) + word32(self.seed * 0xC2B2AE3D + own)
         return hash32(bits)
 
 
 def hash32(bits: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     """A hash of every number: the two-round 32-bit mixer of C. Wellons (hash-prospector, 2018)."""
-    bits = (bits ^ (bits >> _word(16))) * _word(0x7FEB352D)
-    bits = (bits ^ (bits >> _word(15))) * _word(0x846CA68B)
-    return bits ^ (bits >> _word(16))
+    bits = (bits ^ (bits >> word32(16))) * word32(0x7FEB352D)
+    bits = (bits ^ (bits >> word32(15))) * word32(0x846CA68B)
+    return bits ^ (bits >> word32(16))
 
 
-def _word(value: int) -> Array:
+def word32(value: int) -> Array:
+    """A number modulo 2**32, as the hash takes it."""
     return jnp.uint32(value % 2**32)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
+from msrnn_jax.config import at_least_float32
 from msrnn_jax.policies.base import Policy
 from msrnn_jax.state import EMPTY, LayerState
 
@@ -26,19 +27,14 @@ def held_slots(layer: LayerState) -> Bool[Array, "K S"]:
     return by_heads(layer, layer.positions != EMPTY)
 
 
-def wide(dtype: Any) -> jnp.dtype:
-    """At least float32."""
-    return max(jnp.dtype(dtype), jnp.dtype(jnp.float32), key=lambda kind: kind.itemsize)
-
-
 def widen(x: Array) -> Array:
     """In at least float32."""
-    return x.astype(wide(x.dtype))
+    return x.astype(at_least_float32(x.dtype))
 
 
 def einsum(equation: str, *operands: Array) -> Array:
     """In at least float32 and with full precision on every device, so that none forgets other tokens."""
-    dtype = max((wide(one.dtype) for one in operands), key=lambda kind: kind.itemsize)
+    dtype = max((at_least_float32(one.dtype) for one in operands), key=lambda kind: kind.itemsize)
     return jnp.einsum(equation, *(one.astype(dtype) for one in operands), precision=lax.Precision.HIGHEST)
 
 

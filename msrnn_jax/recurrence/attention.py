@@ -1,19 +1,14 @@
 """Attention's products, softmax and mixing, and the dtype they are computed in."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float
 
+from msrnn_jax.config import at_least_float32
 from msrnn_jax.recurrence.products import multiply_rows
-
-
-def at_least_float32(dtype: Any) -> jnp.dtype:
-    """float32, or the dtype itself where it is wider: what norms, logits and softmax are computed in."""
-    return max(jnp.dtype(dtype), jnp.dtype(jnp.float32), key=lambda kind: kind.itemsize)
 
 
 def attention_logits(queries: Float[Array, "K *T G H"], keys: Float[Array, "K S H"]) -> Float[Array, "K *T G S"]:

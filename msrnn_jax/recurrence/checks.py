@@ -14,6 +14,7 @@ from jaxtyping import Int
 from msrnn_jax.config import DTYPES, Config
 from msrnn_jax.params import MATRICES, Params, abstract_params, is_low_rank, without_adapters
 from msrnn_jax.policies import Policy
+from msrnn_jax.policies.budgets import rows_for
 from msrnn_jax.recurrence.rotary import inverse_frequencies
 from msrnn_jax.recurrence.sliding_window import check_windows, most_held
 from msrnn_jax.state import MOST_TOKENS, POSITION_MODES, LayerInfo, LayerState, MultiState
@@ -175,7 +176,7 @@ def check_layer(policy: Policy, index: int, layer: LayerState) -> None:
     if layer.keys.ndim != 3:
         raise ValueError(f"state: keys have shape {layer.keys.shape}; they must be [K, S, H], so vmap over a batch")
     heads, slots, _ = layer.keys.shape
-    rows = 1 if policy.scope == "layer" else heads
+    rows = rows_for(policy, heads)
     if layer.num_rows != rows:
         raise ValueError(
             f"state: layer {index} has {layer.num_rows} rows of slots, but {policy} forgets by {policy.scope}, "
@@ -187,8 +188,10 @@ def check_layer(policy: Policy, index: int, layer: LayerState) -> None:
 
 def check_row_stats(config: Config, policy: Policy, mode: str, index: int, layer: LayerState) -> None:
     """Refuses statistics of rows that the policy did not make for this model, and a missing count of pinned tokens."""
-    info = layer_info(config, index, layer.num_rows, mode)
-    if _shapes(jax.eval_shape(partial(policy.init_rows, info))) != _shapes(layer.row_stats):
+    wanted = None
+    if policy.has_row_stats:  # else there is nothing to trace, at every call from outside `jit`
+        wanted = jax.eval_shape(partial(policy.init_rows, layer_info(config, index, layer.num_rows, mode)))
+    if _shapes(wanted) != _shapes(layer.row_stats):
         raise ValueError(f"state: layer {index} has other statistics of rows than those of {policy}; make a new one")
     if policy.prompt != (layer.pinned is not None):
         made = "a policy that keeps the prompt" if layer.pinned is not None else "one that does not keep the prompt"

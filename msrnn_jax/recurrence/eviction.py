@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Int
 
+from msrnn_jax.config import at_least_float32
 from msrnn_jax.policies import Policy
 from msrnn_jax.policies.base import Score
 from msrnn_jax.policies.budgets import safe_tokens
-from msrnn_jax.recurrence.attention import at_least_float32
 from msrnn_jax.recurrence.checks import check_observed, check_score
 from msrnn_jax.recurrence.conditional import where_any
 from msrnn_jax.recurrence.indexing import expand_like

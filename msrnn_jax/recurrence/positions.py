@@ -8,8 +8,8 @@ from flax import struct
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from msrnn_jax.config import Config
-from msrnn_jax.recurrence.attention import at_least_float32, attention_logits
+from msrnn_jax.config import Config, at_least_float32
+from msrnn_jax.recurrence.attention import attention_logits
 from msrnn_jax.recurrence.conditional import where_any
 from msrnn_jax.recurrence.rotary import Angles, rotate, rotation
 from msrnn_jax.state import EMPTY, LayerState

@@ -9,8 +9,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from msrnn_jax.config import Config, Rope
-from msrnn_jax.recurrence.attention import at_least_float32
+from msrnn_jax.config import Config, Rope, at_least_float32
 
 Angles = tuple[Array, Array]  # cosine and sine
 TWO_PI = Fraction("6.283185307179586476925286766559005768394338798750211641949889")

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from msrnn_jax.config import Config
 from msrnn_jax.policies import Policy
-from msrnn_jax.policies.budgets import largest_budget, pyramid, slots_for
+from msrnn_jax.policies.budgets import largest_budget, pyramid, rows_for, slots_for
 from msrnn_jax.recurrence.checks import (
     MAX_BUDGET,
     Budget,
@@ -63,7 +63,7 @@ def init_state(
     check_policy(policy)
     if positions not in POSITION_MODES:
         raise ValueError(f"positions is {positions!r}; it must be one of {', '.join(POSITION_MODES)}")
-    rows = 1 if policy.scope == "layer" else config.num_kv_heads
+    rows = rows_for(policy, config.num_kv_heads)
     budgets = share_out(policy, config.num_layers, budget)
     _check_heads(policy, rows, budgets)
     check_protection(policy, budgets)
@@ -87,7 +87,7 @@ def share_out(policy: Policy, num_layers: int, budget: Budget) -> list[Any]:
 
 def slots_of(config: Config, policy: Policy, budget: int) -> int | tuple[int, ...]:
     """How many slots `init_state` gives each layer; one number where all have as many."""
-    rows = 1 if policy.scope == "layer" else config.num_kv_heads
+    rows = rows_for(policy, config.num_kv_heads)
     counts = tuple(slots_for(policy, int(each), rows) for each in share_out(policy, config.num_layers, budget))
     return counts[0] if len(set(counts)) == 1 else counts
 

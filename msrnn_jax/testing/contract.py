@@ -13,6 +13,7 @@ from jax import Array
 from msrnn_jax.config import Config
 from msrnn_jax.io.errors import typed_line
 from msrnn_jax.policies import Policy
+from msrnn_jax.policies.budgets import rows_for
 from msrnn_jax.recurrence.checks import check_observed, check_policy, check_score, check_statistics, layer_info
 from msrnn_jax.state import EMPTY, LayerInfo, LayerState, View
 from msrnn_jax.testing.situations import (
@@ -61,7 +62,7 @@ def check_contract(policy: Policy, config: Config) -> None:
     check_policy(policy)
     if not isinstance(config, Config):
         raise ValueError(f"config is {config!r}; it must be a Config")
-    rows = 1 if policy.scope == "layer" else config.num_kv_heads
+    rows = rows_for(policy, config.num_kv_heads)
     _check_value(policy)
     _check_names(policy)
     _check_init(policy, rows)

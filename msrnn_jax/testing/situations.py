@@ -9,9 +9,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Int
 
-from msrnn_jax.config import Config
+from msrnn_jax.config import Config, at_least_float32
 from msrnn_jax.policies import Policy
-from msrnn_jax.recurrence.attention import at_least_float32
+from msrnn_jax.policies.budgets import rows_for
 from msrnn_jax.recurrence.checks import layer_info
 from msrnn_jax.recurrence.indexing import take_slots
 from msrnn_jax.recurrence.slots import grow_slots, write_token
@@ -114,7 +114,7 @@ def _shown(layer: LayerState, view: View) -> Situation:
 
 def _empty(config: Config, policy: Policy, index: int) -> LayerState:
     # Not by `init_state`, which would refuse a policy that protects more tokens than are held here.
-    rows = 1 if policy.scope == "layer" else config.num_kv_heads
+    rows = rows_for(policy, config.num_kv_heads)
     cache = jnp.zeros((config.num_kv_heads, SLOTS, config.head_dim), config.dtype)
     return LayerState(
         keys=cache,

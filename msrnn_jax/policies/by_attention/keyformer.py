@@ -7,7 +7,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from msrnn_jax.policies.base import Policy, Score, Stats, is_size
-from msrnn_jax.policies.random import hash32
+from msrnn_jax.policies.random import hash32, word32
 from msrnn_jax.state import EMPTY, LayerState, View
 
 PRIMES = (0x9E3779B1, 0x85EBCA77, 0x27D4EB2F)
@@ -52,15 +52,11 @@ class Keyformer(Policy):
         heads, group, _ = view.probs.shape
         head = jnp.arange(heads * group, dtype=jnp.uint32).reshape(heads, group, 1)
         numbers = (view.positions.astype(jnp.uint32)[:, None], head, view.t.astype(jnp.uint32))
-        bits = sum(number * _word(prime) for number, prime in zip(numbers, PRIMES, strict=True))
-        bits = hash32(bits + _word(view.layer * 0x165667B1 + self.seed * 0xC2B2AE3D))
+        bits = sum(number * word32(prime) for number, prime in zip(numbers, PRIMES, strict=True))
+        bits = hash32(bits + word32(view.layer * 0x165667B1 + self.seed * 0xC2B2AE3D))
         uniform = (bits.astype(view.probs.dtype) + 0.5) / 2.0**32
         return -jnp.log(-jnp.log(jnp.minimum(uniform, 1 - 2.0**-24)))
 
     def score(self, layer: LayerState, t: Int[Array, ""]) -> Score:
         del t
         return layer.stats
-
-
-def _word(value: int) -> Array:
-    return jnp.uint32(value % 2**32)

@@ -5,7 +5,7 @@ from flax import struct
 from jax import Array
 from jaxtyping import Int
 
-from msrnn_jax.policies.base import Policy, Score, Stats
+from msrnn_jax.policies.base import Policy, Score, Stats, share_of
 from msrnn_jax.state import EMPTY, LayerState, View
 
 
@@ -42,6 +42,6 @@ class RoCo(Policy):
         order = jnp.lexsort((layer.positions, deviation, ~eligible), axis=1)
         rank = jnp.argsort(order, axis=1).astype(jnp.int32)
         budget = layer.row_budgets
-        spared = jnp.floor(budget.astype(jnp.float32) * jnp.float32(self.share)).astype(jnp.int32)
+        spared = share_of(budget, self.share)
         feasible = eligible & (rank < jnp.maximum(budget - spared - self.sinks, self.every))
         return jnp.where(feasible, mean, jnp.inf)

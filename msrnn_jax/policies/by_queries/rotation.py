@@ -4,14 +4,15 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
+from msrnn_jax.config import at_least_float32
 from msrnn_jax.policies.base import RowStats
-from msrnn_jax.policies.scoring import wide, widen
+from msrnn_jax.policies.scoring import widen
 from msrnn_jax.state import LayerInfo, View
 
 
 def frequencies(info: LayerInfo) -> dict[str, Array]:
     """Radians per position [#K, R], R = H / 2, by kind: of the layer's rotation, what is in the slots, what is not."""
-    dtype = wide(info.config.dtype)
+    dtype = at_least_float32(info.config.dtype)
     whole = jnp.broadcast_to(jnp.asarray(info.frequencies, dtype), (info.rows, len(info.frequencies)))
     nothing = jnp.zeros_like(whole)
     return {"whole": whole, "done": whole if info.rotated else nothing, "missing": nothing if info.rotated else whole}
