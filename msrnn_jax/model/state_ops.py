@@ -87,15 +87,9 @@ def hand_over(config: Config, before: Policy, after: Policy, state: MultiState) 
         slots = slots_for(after, largest_budget(before, layer.num_slots, layer.num_rows), rows)
         more = max(0, slots - layer.num_slots)
         layer = grow_slots(before, layer, more) if more else layer
+        layer = _take_over(after, layer, rows, state.t)
         info = layer_info(config, index, rows, state.mode)
-        layers.append(
-            layer.replace(
-                positions=_with_rows(layer.positions, rows),
-                stats=init_stats(after, rows, layer.num_slots),
-                row_stats=init_row_stats(after, info),
-                pinned=state.t if after.prompt else None,
-            )
-        )
+        layers.append(layer.replace(row_stats=init_row_stats(after, info)))
     return state.replace(layers=tuple(layers))
 
 
@@ -117,12 +111,22 @@ def _adopt(policy: Policy, index: int, layer: LayerState, budget: Budget) -> Lay
     rows = rows_for(policy, layer.keys.shape[0])
     if layer.num_rows > rows and not (positions == positions[:1]).all():
         raise ValueError(f"{policy} forgets by layer, but the heads of layer {index} hold different tokens")
-    stats = init_stats(policy, rows, layer.num_slots)
-    pinned = None
-    if policy.prompt:
-        pinned = jnp.zeros((), jnp.int32) if layer.pinned is None else layer.pinned
-    layer = layer.replace(positions=_with_rows(layer.positions, rows), stats=stats, row_stats=None, pinned=pinned)
-    return with_budget(policy, layer, size)
+    pinned = jnp.zeros((), jnp.int32) if layer.pinned is None else layer.pinned
+    return with_budget(policy, _take_over(policy, layer, rows, pinned), size)
+
+
+def _take_over(policy: Policy, layer: LayerState, rows: int, pinned: Array) -> LayerState:
+    """What a layer holds, with statistics of slots that begin anew, and none of rows yet.
+
+    Args:
+      pinned: tokens of the prompt, where the policy keeps it.
+    """
+    return layer.replace(
+        positions=_with_rows(layer.positions, rows),
+        stats=init_stats(policy, rows, layer.num_slots),
+        row_stats=None,
+        pinned=pinned if policy.prompt else None,
+    )
 
 
 def with_budget(policy: Policy, layer: LayerState, budget: int | np.ndarray) -> LayerState:
