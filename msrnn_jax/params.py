@@ -9,6 +9,7 @@ from flax import struct
 from jax import Array
 
 from msrnn_jax.config import Config
+from msrnn_jax.io.shapes import spell_node
 
 MATRICES = ("query", "key", "value", "output", "gate", "up", "down")  # of a layer; they take an adapter
 
@@ -19,6 +20,9 @@ class Adapter(struct.PyTreeNode):
     down: Array  # [I, R]
     up: Array  # [R, O]
 
+    def __repr__(self) -> str:
+        return spell_node(self)
+
 
 class LowRank(struct.PyTreeNode):
     """A weight with a low-rank adapter (LoRA, arXiv:2106.09685) beside it, which `layers.project` adds.
@@ -28,6 +32,9 @@ class LowRank(struct.PyTreeNode):
 
     weight: Array  # [I, O]
     adapter: Adapter
+
+    def __repr__(self) -> str:
+        return spell_node(self)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -76,6 +83,9 @@ class LayerParams(struct.PyTreeNode):
     up_bias: Array | None = None  # [F]
     down_bias: Array | None = None  # [D]
 
+    def __repr__(self) -> str:
+        return spell_node(self)
+
 
 class Params(struct.PyTreeNode):
     """All weights. `unembedding` is None where it is tied to the embedding."""
@@ -84,6 +94,9 @@ class Params(struct.PyTreeNode):
     layers: tuple[LayerParams, ...]
     final_norm: Array  # [D]
     unembedding: Array | None = None  # [D, V]
+
+    def __repr__(self) -> str:
+        return spell_node(self)
 
 
 def param_axes(config: Config) -> Params:

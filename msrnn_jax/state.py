@@ -7,6 +7,7 @@ from flax import struct
 from jax import Array
 
 from msrnn_jax.config import Config
+from msrnn_jax.io.shapes import spell_node
 
 EMPTY = -1  # the position of a free slot
 MOST_TOKENS = 2**31 - 1  # that a state can have seen: positions are int32
@@ -29,6 +30,9 @@ class LayerState(struct.PyTreeNode):
     row_stats: Any = None  # the policy's, leaves [#K, ...]
     pinned: Array | None = None  # [] int32: so many tokens of the text are protected, where the policy keeps the prompt
     index: int = struct.field(pytree_node=False, default=0)  # of the layer, where a policy sees it; 0 in a state
+
+    def __repr__(self) -> str:
+        return spell_node(self)
 
     @property
     def row_budgets(self) -> Array:
@@ -60,6 +64,9 @@ class MultiState(struct.PyTreeNode):
     layers: tuple[LayerState, ...]
     t: Array  # [] int32, position of the next token: how many were seen, at most MOST_TOKENS
     mode: str = struct.field(pytree_node=False, default="absolute")  # how positions are rotated
+
+    def __repr__(self) -> str:
+        return spell_node(self)
 
 
 class View(struct.PyTreeNode):
