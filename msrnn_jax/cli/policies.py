@@ -50,12 +50,16 @@ def _list(entries: list[Any]) -> None:
 
 
 def _explain(entry: Any) -> None:
-    from msrnn_jax.policies.catalogue import common_options, spell
+    from msrnn_jax.policies.catalogue import common_options, spell, spell_cost
 
     kept = f"{entry.per_slot} of every slot, {entry.per_row} of every row"
     typer.echo(f"{entry.name}: {entry.text}\n")
     typer.echo(f"It scores by {entry.scored_by}, and keeps numbers: {kept}")
     typer.echo("(for 8 KV heads of width 128 with 4 query heads each).")
+    if entry.cost:
+        step, extend = spell_cost(entry, "step"), spell_cost(entry, "extend")
+        at_each = "; in brackets, where it cuts at each token" if entry.cost_at_each else ""
+        typer.echo(f"Time over Window's, as measured: a step {step}, a token of extend {extend}{at_each}.")
     if entry.options:
         typer.echo(f"Options of its own: {spell(entry.options)}")
     typer.echo("Options of every policy:")

@@ -10,6 +10,7 @@ import numpy as np
 from msrnn_jax.config import Config
 from msrnn_jax.policies.base import Policy, option_fields, spell_option
 from msrnn_jax.policies.budgets import rows_for
+from msrnn_jax.policies.costs import cost_of, measured
 from msrnn_jax.policies.registry import POLICIES
 from msrnn_jax.state import LayerInfo
 
@@ -36,6 +37,10 @@ equations alone.
 *Per slot* and *per row* are the numbers that a policy keeps besides keys and values: statistics of every slot, and of
 every row of slots, a KV head's or a whole layer's, for 8 KV heads of width 128 with 4 query heads each. p is a
 position, k and v keys and values, a attention, l its logits, g the query heads of a KV head, t the time.
+
+*step* and *extend* are times over Window's, for the policy as its name makes it; in brackets where it cuts at each
+token instead of every 128. Measured on SmolLM2-135M with a budget of {budget}, {batch} rows in a step, {dtype},
+{hardware}, jax {jax}. [All numbers and the command](../experiments/results/policies.md).
 """
 
 
@@ -51,6 +56,8 @@ class Entry(NamedTuple):
     options: dict[str, str]  # its own, with their defaults
     per_slot: int  # numbers kept of every slot and row
     per_row: int  # numbers kept of every row, for the shapes of `EXAMPLE`
+    cost: dict[str, float]  # `step` and `extend`, times over Window's; empty where it was not measured
+    cost_at_each: dict[str, float]  # the same at each token, where it cuts more seldom by default
 
 
 def catalogue() -> list[Entry]:
@@ -84,6 +91,8 @@ def describe(name: str) -> Entry:
         options={key: spell_option(key, field.default) for key, field in own.items()},
         per_slot=_count(jax.eval_shape(lambda: kind().init(1, 1))),
         per_row=_count(jax.eval_shape(lambda: kind().init_rows(_example(kind())))),
+        cost=cost_of(name),
+        cost_at_each=cost_of(str(kind().replace(every=1))) if kind().every > 1 else {},
     )
 
 
@@ -96,11 +105,16 @@ def common_options() -> dict[str, str]:
 
 def as_markdown() -> str:
     """The catalogue as a page."""
-    head = "| policy | scores by | defaults | per slot | per row | paper |"
-    lines = [*PAGE.strip("\n").splitlines(), "", head, "|---|---|---|---|---|---|"]
+    head = "| policy | scores by | defaults | per slot | per row | step | extend | paper |"
+    found = measured()
+    about = {name: found[name] for name in ("budget", "batch", "dtype", "hardware")}
+    page = PAGE.format(**about, jax=found["versions"]["jax"])
+    lines = [*page.strip("\n").splitlines(), "", head, "|---|---|---|---|---|---|---|---|"]
     for entry in catalogue():
         link = f"[{entry.paper}](https://arxiv.org/abs/{entry.paper})" if entry.paper else ""
-        cells = entry.scored_by, spell(entry.defaults), entry.per_slot or "", entry.per_row or "", link
+        kept = entry.per_slot or "", entry.per_row or ""
+        times = spell_cost(entry, "step"), spell_cost(entry, "extend")
+        cells = entry.scored_by, spell(entry.defaults), *kept, *times, link
         lines.append(f"| [`{entry.name}`](#{entry.name}) | " + " | ".join(map(str, cells)) + " |")
     for entry in catalogue():
         lines += ["", f"## {entry.name}", "", entry.text]
@@ -112,6 +126,13 @@ def as_markdown() -> str:
 def spell(options: dict[str, str], quote: str = "") -> str:
     """Options as the text of a policy has them."""
     return ", ".join(f"{quote}{name}={value}{quote}" for name, value in options.items())
+
+
+def spell_cost(entry: Entry, work: str) -> str:
+    """Times over Window's, as the page has them."""
+    if work not in entry.cost:
+        return ""
+    return f"{entry.cost[work]:.2f}" + (f" ({entry.cost_at_each[work]:.2f})" if work in entry.cost_at_each else "")
 
 
 def _example(policy: Policy) -> LayerInfo:

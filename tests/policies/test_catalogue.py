@@ -51,3 +51,10 @@ def test_a_field_with_the_name_of_a_function_is_refused():
 
         class Shifted(ms.Policy):
             bias: float = 0.5
+
+
+def test_every_policy_that_forgets_has_a_cost_that_was_measured():
+    for entry in catalogue():
+        assert bool(entry.cost) == POLICIES[entry.name].forgets, entry.name
+        assert bool(entry.cost_at_each) == (POLICIES[entry.name]().every > 1), entry.name
+    assert describe("window").cost == {"step": 1.0, "extend": 1.0} and describe("rkv").cost_at_each["extend"] > 10
