@@ -1,5 +1,8 @@
 """The `msrnn` command."""
 
+import importlib.metadata
+from typing import Annotated
+
 import typer
 
 from msrnn_jax.cli.calibrate import calibrate
@@ -18,8 +21,26 @@ app = typer.Typer(
     cls=Program,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="LLaMA as a multi-state RNN: generation and perplexity with a state of fixed size.",
 )
+
+
+def _print_version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"msrnn_jax {importlib.metadata.version('msrnn_jax')}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """LLaMA as a multi-state RNN: generation and perplexity with a state of fixed size."""
+    del version
+
+
 for command in (generate, chat, perplexity, policies, calibrate, info, trace, launch):
     app.command()(command)
 app.add_typer(convert, name="convert")

@@ -1,5 +1,6 @@
 """The package as a user gets it: without the tests' checks, without extras, as a wheel."""
 
+import importlib.metadata
 import os
 import pathlib
 import subprocess
@@ -10,9 +11,12 @@ import zipfile
 import pytest
 import tiny
 from checkpoints import write_gguf, write_huggingface
+from typer.testing import CliRunner
+from versions import versions
 
 import msrnn_jax as ms
 from msrnn_jax.checkpoint.identity import fingerprint
+from msrnn_jax.cli.app import app
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -234,3 +238,9 @@ def test_the_wheel_works_away_from_the_checkout(wheel, tmp_path):
         assert (done.returncode, done.stdout) == (0, f"{arguments[-1]}\n"), done.stderr
     prints = {fingerprint(*ms.load(tmp_path / name)) for name in ("one", "two", "three")}
     assert len(prints) == 1
+
+
+def test_one_version():
+    assert set(versions().values()) == {importlib.metadata.version("msrnn_jax")}
+    printed = CliRunner().invoke(app, ["--version"]).stdout
+    assert printed == f"msrnn_jax {importlib.metadata.version('msrnn_jax')}\n"
