@@ -1,0 +1,304 @@
+"""The interface between lm-evaluation-harness and a `Reader`."""
+
+import logging
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from msrnn_jax.checkpoint.identity import config_hash, fingerprint
+from msrnn_jax.checkpoint.load import load_onto
+from msrnn_jax.checkpoint.tokenizer import load_tokenizer
+from msrnn_jax.cli.loading import read_policy
+from msrnn_jax.devices.sharding import DATA, parse_mesh
+from msrnn_jax.generation.sampling import make_sampler
+from msrnn_jax.io.environment import keep_compilations
+from msrnn_jax.io.provenance import json_hash, provenance
+from msrnn_jax.lm_eval.reader import Pair, Reader
+from msrnn_jax.model.prefill import check_mode
+from msrnn_jax.policies.source import source_hash
+from msrnn_jax.recurrence.checks import check_int
+
+ROLLING = ("state", "windows")
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+WITHOUT_EFFECT = ("until", "max_gen_toks", "do_sample")  # on how a token is drawn
+
+log = logging.getLogger(__name__)
+
+
+@register_model("msrnn")
+class MultiStateLM(TemplateLM):
+    """A checkpoint of this library as a model of lm-evaluation-harness.
+
+    Contexts are read into a state of bounded size. A continuation is judged, or written, from that state, which goes on
+    forgetting. Requests with the same context share one reading of it.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        policy: str = "tova",
+        budget: int | float = 256,
+        prompt_policy: str | None = None,
+        mode: str = "stepwise",
+        positions: str = "absolute",
+        rolling: str = "state",
+        max_length: int | None = None,
+        dtype: str | None = None,
+        mesh: str | None = None,
+        seed: int = 0,
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+    ):
+        """Loads a checkpoint; the harness calls this with --model_args.
+
+        Args:
+          pretrained: folder made by `msrnn convert`.
+          policy: as on the command line, such as "tova" or "window:sinks=4". A comma ends an argument of the harness;
+            for several options of a policy write a plus: "h2o:recent=1+sinks=4".
+          budget: tokens that each layer remembers; or a share of the context, above 0 and up to 1.0, rounded up (of the
+            text, where a whole text is judged), but never less than what the policy protects.
+          prompt_policy: what forgets while contexts are read; `policy` then goes on with what is left.
+          mode: how contexts are read, "stepwise" or "oneshot", as in `prefill`.
+          positions: how keys are rotated, as in `init_state`.
+          rolling: how a whole text is judged. "state": each token from a state that has read all before it. "windows":
+            in windows of `max_length` tokens that know nothing of each other, as the harness's own models do.
+          max_length: longer contexts lose their beginning. By default what the model was trained with under the
+            positions "absolute", and no limit under others.
+          dtype: the weights are cast to it.
+          mesh: devices that share the work, as in `parse_mesh`, with a plus for the comma: "data=2+model=2".
+          seed: of draws, where a task asks for them.
+          batch_size: contexts at once, or "auto": as many as fit.
+          max_batch_size: the most that "auto" takes.
+          device: not used; JAX chooses, see JAX_PLATFORMS.
+
+        Raises:
+          ValueError: for an argument out of its range, naming it, and for a checkpoint that cannot be used.
+        """
+        super().__init__()
+        del device
+        keep_compilations()
+        devices = None if mesh is None else parse_mesh(_commas(mesh))
+        config, params = load_onto(devices, str(pretrained), dtype)
+        check_mode(mode)
+        if rolling not in ROLLING:
+            raise ValueError(f"rolling is {rolling!r}; it must be one of {', '.join(ROLLING)}")
+        self.rolling = rolling
+        self.seed = check_int("seed", seed, 0, 2**32 - 1)
+        self._limit = config.max_length if max_length is None and positions == "absolute" else max_length
+        if self._limit is not None:
+            check_int("max_length", self._limit, 2)
+        self.reader = Reader(
+            config=config,
+            params=params,
+            tokenizer=load_tokenizer(str(pretrained)),
+            policy=read_policy(_commas(policy), config),
+            prompt_policy=None if prompt_policy is None else read_policy(_commas(prompt_policy), config),
+            budget=_check_budget(budget),
+            mode=mode,
+            positions=positions,
+            batch=_check_batch(batch_size, devices),
+            most=None if max_batch_size is None else check_int("max_batch_size", max_batch_size, 1),
+            mesh=devices,
+        )
+        self.reader.check()
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a request that are read."""
+        return self.reader.config.max_length if self._limit is None else self._limit
+
+    @property
+    def eot_token_id(self) -> int:
+        """The first token that ends a text."""
+        return self.reader.tokenizer.stop[0]
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What goes before a text that has nothing before it: BOS, or else what ends a text."""
+        return self.eot_token_id if self.reader.tokenizer.bos is None else self.reader.tokenizer.bos
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Tokens of a text; a BOS that is written out, as chat templates do, is not put there again."""
+        del kwargs
+        if add_special_tokens is None:
+            bos = (
+                None
+                if self.reader.tokenizer.bos is None
+                else self.reader.tokenizer.backend.id_to_token(self.reader.tokenizer.bos)
+            )
+            add_special_tokens = not (bos and string.startswith(bos))
+        return self.reader.tokenizer.encode(string, special=add_special_tokens)
+
+    def _loglikelihood_tokens(self, requests: Sequence[Any], **kwargs: Any) -> list[tuple[float, bool]]:
+        pairs = [self._cut(context, continuation) for _, context, continuation in requests]
+        shorter = sum(len(pair.context) < len(whole) for pair, (_, whole, _) in zip(pairs, requests, strict=True))
+        if shorter:
+            log.warning("%d of %d contexts lose their beginning: max_length=%d", shorter, len(pairs), self.max_length)
+        results: list[Any] = [None] * len(requests)
+        bar = tqdm(total=len(requests), desc="judging continuations", disable=kwargs.get("disable_tqdm", False))
+        for index, judged, is_greedy in self.reader.judge(pairs):
+            results[index] = judged, is_greedy
+            self.cache_hook.add_partial("loglikelihood", requests[index][0], results[index])
+            bar.update()
+        bar.close()
+        return results
+
+    def _cut(self, context: Sequence[int], continuation: Sequence[int]) -> Pair:
+        """A pair whose context has lost its beginning where both are too long together, as under the harness's `hf`."""
+        if not continuation:
+            raise ValueError("a continuation has no tokens of its own; it must have at least one")
+        if self._limit is None:
+            return Pair(tuple(context), tuple(continuation))
+        room = self._limit + 1 - len(continuation)
+        if room < 1:
+            raise ValueError(f"a continuation has {len(continuation)} tokens; max_length is {self._limit}")
+        return Pair(tuple(context[-room:]), tuple(continuation))
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """log p of every text in nats, each for itself."""
+        about = "one state reads all of it" if self.rolling == "state" else f"windows of {self.max_length} tokens"
+        log.info("log-likelihoods of whole texts: rolling=%s, %s", self.rolling, about)
+        totals, missing, pairs, owners = [0.0] * len(requests), Counter(), [], []
+        for index, request in enumerate(requests):
+            own = list(self._windows(request.args[0]))
+            pairs += own
+            owners += [index] * len(own)
+            missing[index] = len(own)
+        bar = tqdm(total=len(pairs), desc=f"judging texts, rolling={self.rolling}", disable=disable_tqdm)
+        for place, judged, _ in self.reader.judge(pairs, whole=True):
+            index = owners[place]
+            totals[index] += judged
+            missing[index] -= 1
+            if not missing[index]:
+                self.cache_hook.add_partial("loglikelihood_rolling", requests[index].args, totals[index])
+            bar.update()
+        bar.close()
+        return totals
+
+    def _windows(self, text: str) -> Iterator[Pair]:
+        if self.rolling == "state":
+            tokens = self.tok_encode(text, add_special_tokens=False)
+            if tokens:
+                yield Pair((self.prefix_token_id,), tuple(tokens))
+            return
+        tokens = self.tok_encode(text)  # a BOS of the tokenizer's own is foreseen like any token, as by `hf`
+        for window in get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1):
+            context, continuation = make_disjoint_window(window)
+            yield Pair(tuple(context), tuple(continuation))
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Continues contexts until one of the task's stop strings, a stop token, or `max_gen_toks`."""
+        results = [""] * len(requests)
+        groups: dict[str, list[int]] = defaultdict(list)
+        for index, request in enumerate(requests):
+            groups[repr(request.args[1])].append(index)
+        bar = tqdm(total=len(requests), desc="writing", disable=disable_tqdm)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self.seed), jnp.arange(len(requests)))
+        for group in groups.values():
+            settings: dict[str, Any] = {**normalize_gen_kwargs(dict(requests[group[0]].args[1]), 256)}
+            sampler, limit = _sampler(settings), settings["max_gen_toks"]
+            stop_strings = [string for string in settings["until"] if string]
+            contexts = [self._context(requests[index].args[0], limit) for index in group]
+            own = keys[jnp.asarray(group)]
+            for place, text in self.reader.write(contexts, own, sampler, stop_strings, limit):
+                results[group[place]] = text
+                self.cache_hook.add_partial("generate_until", requests[group[place]].args, text)
+                bar.update()
+        bar.close()
+        return results
+
+    def _context(self, text: str, new: int) -> tuple[int, ...]:
+        tokens = self.tok_encode(text) or [self.prefix_token_id]
+        if self._limit is None:
+            return tuple(tokens)
+        if new >= self._limit:
+            raise ValueError(f"max_gen_toks is {new}; it must be below max_length, {self._limit}")
+        return tuple(tokens[-(self._limit - new) :])
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the harness's cache of requests tells tokenizers and templates apart by."""
+        text = [self.reader.tokenizer.backend.to_str(), self.reader.tokenizer.template, self.reader.tokenizer.names]
+        return f"msrnn-{json_hash(text)}"
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The checkpoint's template, where one is asked for."""
+        if isinstance(chat_template, str):
+            raise ValueError(f"chat template {chat_template!r}: a checkpoint has one, without a name; leave it out")
+        return self.reader.tokenizer.template if chat_template else None
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The text of a conversation; without a prompt for the answer it ends within its last message."""
+        text = self.reader.tokenizer.render(chat_history, add_generation_prompt=add_generation_prompt)
+        if add_generation_prompt:
+            return text
+        last = chat_history[-1]["content"].strip()
+        return text[: text.rindex(last) + len(last)]
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What results say of the model, beside the arguments."""
+        reader = self.reader
+        code = {str(policy): source_hash(policy) for policy in (reader.policy, reader.prompt_policy) if policy}
+        return {
+            "policy": str(reader.policy),
+            "prompt_policy": None if reader.prompt_policy is None else str(reader.prompt_policy),
+            "policy_code": {name: digest for name, digest in code.items() if digest is not None},
+            "budget": reader.budget,
+            "prompt_mode": reader.mode,
+            "positions": reader.positions,
+            "rolling": self.rolling,
+            "max_length": self._limit,
+            "model_dtype": reader.config.dtype,
+            "model_sha": fingerprint(reader.config, reader.params),
+            "config_sha": config_hash(reader.config),
+            **provenance(),
+        }
+
+
+def _commas(text: str) -> str:
+    return re.sub(r"\+(?=\w+=)", ",", str(text))
+
+
+def _check_budget(budget: Any) -> int | float:
+    if isinstance(budget, float):
+        if 0 < budget <= 1:
+            return budget
+        raise ValueError(f"budget is {budget}; a share of the context must be above 0 and at most 1.0")
+    return check_int("budget", budget, 1)
+
+
+def _check_batch(batch: int | str, mesh: Any) -> int | None:
+    if str(batch).startswith("auto"):
+        return None
+    if not str(batch).isdecimal() or int(batch) < 1:
+        raise ValueError(f"batch_size is {batch!r}; it must be a whole number of at least 1, or auto")
+    if mesh is not None and int(batch) % mesh.shape[DATA]:
+        raise ValueError(f"batch_size is {batch}; it must be a multiple of {mesh.shape[DATA]}, the mesh's {DATA} axis")
+    return int(batch)
+
+
+def _sampler(settings: dict[str, Any]) -> Any:
+    """The sampler that a task asks for.
+
+    Raises:
+      ValueError: for what this model cannot do, such as beams.
+    """
+    other = sorted(set(settings) - {*SAMPLING, *WITHOUT_EFFECT})
+    if other:
+        raise ValueError(
+            f"generation option {other[0]} is {settings[other[0]]!r}; only {', '.join(SAMPLING)} are known"
+        )
+    if not settings["do_sample"]:
+        return make_sampler()
+    given = {name: settings[name] for name in SAMPLING if settings.get(name) is not None}
+    return make_sampler(**{"temperature": 1.0, **given})

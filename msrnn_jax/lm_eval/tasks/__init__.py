@@ -1,0 +1,1 @@
+"""Tasks of local files for lm-evaluation-harness, and where they take their questions."""

@@ -1,0 +1,282 @@
+"""What lm-evaluation-harness is told, against the recurrence token by token."""
+
+import collections
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CachingLM
+from toy import make_toy
+
+import msrnn_jax as ms
+from msrnn_jax.lm_eval import MultiStateLM
+from msrnn_jax.lm_eval.reader import Reader
+
+CONFIG = tiny.SHALLOW
+PAIRS = [
+    ("the cat sat on the mat and", " it slept"),
+    ("a dog", " runs"),
+    ("the cat sat on the mat and", " ran"),
+    ("a dog", "s"),
+    ("the cat sat on the mat and", " was"),
+    ("one two three four five six seven eight", " nine ten eleven"),
+    ("", "all of it"),
+]
+TEXTS = ["a sentence of some length. and another one that is a bit longer.", "short", "the middle one of three"]
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return make_toy(tmp_path_factory.mktemp("toy") / "toy", CONFIG)
+
+
+def model(toy, **arguments):
+    return MultiStateLM(**{"pretrained": toy, "budget": 6, "batch_size": 3, **arguments})
+
+
+def asked(kind, *arguments):
+    return [Instance(kind, {}, one, index) for index, one in enumerate(arguments)]
+
+
+def stepped(lm, context, continuation, budget, policy=None):
+    """log p of every token of a continuation, by `step`, and whether greedy decoding writes them."""
+    policy = policy or lm.reader.policy
+    config, params = lm.reader.config, lm.reader.params
+    state = ms.init_state(config, policy, budget, positions=lm.reader.positions)
+    state, logits = ms.prefill(config, policy, params, state, context, mode=lm.reader.mode)
+    total, greedy = 0.0, True
+    for token in continuation:
+        total += float(jax.nn.log_softmax(logits)[token])
+        greedy &= int(logits.argmax()) == token
+        state, logits = ms.step(config, policy, params, state, jnp.int32(token))
+    return total, greedy
+
+
+def tokens_of(lm, context, continuation):
+    """As the harness cuts them."""
+    encode = lm.reader.tokenizer.encode
+    return (encode(context) if context else [3]), encode(continuation)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    tiny.few(
+        [
+            {},
+            {"policy": "h2o:recent=2+sinks=1"},
+            {"policy": "snapkvd:every=4+recent=2", "budget": 5},
+            {"policy": "tova:pyramid=3.0", "positions": "cache"},
+            {"mode": "oneshot", "policy": "tova:scope=head+adaptive=0.5"},
+            {"positions": "gap", "batch_size": 1},
+        ],
+        {},
+        {"policy": "h2o:recent=2+sinks=1"},
+    ),
+    ids=str,
+)
+def test_continuations_cost_what_steps_say(toy, arguments):
+    lm = model(toy, **arguments)
+    results = lm.loglikelihood(asked("loglikelihood", *PAIRS))
+    for pair, (total, greedy) in zip(PAIRS, results, strict=True):
+        expected, is_greedy = stepped(lm, *tokens_of(lm, *pair), lm.reader.budget)
+        assert total == pytest.approx(expected, abs=1e-4) and greedy == is_greedy, pair
+
+
+def test_what_greedy_decoding_writes_is_known(toy):
+    lm = model(toy)
+    written = lm.generate_until(asked("generate_until", ("the cat", {"until": [], "max_gen_toks": 5})))
+    (_, greedy), (_, other) = lm.loglikelihood(asked("loglikelihood", ("the cat", written[0]), ("the cat", "zzzzz")))
+    assert len(written[0]) == 5 and greedy and not other
+
+
+def test_full_attention_holds_context_and_continuation(toy):
+    lm = model(toy, policy="full", budget=1)
+    results = lm.loglikelihood(asked("loglikelihood", *PAIRS))
+    for pair, (total, _) in zip(PAIRS, results, strict=True):
+        context, continuation = tokens_of(lm, *pair)
+        assert total == pytest.approx(stepped(lm, context, continuation, 100)[0], abs=1e-4)
+
+
+def test_a_share_is_of_the_context_and_never_below_what_is_protected(toy):
+    lm = model(toy, budget=0.3, policy="window:sinks=2")
+    results = lm.loglikelihood(asked("loglikelihood", *PAIRS))
+    for pair, (total, _) in zip(PAIRS, results, strict=True):
+        context, continuation = tokens_of(lm, *pair)
+        budget = max(2, math.ceil(0.3 * len(context)))
+        assert total == pytest.approx(stepped(lm, context, continuation, budget)[0], abs=1e-4)
+
+
+def test_a_policy_for_contexts(toy):
+    lm = model(toy, policy="window", prompt_policy="tova", budget=4)
+    ((total, _),) = lm.loglikelihood(asked("loglikelihood", PAIRS[0]))
+    context, continuation = tokens_of(lm, *PAIRS[0])
+    config, params, tova, window = lm.reader.config, lm.reader.params, ms.TOVA(), ms.Window()
+    state, logits = ms.prefill(config, tova, params, ms.init_state(config, tova, 4), context)
+    state = ms.hand_over(config, tova, window, state)
+    expected = float(jax.nn.log_softmax(logits)[continuation[0]])
+    expected -= float(ms.nll(config, window, params, state, continuation[:-1], continuation[1:])[1].sum())
+    assert total == pytest.approx(expected, abs=1e-4)
+
+
+def test_every_context_is_read_once(toy, monkeypatch):
+    read, original = [], Reader._read
+
+    def spy(self, jobs, *rest):
+        read.extend({job.context for job in jobs})  # the last batch is filled up
+        return original(self, jobs, *rest)
+
+    monkeypatch.setattr(Reader, "_read", spy)
+    model(toy).loglikelihood(asked("loglikelihood", *PAIRS))
+    assert max(collections.Counter(read).values()) == 1 and len(read) == len({context for context, _ in PAIRS})
+
+
+@pytest.mark.parametrize("budget", [6, 0.25])
+def test_one_state_reads_all_of_a_text(toy, budget):
+    lm = model(toy, budget=budget)
+    totals = lm.loglikelihood_rolling(asked("loglikelihood_rolling", *[(text,) for text in TEXTS]))
+    config, params = lm.reader.config, lm.reader.params
+    for text, total in zip(TEXTS, totals, strict=True):
+        tokens = [3, *lm.reader.tokenizer.encode(text)]
+        size = budget if isinstance(budget, int) else math.ceil(budget * len(tokens))
+        state = ms.init_state(config, lm.reader.policy, size)
+        _, losses = ms.nll(config, lm.reader.policy, params, state, tokens[:-1], tokens[1:])
+        assert total == pytest.approx(-float(losses.sum()), abs=1e-3)
+
+
+def test_windows_know_nothing_of_each_other(toy):
+    lm = model(toy, policy="full", rolling="windows", max_length=16)
+    (total,) = lm.loglikelihood_rolling(asked("loglikelihood_rolling", (TEXTS[0],)))
+    tokens = lm.reader.tokenizer.encode(TEXTS[0])
+    expected, start = 0.0, 0
+    while start < len(tokens):  # the last window begins earlier, so that it is full
+        end = min(start + 16, len(tokens))
+        window = ([3, *tokens])[max(0, end - 16) : end]
+        state = ms.init_state(lm.reader.config, ms.Full(), 20)
+        losses = ms.nll(lm.reader.config, ms.Full(), lm.reader.params, state, window, tokens[max(0, end - 16) : end])[1]
+        expected -= float(losses[start - end :].sum())
+        start = end
+    assert total == pytest.approx(expected, abs=1e-3)
+
+
+def test_texts_longer_than_one_block(toy, monkeypatch):
+    monkeypatch.setattr("msrnn_jax.evaluation.continuations.BLOCK", 8)
+    monkeypatch.setattr("msrnn_jax.evaluation.continuations.WIDTHS", (1, 8))
+    test_one_state_reads_all_of_a_text(toy, 6)
+
+
+def test_contexts_that_are_too_long_lose_their_beginning(toy):
+    lm = model(toy, max_length=20)
+    ((total, _),) = lm.loglikelihood(asked("loglikelihood", PAIRS[5]))
+    context, continuation = tokens_of(lm, *PAIRS[5])
+    expected = stepped(lm, (context + continuation)[-21 : -len(continuation)], continuation, 6)[0]
+    assert total == pytest.approx(expected, abs=1e-4)
+
+
+def test_written_texts_are_those_of_stream_text(toy):
+    lm = model(toy, budget=0.5)
+    contexts = ["the cat sat", "a dog runs and runs", "x", "one two three"]
+    settings = {"until": ["e", ""], "max_gen_toks": 12}
+    texts = lm.generate_until(asked("generate_until", *[(context, settings) for context in contexts]))
+    config, params, tokenizer = lm.reader.config, lm.reader.params, lm.reader.tokenizer
+    for context, text in zip(contexts, texts, strict=True):
+        given = {"budget": math.ceil(len(context) / 2), "max_new_tokens": 12, "stop_strings": ["e"]}
+        stream = ms.stream_text(config, ms.TOVA(), params, tokenizer, [context], **given)
+        list(stream)
+        assert text == stream.rows[0].text
+    assert not any("e" in text for text in texts)
+
+
+def test_draws_do_not_depend_on_the_batch_and_repeats_differ(toy):
+    settings = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 1.5, "top_k": 40}
+    requests = asked("generate_until", *[(context, settings) for context in ("the cat", "the cat", "a dog")])
+    alone, together = (model(toy, batch_size=size, seed=1).generate_until(requests) for size in (1, 3))
+    assert alone == together and len(set(alone)) == 3
+    assert model(toy, seed=2).generate_until(requests) != alone
+
+
+def test_a_run_that_was_cut_off_goes_on(toy, tmp_path, monkeypatch):
+    requests = asked("loglikelihood", *PAIRS)
+    expected = model(toy).loglikelihood(requests)
+    original = Reader._judge
+
+    def stop(self, draft, wanted, pairs):
+        if len(wanted) < 3:
+            raise KeyboardInterrupt
+        return original(self, draft, wanted, pairs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reader, "_judge", stop)
+        with pytest.raises(KeyboardInterrupt):
+            CachingLM(model(toy), str(tmp_path / "cache.db")).loglikelihood(requests)
+    lm = model(toy)
+    judged = []
+    monkeypatch.setattr(
+        lm, "_loglikelihood_tokens", lambda asked, **rest: judged.extend(asked) or original_of(lm)(asked)
+    )
+    cached = CachingLM(lm, str(tmp_path / "cache.db"))
+    again = cached.loglikelihood(requests)
+    assert 0 < len(judged) < len(PAIRS)
+    np.testing.assert_allclose([total for total, _ in again], [total for total, _ in expected], rtol=1e-5)
+
+
+def original_of(lm):
+    return lambda asked: MultiStateLM._loglikelihood_tokens(lm, asked)
+
+
+def test_chat_templates(toy):
+    lm = model(toy)
+    turns = [{"role": "user", "content": "hello "}, {"role": "assistant", "content": "so it is"}]
+    assert lm.apply_chat_template(turns) == "hello so it is"
+    assert lm.apply_chat_template([*turns[:1], {"role": "assistant", "content": "so"}], False) == "hello so"
+    assert lm.chat_template(True) == lm.reader.tokenizer.template and lm.chat_template(False) is None
+    assert lm.tokenizer_name == model(toy, policy="h2o").tokenizer_name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"policy": "tovva"}, "policy 'tovva' is unknown"),
+        ({"budget": 0}, "budget is 0; it must be"),
+        ({"budget": 1.5}, "budget is 1.5; a share of the context must be above 0 and at most 1.0"),
+        ({"budget": 2, "policy": "window:sinks=4"}, "sinks"),
+        ({"mode": "twice"}, "mode is 'twice'"),
+        ({"positions": "none"}, "positions is 'none'"),
+        ({"rolling": "stones"}, "rolling is 'stones'; it must be one of state, windows"),
+        ({"batch_size": "many"}, "batch_size is 'many'"),
+        ({"max_length": 1}, "max_length is 1"),
+        ({"pretrained": "nowhere"}, "nowhere"),
+    ],
+    ids=str,
+)
+def test_arguments_that_are_refused(toy, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        model(toy, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_beams": 4}, "generation option num_beams is 4"),
+        ({"max_gen_toks": 10**6}, "max_gen_toks is 1000000; it must be below max_length"),
+        ({"do_sample": True, "top_p": 2.0}, "top_p"),
+    ],
+)
+def test_generation_that_is_refused(toy, settings, message):
+    with pytest.raises(ValueError, match=message):
+        model(toy).generate_until(asked("generate_until", ("a", {"until": [], **settings})))
+
+
+def test_results_say_what_was_run(toy):
+    about = model(toy, budget=0.5, policy="h2o:recent=1+sinks=1").get_model_info()
+    assert about["policy"] == "h2o:sinks=1,recent=1" and about["budget"] == 0.5 and about["rolling"] == "state"
+    assert {"model_sha", "versions", "device", "max_length"} <= about.keys()
+
+
+def test_rows_of_a_mesh(toy):
+    one = model(toy, batch_size=2).loglikelihood(asked("loglikelihood", *PAIRS))
+    meshed = model(toy, batch_size=2, mesh="data=1+model=1").loglikelihood(asked("loglikelihood", *PAIRS))
+    np.testing.assert_allclose([total for total, _ in meshed], [total for total, _ in one], rtol=1e-5)
