@@ -19,14 +19,14 @@ from experiments.common.policies import check_keeps_no_prompt
 from experiments.comparison.differences import reference_of
 from experiments.comparison.figure import draw
 from experiments.comparison.findings import findings_of, when
-from experiments.comparison.policies import DEFAULT, held
-from experiments.comparison.tables import page, rows_of
+from experiments.comparison.policies import DEFAULT, SLOW, held
+from experiments.comparison.tables import Row, page, rows_of
 from experiments.language_modeling import __main__ as language_modeling
 from experiments.language_modeling.tables import summarise
 from experiments.needle import __main__ as needle
 from experiments.needle import tables as needle_tables
 from msrnn_jax.cli.errors import plain_errors
-from msrnn_jax.cli.options import MeshText
+from msrnn_jax.cli.options import MeshText, budgets_option
 from msrnn_jax.cli.usage import Command
 from msrnn_jax.evaluation.plot import check_plot
 from msrnn_jax.io.atomic import check_writable, write_bytes, write_text
@@ -43,10 +43,12 @@ class Settings:
     """What is compared on what.
 
     Attributes:
-      segment: tokens of a segment of a book, and at most of a text with a needle in it.
+      segment: tokens of a segment of a book.
       segments: of every book, evenly spread; 0 for all.
       books: the first ones only; 0 for all.
       needle_budgets: those of the budgets at which needles are asked for.
+      slow: policies that are measured on `slow_segments` of every book, and asked for no needles.
+      needle_length: tokens of a text with a needle in it, at most.
       draws: texts with a needle for each of the DEPTHS; 0 for none.
     """
 
@@ -57,7 +59,10 @@ class Settings:
     segment: int = 1024
     segments: int = 8
     books: int = 3
-    needle_budgets: tuple[int, ...] = (128, 256)
+    slow: tuple[str, ...] = SLOW
+    slow_segments: int = 2
+    needle_length: int = 512
+    needle_budgets: tuple[int, ...] = (64, 128)
     draws: int = 4
     dtype: str | None = None
     mesh: str | None = None
@@ -67,12 +72,20 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> str:
     """Measures what is missing, writes the page and the figure into a folder, and returns the page."""
     settings = dataclasses.replace(settings, policies=_with_tova(settings.policies))
     _check(settings, out)
-    alike = {name: getattr(settings, name) for name in ("checkpoint", "data", "policies", "dtype", "mesh")}
-    sizes = {name: getattr(settings, name) for name in ("budgets", "segment", "segments", "books")}
-    books = language_modeling.Settings(**alike, **sizes, others=())
-    lines = language_modeling.run(books, out / f"{NAME}_{language_modeling.NAME}.jsonl", console)
-    sizes = {"budgets": _asked_at(settings), "lengths": (settings.segment,), "depths": DEPTHS, "draws": settings.draws}
-    asked = needle.Settings(**alike, **sizes)
+    slow = tuple(policy for policy in settings.policies if policy in settings.slow)
+    fast = tuple(policy for policy in settings.policies if policy not in settings.slow)
+    alike = {name: getattr(settings, name) for name in ("checkpoint", "data", "dtype", "mesh")}
+    sizes = {name: getattr(settings, name) for name in ("segment", "segments", "books")}
+    journal = out / f"{NAME}_{language_modeling.NAME}.jsonl"
+    books = language_modeling.Settings(**alike, **sizes, policies=fast, budgets=settings.budgets, others=())
+    lines = language_modeling.run(books, journal, console)
+    for budget in settings.budgets if slow else ():  # one by one: their cost grows with the slots of all rows
+        number = min(settings.slow_segments, settings.segments or settings.slow_segments)
+        few = {"budgets": (budget,), "policies": (), "others": slow, "other_segments": number}
+        more = language_modeling.run(dataclasses.replace(books, **few), journal, console)
+        lines += [line for line in more if line["setting"]["policy"] in slow]
+    sizes = {"budgets": _asked_at(settings), "lengths": (settings.needle_length,), "depths": DEPTHS}
+    asked = needle.Settings(**alike, **sizes, policies=fast, draws=settings.draws)
     journal = out / f"{NAME}_{needle.NAME}.jsonl"
     cases = needle.run(asked, journal, console) if _asked_at(settings) else []
     return write(lines, cases, out)
@@ -116,6 +129,7 @@ def write(lines: list[Line], cases: list[Line], out: pathlib.Path) -> str:
         "\n".join(f"* {one}" for one in findings_of(lines, cases)),
         f"![{picture.alt}]({picture.name}.png)",
         picture.caption,
+        _of_fewer(rows, full["segments"]),
     ]
     for every in sorted({row["every"] for row in rows}):
         sizes = sorted({row["budget"] for row in rows})
@@ -123,12 +137,18 @@ def write(lines: list[Line], cases: list[Line], out: pathlib.Path) -> str:
             f"## Cut {when(every)}",
             f"Perplexity, KL, agreement and needles at k = {' / '.join(map(str, sizes))} (needles at those they were "
             f"asked at); from one cut to the next {' / '.join(f'{held(size, every):,.1f}' for size in sizes)} tokens "
-            "are held in the mean. The rank is by mean loss.",
+            "are held in the mean. The rank is by the mean difference from TOVA, on the same segments.",
             "\n".join(table(*page(rows, every))),
         ]
-    text = "\n\n".join(texts) + "\n"
+    text = "\n\n".join(filter(None, texts)) + "\n"
     write_text(out / f"{NAME}.md", text)
     return text
+
+
+def _of_fewer(rows: list[Row], segments: int) -> str:
+    """Which policies were measured on fewer segments than the full model."""
+    fewer = {row["label"]: f"{row['label']} ({row['segments']})" for row in rows if row["segments"] < segments}
+    return f"Of fewer segments, at every token: {', '.join(fewer.values())}." if fewer else ""
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -141,9 +161,12 @@ def main(
     data: Books = None,
     policy: Policies = None,
     budget: Budgets = None,
-    segment: Annotated[int | None, typer.Option(help="Tokens of a segment, and of a text with a needle.")] = None,
+    segment: Annotated[int | None, typer.Option(help="Tokens of a segment. Default: 1,024.")] = None,
     segments: Annotated[int | None, typer.Option(help="Of every book, evenly spread; 0 for all.")] = None,
     books: NumBooks = None,
+    slow_segments: Annotated[int | None, typer.Option(help="Of every book, for the slowest policies.")] = None,
+    needle_length: Annotated[int | None, typer.Option(help="Tokens of a text with a needle.")] = None,
+    needle_budget: Annotated[list[int] | None, budgets_option("Asked for needles. Default: 64,128.")] = None,
     draws: Annotated[int | None, typer.Option(help="Texts for every depth; 0 for no needles.")] = None,
     dtype: Dtype = None,
     mesh: MeshText = None,
@@ -159,6 +182,9 @@ def main(
         segment=segment,
         segments=segments,
         books=books,
+        slow_segments=slow_segments,
+        needle_length=needle_length,
+        needle_budgets=needle_budget,
         draws=draws,
         dtype=dtype,
         mesh=mesh,

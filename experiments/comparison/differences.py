@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -26,9 +27,10 @@ class Found(NamedTuple):
     draws: Mapping[Of, Draws]
     number: Callable[[Sequence[Line]], Estimate]
 
-    def of(self, one: Of) -> float:
-        """The number of one policy, on all of its documents."""
-        return self.number(list(self.draws[one].values())).value
+    def above(self, one: Of, other: Of) -> float:
+        """How much higher the first is than the second, on the documents that both have; inf where there are none."""
+        apart = self.apart((one, other))
+        return math.inf if apart is None else apart.value
 
     def apart(self, *pairs: tuple[Of, Of]) -> Estimate | None:
         """How much higher the first of a pair is than the second, mean over pairs, on the documents that all have.

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from experiments.common.claims import AGREES, DISAGREES, UNDECIDED
-from experiments.comparison.differences import Found, alone, losses, misses
+from experiments.comparison.differences import Found, alone, losses, misses, reference_of
 from experiments.comparison.policies import RANDOM, SELDOM, UNSCORED, cut, every_of, held, kind_of
 from experiments.comparison.tables import ORDERS
 from msrnn_jax.io.journal import Line
@@ -50,7 +50,7 @@ def _bests(found: Found, every: int, what: str) -> str:
 def _best(found: Found, policies: Sequence[str], budget: int) -> str:
     if len(policies) < 2:
         return ""
-    first = min(policies, key=lambda policy: found.of((policy, budget)))
+    first = min(policies, key=lambda policy: found.above((policy, budget), (reference_of(policy), budget)))
     parts = {other: found.better((first, budget), (other, budget)) for other in policies if other != first}
     near = [kind_of(other).label for other, part in parts.items() if part is None or part.outcome != AGREES]
     return f"{kind_of(first).label}, " + (f"not told from {_listed(near)}" if near else "and all others are worse")

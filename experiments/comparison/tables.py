@@ -23,7 +23,7 @@ def rows_of(lines: Sequence[Line], cases: Sequence[Line]) -> list[Row]:
 
     Returns:
       Beside their columns `every`, `label`, `family`; `apart`, nats per token above TOVA that cuts as often, on the
-      same segments; `mean_apart`, the mean over all budgets; `rank` by mean loss in the group, the best is 1;
+      same segments; `mean_apart`, the mean over all budgets; `rank` by `mean_apart` in the group, the best is 1;
       `found_after` and `found_before`, the share of needles found. Each number with its standard error (`_stderr`).
       nan is no number.
     """
@@ -50,7 +50,7 @@ def _columns(name: str, one: Estimate | None) -> Row:
 
 def _ranked(rows: list[Row]) -> list[Row]:
     for every in {row["every"] for row in rows}:
-        names = {row["policy"]: _mean_loss(rows, row["policy"]) for row in rows if row["every"] == every}
+        names = {row["policy"]: _mean_apart(rows, row["policy"]) for row in rows if row["every"] == every}
         order = sorted(names, key=lambda name: (math.isnan(names[name]), names[name]))
         for row in rows:
             if row["policy"] in names:
@@ -58,9 +58,9 @@ def _ranked(rows: list[Row]) -> list[Row]:
     return rows
 
 
-def _mean_loss(rows: Sequence[Row], policy: str) -> float:
-    mine = [row["above_full"] for row in rows if row["policy"] == policy]
-    return sum(mine) / len(mine)
+def _mean_apart(rows: Sequence[Row], policy: str) -> float:
+    """From TOVA, on the same segments, of which policies may have different ones."""
+    return next(row["mean_apart"] for row in rows if row["policy"] == policy)
 
 
 def page(rows: Sequence[Row], every: int) -> tuple[list[str], list[list[str]]]:

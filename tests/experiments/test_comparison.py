@@ -1,5 +1,6 @@
 """Every policy on one footing: what is run, that the page says what the journals say, and what is told of it."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -211,3 +212,15 @@ def test_refusals_before_any_work(tmp_path: pathlib.Path, changes: list[str], me
     result = CliRunner().invoke(comparison.app, ["no checkpoint", *changes, "--out", str(tmp_path)])
     assert result.exit_code and message in result.output
     assert not list(tmp_path.iterdir())
+
+
+def test_the_slowest_are_measured_on_fewer_segments_and_asked_for_no_needles(folder, tmp_path):
+    for name in (BOOKS, NEEDLES):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    before = settings_for(tmp_path)
+    settings = dataclasses.replace(before, policies=("window:sinks=4", "cur"), slow_segments=2)
+    page = comparison.run(settings, tmp_path, QUIET)
+    cur = [line for line in read(tmp_path / BOOKS) if line["setting"]["policy"] == "cur"]
+    assert len(cur) == 2 * len(BUDGETS) and {line["setting"]["budget"] for line in cur} == set(BUDGETS)
+    assert "Of fewer segments, at every token: CUR (2)." in page
+    assert read(tmp_path / NEEDLES) == read(folder / NEEDLES)
