@@ -31,7 +31,7 @@ ROLLING = ("state", "windows")
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 WITHOUT_EFFECT = ("until", "max_gen_toks", "do_sample")  # on how a token is drawn
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("lm_eval.models.msrnn")  # below the harness's own, whose level counts
 
 
 @register_model("msrnn")

@@ -1,6 +1,7 @@
 """What lm-evaluation-harness is told, against the recurrence token by token."""
 
 import collections
+import importlib.metadata
 import math
 
 import jax
@@ -274,6 +275,17 @@ def test_results_say_what_was_run(toy):
     about = model(toy, budget=0.5, policy="h2o:recent=1+sinks=1").get_model_info()
     assert about["policy"] == "h2o:sinks=1,recent=1" and about["budget"] == 0.5 and about["rolling"] == "state"
     assert {"model_sha", "versions", "device", "max_length"} <= about.keys()
+
+
+def test_later_versions_of_the_harness_find_the_model():
+    (found,) = importlib.metadata.entry_points(group="lm_eval.models", name="msrnn")
+    assert found.load() is MultiStateLM
+
+
+def test_how_texts_are_judged_is_said(toy, caplog):
+    caplog.set_level("INFO", "lm_eval")
+    model(toy).loglikelihood_rolling(asked("loglikelihood_rolling", ("a",), ("",)))
+    assert "rolling=state, one state reads all of it" in caplog.text
 
 
 def test_rows_of_a_mesh(toy):
