@@ -1,7 +1,6 @@
 """The interface between lm-evaluation-harness and a `Reader`."""
 
 import logging
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,18 +17,16 @@ from msrnn_jax.checkpoint.identity import config_hash, fingerprint
 from msrnn_jax.checkpoint.load import load_onto
 from msrnn_jax.checkpoint.tokenizer import load_tokenizer
 from msrnn_jax.cli.loading import read_policy
-from msrnn_jax.devices.sharding import DATA, parse_mesh
-from msrnn_jax.generation.sampling import make_sampler
+from msrnn_jax.devices.sharding import parse_mesh
 from msrnn_jax.io.environment import keep_compilations
 from msrnn_jax.io.provenance import json_hash, provenance
+from msrnn_jax.lm_eval.arguments import check_batch, check_budget, sampler_of, with_commas
 from msrnn_jax.lm_eval.reader import Pair, Reader
 from msrnn_jax.model.prefill import check_mode
 from msrnn_jax.policies.source import source_hash
 from msrnn_jax.recurrence.checks import check_int
 
 ROLLING = ("state", "windows")
-SAMPLING = ("temperature", "top_k", "top_p", "min_p")
-WITHOUT_EFFECT = ("until", "max_gen_toks", "do_sample")  # on how a token is drawn
 
 log = logging.getLogger("lm_eval.models.msrnn")  # below the harness's own, whose level counts
 
@@ -87,7 +84,7 @@ class MultiStateLM(TemplateLM):
         super().__init__()
         del device
         keep_compilations()
-        devices = None if mesh is None else parse_mesh(_commas(mesh))
+        devices = None if mesh is None else parse_mesh(with_commas(mesh))
         config, params = load_onto(devices, str(pretrained), dtype)
         check_mode(mode)
         if rolling not in ROLLING:
@@ -101,12 +98,12 @@ class MultiStateLM(TemplateLM):
             config=config,
             params=params,
             tokenizer=load_tokenizer(str(pretrained)),
-            policy=read_policy(_commas(policy), config),
-            prompt_policy=None if prompt_policy is None else read_policy(_commas(prompt_policy), config),
-            budget=_check_budget(budget),
+            policy=read_policy(with_commas(policy), config),
+            prompt_policy=None if prompt_policy is None else read_policy(with_commas(prompt_policy), config),
+            budget=check_budget(budget),
             mode=mode,
             positions=positions,
-            batch=_check_batch(batch_size, devices),
+            batch=check_batch(batch_size, devices),
             most=None if max_batch_size is None else check_int("max_batch_size", max_batch_size, 1),
             mesh=devices,
         )
@@ -120,24 +117,24 @@ class MultiStateLM(TemplateLM):
     @property
     def eot_token_id(self) -> int:
         """The first token that ends a text."""
+        if not self.reader.tokenizer.stop:
+            raise ValueError("the tokenizer has no token that ends a text, which must stand before a text without BOS")
         return self.reader.tokenizer.stop[0]
 
     @property
     def prefix_token_id(self) -> int:
         """What goes before a text that has nothing before it: BOS, or else what ends a text."""
-        return self.eot_token_id if self.reader.tokenizer.bos is None else self.reader.tokenizer.bos
+        bos = self.reader.tokenizer.bos
+        return self.eot_token_id if bos is None else bos
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Tokens of a text; a BOS that is written out, as chat templates do, is not put there again."""
         del kwargs
+        tokenizer = self.reader.tokenizer
         if add_special_tokens is None:
-            bos = (
-                None
-                if self.reader.tokenizer.bos is None
-                else self.reader.tokenizer.backend.id_to_token(self.reader.tokenizer.bos)
-            )
+            bos = None if tokenizer.bos is None else tokenizer.backend.id_to_token(tokenizer.bos)
             add_special_tokens = not (bos and string.startswith(bos))
-        return self.reader.tokenizer.encode(string, special=add_special_tokens)
+        return tokenizer.encode(string, special=add_special_tokens)
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **kwargs: Any) -> list[tuple[float, bool]]:
         pairs = [self._cut(context, continuation) for _, context, continuation in requests]
@@ -174,6 +171,9 @@ class MultiStateLM(TemplateLM):
             pairs += own
             owners += [index] * len(own)
             missing[index] = len(own)
+        longest, known = max((len(pair.continuation) for pair in pairs), default=0), self.reader.config.max_length
+        if self.reader.positions == "absolute" and longest > known:
+            log.warning("a text has %d tokens, but the model was trained with %d: try positions=cache", longest, known)
         bar = tqdm(total=len(pairs), desc=f"judging texts, rolling={self.rolling}", disable=disable_tqdm)
         for place, judged, _ in self.reader.judge(pairs, whole=True):
             index = owners[place]
@@ -206,7 +206,7 @@ class MultiStateLM(TemplateLM):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self.seed), jnp.arange(len(requests)))
         for group in groups.values():
             settings: dict[str, Any] = {**normalize_gen_kwargs(dict(requests[group[0]].args[1]), 256)}
-            sampler, limit = _sampler(settings), settings["max_gen_toks"]
+            sampler, limit = sampler_of(settings), settings["max_gen_toks"]
             stop_strings = [string for string in settings["until"] if string]
             contexts = [self._context(requests[index].args[0], limit) for index in group]
             own = keys[jnp.asarray(group)]
@@ -263,42 +263,3 @@ class MultiStateLM(TemplateLM):
             "config_sha": config_hash(reader.config),
             **provenance(),
         }
-
-
-def _commas(text: str) -> str:
-    return re.sub(r"\+(?=\w+=)", ",", str(text))
-
-
-def _check_budget(budget: Any) -> int | float:
-    if isinstance(budget, float):
-        if 0 < budget <= 1:
-            return budget
-        raise ValueError(f"budget is {budget}; a share of the context must be above 0 and at most 1.0")
-    return check_int("budget", budget, 1)
-
-
-def _check_batch(batch: int | str, mesh: Any) -> int | None:
-    if str(batch).startswith("auto"):
-        return None
-    if not str(batch).isdecimal() or int(batch) < 1:
-        raise ValueError(f"batch_size is {batch!r}; it must be a whole number of at least 1, or auto")
-    if mesh is not None and int(batch) % mesh.shape[DATA]:
-        raise ValueError(f"batch_size is {batch}; it must be a multiple of {mesh.shape[DATA]}, the mesh's {DATA} axis")
-    return int(batch)
-
-
-def _sampler(settings: dict[str, Any]) -> Any:
-    """The sampler that a task asks for.
-
-    Raises:
-      ValueError: for what this model cannot do, such as beams.
-    """
-    other = sorted(set(settings) - {*SAMPLING, *WITHOUT_EFFECT})
-    if other:
-        raise ValueError(
-            f"generation option {other[0]} is {settings[other[0]]!r}; only {', '.join(SAMPLING)} are known"
-        )
-    if not settings["do_sample"]:
-        return make_sampler()
-    given = {name: settings[name] for name in SAMPLING if settings.get(name) is not None}
-    return make_sampler(**{"temperature": 1.0, **given})
