@@ -2,6 +2,7 @@
 
 import collections
 import importlib.metadata
+import json
 import math
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from devices import on_devices
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
 from toy import make_toy
@@ -288,7 +290,22 @@ def test_how_texts_are_judged_is_said(toy, caplog):
     assert "rolling=state, one state reads all of it" in caplog.text
 
 
-def test_rows_of_a_mesh(toy):
-    one = model(toy, batch_size=2).loglikelihood(asked("loglikelihood", *PAIRS))
-    meshed = model(toy, batch_size=2, mesh="data=1+model=1").loglikelihood(asked("loglikelihood", *PAIRS))
-    np.testing.assert_allclose([total for total, _ in meshed], [total for total, _ in one], rtol=1e-5)
+ON_A_MESH = """
+from lm_eval.api.instance import Instance
+from msrnn_jax.lm_eval import MultiStateLM
+
+pairs = json.loads(sys.argv[2])
+lm = MultiStateLM(sys.argv[1], budget=6, batch_size=4, mesh="data=2+model=3")
+judged = lm.loglikelihood([Instance("loglikelihood", {}, tuple(pair), 0) for pair in pairs])
+written = lm.generate_until([Instance("generate_until", {}, (pair[0], {"max_gen_toks": 5}), 0) for pair in pairs])
+print(json.dumps([judged, written]))
+"""
+
+
+def test_a_mesh_finds_the_same(toy):
+    judged, written = json.loads(on_devices(ON_A_MESH, toy, json.dumps(PAIRS), quick=True).splitlines()[-1])
+    lm = model(toy, batch_size=4)
+    expected = lm.loglikelihood(asked("loglikelihood", *PAIRS))
+    np.testing.assert_allclose([total for total, _ in judged], [total for total, _ in expected], rtol=1e-4)
+    requests = asked("generate_until", *[(context, {"max_gen_toks": 5}) for context, _ in PAIRS])
+    assert written == lm.generate_until(requests)
