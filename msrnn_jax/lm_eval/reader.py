@@ -182,6 +182,8 @@ class Reader:
         sampler = Greedy() if sampler is None else sampler
         padded, lengths = pad([job.context for job in jobs])
         budgets, room = [job.budget for job in jobs], max(job.room for job in jobs)
+        if not self.policy.forgets:  # `make_request` sees one length and one room for all rows
+            budgets = [self._budget(0, int(lengths.max()) + room)] * len(jobs)
         slots = self._slots(max(budgets))
         start = jax.jit(jax.vmap(lambda budget: self._start(budget, slots)))(jnp.asarray(budgets, jnp.int32))
         if self.mesh is not None:

@@ -100,10 +100,11 @@ def test_what_greedy_decoding_writes_is_known(toy):
 
 def test_full_attention_holds_context_and_continuation(toy):
     lm = model(toy, policy="full", budget=1)
-    results = lm.loglikelihood(asked("loglikelihood", *PAIRS))
-    for pair, (total, _) in zip(PAIRS, results, strict=True):
+    pairs = [*PAIRS[:2], ("ab " * 84, "and so on")]  # 252 tokens, and 9
+    results = lm.loglikelihood(asked("loglikelihood", *pairs))
+    for pair, (total, _) in zip(pairs, results, strict=True):
         context, continuation = tokens_of(lm, *pair)
-        assert total == pytest.approx(stepped(lm, context, continuation, 100)[0], abs=1e-4)
+        assert total == pytest.approx(stepped(lm, context, continuation, 300)[0], abs=1e-4)
 
 
 def test_a_share_is_of_the_context_and_never_below_what_is_protected(toy):
