@@ -100,7 +100,7 @@ def test_what_greedy_decoding_writes_is_known(toy):
 
 def test_full_attention_holds_context_and_continuation(toy):
     lm = model(toy, policy="full", budget=1)
-    pairs = [*PAIRS[:2], ("ab " * 84, "and so on")]  # 252 tokens, and 9
+    pairs = [*PAIRS[:2], ("ab " * 83 + "ab", " and so on")]  # 251 tokens, and 10
     results = lm.loglikelihood(asked("loglikelihood", *pairs))
     for pair, (total, _) in zip(pairs, results, strict=True):
         context, continuation = tokens_of(lm, *pair)
