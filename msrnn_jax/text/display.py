@@ -34,19 +34,25 @@ def token_texts(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
 
 
 def visible(text: str) -> str:
-    """The text with line ends and tabs marked by arrows before them, and other control characters by pictures.
+    """The text with line ends, carriage returns and tabs marked by arrows, and other control characters by pictures.
 
-    So a text cannot move the cursor, change colours or reorder what stands beside it.
+    So a text cannot move the cursor, change colours or reorder what stands beside it. A dot stands for a character
+    that has no width.
     """
-    text = re.sub("[\x00-\x08\x0b-\x1f]", lambda match: chr(0x2400 + ord(match[0])), text)
-    text = text.replace("\n", "↵\n").replace("\t", "→\t")
+    text = re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f]", lambda match: chr(0x2400 + ord(match[0])), text)
+    text = re.sub("[\n\x85\u2028\u2029]", "↵\n", text).replace("\r", "←").replace("\t", "→\t")
+    text = re.sub(f"[{_NO_WIDTH}]|^[{_JOINERS}]+$", "·", text)
     return "".join("\ufffd" if _is_hidden(character) else character for character in text)
+
+
+_NO_WIDTH = "\xad\u200b\u2060\ufeff"  # wherever they stand
+_JOINERS = "\u200c\u200d\ufe0e\ufe0f"  # they shape the characters around them, so they stay unless they are alone
 
 
 def _is_hidden(character: str) -> bool:
     # Format characters are needed inside words of some scripts (joiners), but not those that set directions.
     kind = unicodedata.category(character)
-    return (kind in ("Cc", "Cs", "Zl", "Zp") and character not in "\n\t") or (
+    return (kind in ("Cc", "Cs") and character not in "\n\t") or (
         kind == "Cf" and unicodedata.bidirectional(character) not in ("BN", "AL")
     )
 

@@ -239,6 +239,18 @@ def test_what_is_shown_cannot_steer_a_terminal():
     assert "\u200d" in shown and "é漢👩" == visible("é漢👩") and visible("a\n\tb") == "a↵\n→\tb"
 
 
+@pytest.mark.parametrize(
+    "text, shown",
+    [("\r", "←"), ("\r\n", "←↵\n"), ("a\rb", "a←b"), ("\x85", "↵\n"), ("\u2028\u2029", "↵\n↵\n"), ("\x1b\x0c", "␛␌")]
+    + [(character, "·") for character in "\xad\u200b\u2060\ufeff\u200c\u200d\ufe0f"]
+    + [("co\xadop", "co·op"), ("👩\u200d👧", "👩\u200d👧"), ("❤\ufe0f", "❤\ufe0f"), ("", "")],
+)
+def test_what_cannot_be_seen_has_a_mark(text, shown):
+    """Line ends break the line once; a joiner between characters stays, one that is a token of its own is marked."""
+    assert visible(text) == shown
+    assert embedded(survival_page({**RECORD, "texts": [text], "versions": {}}, "toy"))["shown"] == [shown]
+
+
 def test_the_page_needs_no_file_beside_it(toy, tmp_path, monkeypatch):
     """Written with full attention, whose budget is the whole text where none is given."""
     monkeypatch.chdir(tmp_path)
