@@ -1,13 +1,23 @@
 """A picture of perplexity against multi-state size; needs matplotlib, which nothing else here does."""
 
+from __future__ import annotations
+
 import importlib.util
 import io
+import math
 import os
 import pathlib
+import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msrnn_jax.io.atomic import check_writable, write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FAR = 2.5  # times the median of all points, above which one would press the others together
 
 
 def check_plot(path: str | os.PathLike[str]) -> None:
@@ -30,36 +40,62 @@ def plot_perplexity(path: str | os.PathLike[str], rows: Sequence[Mapping[str, An
     Args:
       rows: as `measure` yields them. Full attention, which has no budget of its own, is a dashed line.
     """
+    figure = draw_perplexity(rows, title)
+    drawing = io.BytesIO()
+    figure.savefig(drawing, format="png", dpi=150)
+    write_bytes(path, drawing.getvalue())
+
+
+def draw_perplexity(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """The figure. Points far above most others lie outside, and are named below the axis, so that lines stay apart."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 4.8), layout="constrained")
     axes = figure.subplots()
     markers = iter("os^Dv<>ph*" * len(rows))
     drawn = [row for row in rows if row["perplexity"] is not None]
+    top, outside = _top(drawn), []
     for policy in dict.fromkeys(row["policy"] for row in drawn):
         mine = sorted((row for row in drawn if row["policy"] == policy), key=lambda row: row["budget"])
-        if policy.split(":")[0] == "full":
-            label = policy.replace("full", "full attention", 1)
-            axes.axhline(mine[0]["perplexity"], color="black", linestyle="--", linewidth=1, label=label)
-            continue
         budgets, values = [row["budget"] for row in mine], [row["perplexity"] for row in mine]
-        axes.errorbar(budgets, values, yerr=_errors(mine), marker=next(markers), capsize=3, label=policy)
+        beyond = [f"{value:,.0f} at {size}" for size, value in zip(budgets, values, strict=True) if value > top]
+        outside += [f"{policy} {', '.join(beyond)}"] if beyond else []
+        if _is_full(policy):
+            label = policy.replace("full", "full attention", 1)
+            axes.axhline(values[0], color="black", linestyle="--", linewidth=1, label=label)
+        else:
+            axes.errorbar(budgets, values, yerr=_errors(mine), marker=next(markers), capsize=3, label=policy)
     axes.set_xscale("log", base=2)
     if drawn:  # a model that yields no number has no scale
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(LogFormatter())  # 20, not 2 x 10^1
         axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
         axes.legend()
-    ticks = sorted({row["budget"] for row in rows if row["policy"].split(":")[0] != "full"})
+    if outside:
+        lowest = min(row["perplexity"] - below for row, below in zip(drawn, _errors(drawn)[0], strict=True))
+        axes.set_ylim(0.97 * lowest, top)
+    ticks = sorted({row["budget"] for row in rows if not _is_full(row["policy"])})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.set_xlabel("multi-state size (tokens kept per layer)")
+    below = ["multi-state size (tokens kept per layer)"]
+    if outside:
+        below += textwrap.wrap(f"above the axis: {'; '.join(outside)}", 90)
+    axes.set_xlabel("\n".join(below))
     axes.set_ylabel("perplexity")
     axes.set_title(title)
     axes.grid(True, which="both", alpha=0.3)
-    drawing = io.BytesIO()
-    figure.savefig(drawing, format="png", dpi=150)
-    write_bytes(path, drawing.getvalue())
+    return figure
+
+
+def _top(drawn: Sequence[Mapping[str, Any]]) -> float:
+    """Where the axis ends: inf unless several policies have points in what is left, else there is nothing to press."""
+    top = FAR * statistics.median(row["perplexity"] for row in drawn) if drawn else math.inf
+    inside = {row["policy"] for row in drawn if row["perplexity"] <= top and not _is_full(row["policy"])}
+    return top if len(inside) > 1 else math.inf
+
+
+def _is_full(policy: str) -> bool:
+    return policy.split(":")[0] == "full"
 
 
 def _errors(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:

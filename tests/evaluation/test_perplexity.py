@@ -28,7 +28,7 @@ import msrnn_jax as ms
 from msrnn_jax.cli.app import app
 from msrnn_jax.devices import memory as batch
 from msrnn_jax.evaluation import perplexity, sweep
-from msrnn_jax.evaluation.plot import check_plot
+from msrnn_jax.evaluation.plot import check_plot, draw_perplexity
 from msrnn_jax.evaluation.records import RUN, SEGMENT
 from msrnn_jax.evaluation.segments import segment
 from msrnn_jax.evaluation.settings import Settings, read_inputs
@@ -509,6 +509,24 @@ def test_a_plot_is_drawn_or_refused_before_any_work(toy, text, tmp_path, monkeyp
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="plot needs matplotlib, which is not installed"):
         check_plot("plot.png")
+
+
+def test_a_policy_that_explodes_does_not_press_the_others_together():
+    """What lies above the axis is named under it, with its place; of one policy beside the full model nothing does."""
+
+    def draw(**found: list[float]):
+        rows = [{"policy": name, "budget": 32 * 2**at, "perplexity": value, "stderr": 0.1}
+                for name, values in found.items() for at, value in enumerate(values)]  # fmt: skip
+        return draw_perplexity(rows, "toy").axes[0]
+
+    near = {"full": [20.0], "tova": [30.0, 22.0], "h2o": [28.0, 24.0]}
+    axes = draw(**near, random=[5000.0, 31.0])
+    low, high = axes.get_ylim()
+    assert low < 20 * math.exp(-0.1) and 31 < high < 100
+    assert "random 5,000 at 32" in axes.get_xlabel() and "31 at 64" not in axes.get_xlabel()
+    for found in (near, {"full": [20.0], "random": [5000.0, 31.0]}):
+        axes = draw(**found)
+        assert "above" not in axes.get_xlabel() and axes.get_ylim()[1] > max(map(max, found.values()))
 
 
 def test_progress_reaches_every_row(toy, text, tmp_path):
