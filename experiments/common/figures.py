@@ -28,10 +28,20 @@ LABELS = {
     "tova:sinks=4": "TOVA+4",
 }
 MARKERS = dict(zip(LABELS, "*PXv^sDo<>p", strict=True))
-COLORS = dict(zip(LABELS, ("k", *(f"C{number}" for number in range(10))), strict=True))
+COLORS = {  # those that stand side by side most are furthest apart, for the colour-blind too; none is the paper's grey
+    **{
+        "full": "k",
+        "baseline": "#56b4e9",
+        "window": "#e69f00",
+        "window:sinks=1": "#8c510a",
+        "window:sinks=4": "#d55e00",
+    },
+    **{"h2o": "#009e73", "h2o:scope=layer": "#66c2a5"},
+    **{"tova": "#0072b2", "tova:scope=head": "#762a83", "tova:sinks=1": "#cc79a7", "tova:sinks=4": "#9970ab"},
+}
 GREY = "0.55"
 POINTS = 100  # an inch
-SHADES = 64  # colours of a file, so that a page with all figures in it stays small
+SHADES = 128  # colours of a file, so that a page with all figures in it stays small
 Row = Mapping[str, Any]  # numbers and words by the name of their column
 Lines = Sequence[Line]
 
@@ -107,9 +117,19 @@ def plain_log(axes: Axes) -> None:
 
 
 def legend(axes: Axes, **where: Any) -> None:
-    """In small letters."""
+    """In letters as large as those of the axes."""
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="x-small", **where)
+        axes.legend(fontsize="medium", **where)
+
+
+def legend_below(figure: Figure, columns: int) -> None:
+    """One for all panels, which hides no line: below them, each entry once."""
+    found = {}
+    for panel in figure.axes:
+        for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
+            found.setdefault(name, handle)
+    if found:
+        figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns, fontsize="medium")
 
 
 def png(figure: Figure, shades: int = SHADES) -> bytes:

@@ -11,7 +11,7 @@ from experiments.comparison.differences import reference_of
 from experiments.comparison.findings import when
 from experiments.comparison.tables import Row
 
-ACROSS = 4  # panels side by side: 1,600 pixels
+ACROSS = 3  # panels side by side: 1,200 pixels
 LINEAR = 0.05  # nats; differences beyond are drawn by their logarithm
 TICKS = (-1.0, -0.3, -0.1, -0.05, 0.0, 0.05, 0.1, 0.3, 1.0, 3.0)
 MARKERS = "osv^DP"
@@ -21,18 +21,18 @@ SHADES = 256  # bands lie over each other
 def draw(rows: Sequence[Row]) -> Picture:
     """The difference from TOVA by budget, two standard errors around it, of every policy in the panel of its family."""
     panels = _panels(rows)
-    figure, axes = canvas(min(ACROSS, len(panels)), -(-len(panels) // ACROSS), width=4.0, height=3.0)
+    figure, axes = canvas(min(ACROSS, len(panels)), -(-len(panels) // ACROSS), width=4.0, height=3.4)
     apart = [row["apart"] for row in rows if math.isfinite(row["apart"])]
     low, high = max([LINEAR, *_gaps(rows), *(-one for one in apart)]), max([LINEAR, *apart])
     for place, (every, family) in zip(axes, panels, strict=False):
         group = [row for row in rows if row["every"] == every]
         _panel(place, group, family)
-        place.set_title(f"{family}, cut {when(every)}", fontsize="small")
+        place.set_title(f"{family}, cut {when(every)}")
         place.set_ylim(-1.3 * low, 1.5 * high)
     for place in axes[len(panels) :]:
         place.set_visible(False)
     for place in axes[::ACROSS]:
-        place.set_ylabel("nats per token above TOVA", fontsize="small")
+        place.set_ylabel("nats per token above TOVA")
     return Picture(
         "comparison",
         "Nats per token above TOVA that cuts as often, by multi-state size, with two standard errors over the same "
@@ -74,6 +74,6 @@ def _panel(axes: Any, group: Sequence[Row], family: str) -> None:
         axes.fill_between(sizes, low, high, alpha=0.25, linewidth=0, **look)
         axes.plot(sizes, values, marker=MARKERS[number % len(MARKERS)], markersize=4, label=mine[0]["label"], **look)
     axes.set_yscale("symlog", linthresh=LINEAR)
-    axes.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS], fontsize="x-small")
+    axes.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS], fontsize="small")
     budget_axis(axes, sorted({row["budget"] for row in group}))
     legend(axes)

@@ -24,7 +24,8 @@ from experiments.common.figures import (
     Section,
     canvas,
     label,
-    legend,
+    legend_below,
+    plain_log,
     png,
 )
 from experiments.common.records import Records
@@ -36,6 +37,7 @@ PLACES = tuple(range(10_000, LENGTH + 1, 10_000))  # where a running average is 
 MODES = ("absolute", "cache", "gap")
 _ONE = "only ln(ln(g)) is implemented, the one the paper found best"
 SHOWN = (4_096, 10_000, 20_000, 40_000, 70_000)
+TICKS = (-10, -3, -1, -0.5, 0, 0.5, 1, 3, 10, 30, 100, 300, 1000, 3000)
 STYLES = {"gap": "-", "cache": ":", "absolute": "-."}
 COLUMNS = (
     Column("policy", "policy"),
@@ -197,7 +199,9 @@ def rows_of(lines: Lines) -> list[Row]:
 
 
 def _picture(streams: dict[tuple[Any, ...], Stream]) -> Picture:
-    figure, (left, right) = canvas(2, width=5.2, height=4.0)
+    figure, (left, right) = canvas(2, width=5.2, height=4.6)
+    plain_log(left)  # what explodes does not press the others together
+    right.set_yscale("symlog", linthresh=1.0)
     for (policy, budget, positions), found in streams.items():
         places: Sequence[float] = found.tokens.mean(axis=0).tolist()
         running = [exp(found.until(place + 0.5)) for place in places]
@@ -208,13 +212,17 @@ def _picture(streams: dict[tuple[Any, ...], Stream]) -> Picture:
     right.axhline(0.5, color=GREY, linestyle="--", linewidth=1, label="paper: TOVA stays below")
     for axes in (left, right):
         axes.set_xlabel("tokens read")
-        legend(axes)
+    low, high = right.get_ylim()
+    ticks = [tick for tick in TICKS if low <= tick <= high]
+    right.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    legend_below(figure, 3)
     left.set_ylabel("perplexity of all so far")
     right.set_ylabel(f"above that of the first {published.CONTEXT:,}")
     low, high = published.RUNNING
     return Picture(
         "figure_7",
-        f"Figure 7: perplexity of all tokens so far. The paper gives a plot only: LLaMA-2-7B is from {low} to {high}.",
+        f"Figure 7: perplexity of all tokens so far. The paper gives a plot only: LLaMA-2-7B is from {low} to {high}. "
+        "Both scales are logarithmic, the right one linear up to 1.",
         "Lines of running perplexity against the tokens read, for each policy and way of counting positions",
         png(figure),
     )

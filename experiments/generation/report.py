@@ -182,7 +182,7 @@ def _spell(paper: Sequence[int]) -> str:
 
 
 def _picture(rows: Sequence[Row], verdicts: Sequence[Row]) -> Picture:
-    figure, (left, middle, right) = canvas(3, width=4.0, height=3.6)
+    figure, (left, middle, right) = canvas(3, width=4.0, height=4.2)
     _lengths(left, rows)
     _verdicts(middle, verdicts)
     places = range(len(rows))
@@ -195,7 +195,8 @@ def _picture(rows: Sequence[Row], verdicts: Sequence[Row]) -> Picture:
     right.set_xticks(places, names)
     right.set_ylabel("share")
     right.set_title("variety and agreement")
-    legend(right)
+    right.set_ylim(0, 1.4)  # room for the legend
+    legend(right, loc="upper left")
     return Picture(
         "figure_6",
         "Figure 6: length of stories and a judge's verdicts, ours filled, the paper's hollow and dashed; on the right "
@@ -224,7 +225,8 @@ def _lengths(axes, rows: Sequence[Row]) -> None:
     axes.set_xticks(places, [_name(row) for row in rows])
     axes.set_ylabel("tokens of a story")
     axes.set_title("length")
-    legend(axes)
+    axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the legend
+    legend(axes, loc="upper left")
 
 
 def _verdicts(axes, verdicts: Sequence[Row]) -> None:

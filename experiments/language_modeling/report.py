@@ -12,6 +12,7 @@ from experiments.common.claims import Claim, Part, Verdict, above, below, every,
 from experiments.common.draws import common, select, values_of
 from experiments.common.estimates import Estimate, exp, mean_of, minus
 from experiments.common.figures import (
+    GREY,
     Column,
     Grid,
     Lines,
@@ -22,7 +23,7 @@ from experiments.common.figures import (
     canvas,
     key_to_papers,
     label,
-    legend,
+    legend_below,
     ours,
     papers,
     plain_log,
@@ -39,7 +40,8 @@ HALF = published.CONTEXT // 2
 Of = tuple[str, int]  # a policy and the paper's budget
 NAME = "language_modeling"
 FIGURE_3 = ("baseline", "window", "window:sinks=4", "h2o", "tova")
-TOP = 6.0  # times the full model's perplexity, where the axis of a ratio ends
+BANDS = ("window:sinks=1", "tova:sinks=1", "tova:sinks=4")
+FARTHEST = 12.0  # times the least perplexity, where an axis ends
 COLUMNS = (
     Column("policy", "policy"),
     Column("budget", "k"),
@@ -268,35 +270,38 @@ def _perplexity_error(row: Row) -> float:
 
 
 def _figure_3(rows: Sequence[Row]) -> Picture:
-    figure, (left, right) = canvas(2, width=5.2, height=4.2)
-    for policy in FIGURE_3:
-        mine = _of(rows, policy)
-        ours(left, policy, [(row["budget"], row["perplexity"], _perplexity_error(row)) for row in mine])
-        papers(left, policy, [(row["budget"], row["paper"]) for row in mine])
-        above = [
-            (row["budget"], math.exp(row["above_full"]), _ratio_error(row)) for row in mine if row["above_full"] < 99
-        ]
-        ours(right, policy, above)
-        papers(right, policy, [(row["budget"], _exp(row["paper_above_full"])) for row in mine])
-    for row in _of(rows, "full"):
-        left.axhline(row["perplexity"], color="black", linewidth=1, label="full model")
-        left.axhline(published.FULL_PERPLEXITY, color="0.55", linestyle="--", linewidth=1)
-    right.axhline(1.0, color="black", linewidth=1, label="full model")
-    for axes, name in ((left, "perplexity"), (right, "perplexity over the full model's")):
+    figure, (left, right) = canvas(2, width=5.2, height=5.4)
+    for axes in (left, right):
         plain_log(axes)
         budget_axis(axes, _budgets(rows))
-        axes.set_ylabel(name)
-        key_to_papers(axes)
-        legend(axes)
+    for row in _of(rows, "full"):
+        left.axhline(row["perplexity"], color="black", linewidth=1, label="full model")
+        left.axhline(published.FULL_PERPLEXITY, color=GREY, linestyle="--", linewidth=1)
+    key_to_papers(left)
+    shown = [row for policy in FIGURE_3 for row in _of(rows, policy)]
+    for policy in FIGURE_3:
+        mine = [row for row in shown if row["policy"] == policy]
+        ours(left, policy, [(row["budget"], row["perplexity"], _perplexity_error(row)) for row in mine])
+        papers(left, policy, [(row["budget"], row["paper"]) for row in mine])
+        above = [row for row in mine if row["above_full"] > 0]  # what has a logarithm
+        ours(right, policy, [(row["budget"], row["above_full"], row["above_full_stderr"]) for row in above])
+        papers(right, policy, [(row["budget"], row["paper_above_full"] or None) for row in above])
+    left.set_ylabel("perplexity")
+    right.set_ylabel("nats per token above the full model")
     least = min([published.FULL_PERPLEXITY, *(row["perplexity"] for row in rows)])
-    highest = max((row["perplexity"] for row in rows if math.isfinite(row["perplexity"])), default=20.0)
-    left.set_ylim(0.9 * least, 1.1 * min(highest, 12 * least))
-    right.set_ylim(0.97, TOP)
+    highest = max((row["perplexity"] for row in shown if math.isfinite(row["perplexity"])), default=20.0)
+    left.set_ylim(0.9 * least, 1.1 * min(highest, FARTHEST * least))
+    apart = [row["above_full"] for row in shown if 0 < row["above_full"] < math.inf] or [1.0]
+    right.set_ylim(0.6 * min(apart), 1.4 * min(max(apart), math.log(FARTHEST)))
+    legend_below(figure, 4)
     return Picture(
         "figure_3",
         "Figure 3: perplexity against the multi-state size, ours solid, the paper's LLaMA-2-7B dashed and grey. On the "
-        f"right both are divided by their full model's; the paper's Window is beyond the axis ({_explosion()}).",
-        "Lines of perplexity falling with the multi-state size, one for each policy, towards that of the full model",
+        "right the difference from the full model on the same tokens, with standard errors, on a logarithmic scale, "
+        f"since lines that are near it cover each other on the left. The paper's Window is beyond the axes "
+        f"({_explosion()} its full model's perplexity); where its lines leave the right panel below, they are nearer.",
+        "Lines of perplexity falling with the multi-state size, one for each policy, towards that of the full model, "
+        "and lines of the difference from it",
         png(figure),
     )
 
@@ -306,49 +311,53 @@ def _explosion() -> str:
     return f"{min(ratios):.0f} to {max(ratios):.0f} times"
 
 
-def _ratio_error(row: Row) -> float:
-    return math.exp(row["above_full"]) * row["above_full_stderr"]
-
-
-def _exp(value: float | None) -> float | None:
-    return None if value is None else math.exp(value)
+def _look(policy: str) -> dict[str, float]:
+    """A band behind the lines, for what is nearly the same as a policy that has one."""
+    return {"linewidth": 5, "alpha": 0.5, "markersize": 10, "zorder": 1} if policy in BANDS else {}
 
 
 def _table_3(rows: Sequence[Row]) -> Picture:
-    figure, (mine, theirs) = canvas(2, width=5.2, height=4.2)
+    figure, (mine, theirs) = canvas(2, width=5.2, height=5.4)
     for policy in dict.fromkeys(row["policy"] for row in rows if row["policy"] not in ("full", "window")):
         some = [row for row in _of(rows, policy) if row["above_full"] > 0]
-        ours(mine, policy, [(row["budget"], row["above_full"], row["above_full_stderr"]) for row in some])
+        ours(
+            mine,
+            policy,
+            [(row["budget"], row["above_full"], row["above_full_stderr"]) for row in some],
+            **_look(policy),
+        )
         color = {"color": "0.2"} if policy == "tova" else {}
         points = [(row["budget"], row["paper_above_full"] or None) for row in some]
-        papers(theirs, policy, points, label=label(policy), **color)
+        papers(theirs, policy, points, **color)
     for axes, name in ((mine, "ours"), (theirs, "paper, LLaMA-2-7B")):
         axes.set_title(name)
         plain_log(axes)
         budget_axis(axes, _budgets(rows))
         axes.set_ylabel("nats per token above the full model")
-        legend(axes)
     theirs.set_ylim(mine.get_ylim())
+    legend_below(figure, 5)
     return Picture(
         "table_3",
-        "Table 3 as a picture: nats per token above the full model, of all policies but Window, on the same scale.",
+        "Table 3 as a picture: nats per token above the full model, of all policies but Window, on the same scale. "
+        "Where a line leaves its panel below, the policy is nearer to the full model. Bands lie behind lines that they "
+        "would hide.",
         "Two panels of lines falling with the multi-state size, ours on the left, the paper's on the right",
         png(figure),
     )
 
 
 def _fidelity(rows: Sequence[Row]) -> Picture:
-    figure, (left, right) = canvas(2, width=5.2, height=4.2)
+    figure, (left, right) = canvas(2, width=5.2, height=5.0)
     for policy in dict.fromkeys(row["policy"] for row in rows if row["policy"] != "full"):
         mine = _of(rows, policy)
-        ours(left, policy, [(row["budget"], row["kl"], row["kl_stderr"]) for row in mine])
-        ours(right, policy, [(row["budget"], row["agreement"], row["agreement_stderr"]) for row in mine])
+        for axes, name in ((left, "kl"), (right, "agreement")):
+            ours(axes, policy, [(row["budget"], row[name], row[f"{name}_stderr"]) for row in mine], **_look(policy))
     plain_log(left)
     left.set_ylabel("KL divergence from the full model, nats per token")
     right.set_ylabel("share of tokens with the same likeliest next token")
     for axes in (left, right):
         budget_axis(axes, _budgets(rows))
-        legend(axes)
+    legend_below(figure, 5)
     return Picture(
         "fidelity",
         "How near every policy's predictions are to the full model's on the same tokens; not in the paper.",

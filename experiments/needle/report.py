@@ -8,7 +8,7 @@ from typing import Any
 from experiments.common.claims import Claim, Verdict, above, every, not_measured
 from experiments.common.draws import Draws, common, full, select, sizes, values_of
 from experiments.common.estimates import by, mean_of, minus
-from experiments.common.figures import Column, Grid, Lines, Picture, Row, Section, canvas, legend, png
+from experiments.common.figures import Column, Grid, Lines, Picture, Row, Section, canvas, legend_below, png
 from experiments.common.records import Records
 from experiments.needle.tables import summarise, summarise_depths
 from msrnn_jax.io.journal import Line
@@ -120,11 +120,13 @@ def _picture(lines: Lines, mode: str | None) -> Picture:
         _panel(
             axes, [line for line in shown if (line["setting"]["order"], line["setting"]["length"]) == (order, length)]
         )
-        axes.set_title(f"question {order} {length:,} tokens", fontsize="small")
+        axes.set_title(
+            f"question {order} {length:,} tokens",
+        )
         axes.set_ylim(-0.05, 1.05)
         axes.set_xlabel("depth")
     panels[0].set_ylabel("share found")
-    legend(panels[0])
+    legend_below(figure, 4)
     return Picture(
         f"needle_{mode}" if mode else "needle",
         f"Needle under TOVA: how often a fact is found, by its depth in the text{f', {mode} prompts' if mode else ''}.",

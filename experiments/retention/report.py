@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -13,6 +14,7 @@ from experiments.common.claims import Claim, Part, Verdict, above, below, every,
 from experiments.common.draws import common, select, values_of
 from experiments.common.estimates import Estimate, by, columns, mean, mean_of, minus, times
 from experiments.common.figures import (
+    COLORS,
     GREY,
     Column,
     Grid,
@@ -21,20 +23,18 @@ from experiments.common.figures import (
     Row,
     Section,
     canvas,
-    key_to_papers,
     legend,
+    legend_below,
+    ours,
     png,
 )
 from experiments.common.records import Records
 from experiments.retention.maps import unpack
 from experiments.retention.tables import life_of, summarise
+from experiments.retention.tags import TAGS
 from msrnn_jax.io.journal import Line
 
 NAME = "retention"
-NAMES = {"POS": "possessive endings", "''": "closing quotes", "newline": "line breaks", "$": "currency signs"}
-NAMES |= {")": "closing brackets", ".": "full stops", ",": "commas", "NNPS": "plural proper nouns", "CD": "numbers"}
-NAMES |= {"WP$": "possessive wh-pronouns", "NN": "singular nouns", "PRP$": "possessive pronouns", "DT": "determiners"}
-NAMES |= {"MD": "modals", "TO": "uses of the word to", "IN": "prepositions"}
 Compare = Callable[[Sequence[Line], str, int], Part | None]  # lines, their name, the paper's budget
 _COUNTED = "the budget alone fixes it: what is kept, summed over time, is what is lived; this checks the recording"
 FIRST = 25  # tokens of a text that Figure 9 follows
@@ -121,7 +121,7 @@ def longest(lines: Sequence[Line], what: str, size: int) -> Part | None:
         return None
     rival = max(known, key=lambda tag: known[tag].value)
     paper = [published.life(tag, size) or 0.0 for tag in ("POS", *others)]
-    return above(f"{what}, next: {NAMES[rival]}", minus(mine, known[rival]), 0.0, paper[0] - max(paper[1:]))
+    return above(f"{what}, next: {TAGS[rival].name}", minus(mine, known[rival]), 0.0, paper[0] - max(paper[1:]))
 
 
 def average(lines: Sequence[Line], what: str, size: int) -> Part | None:
@@ -158,7 +158,8 @@ def _claims() -> Iterator[Claim]:
     )
     for tag, paper in published.LIVES.items():
         longer = paper[0] > published.LIFE[0]
-        text = f"{NAMES[tag][0].upper()}{NAMES[tag][1:]} ({tag}) are kept "
+        name = TAGS[tag].name
+        text = f"{name[0].upper()}{name[1:]} ({tag}) are kept "
         text += "longer than the average token" if longer else "less long than the average token"
         yield Claim("3.6", text, partial(at_all, partial(lives, tag, longer), "steps more than the average token"))
 
@@ -173,18 +174,19 @@ def make(records: Records) -> Section | None:
         return None
     rows = rows_of(lines)
     lives = lives_of(rows)
-    shown = [Column("tag", "tag"), Column("count", "tokens")]
+    shown = [Column("words", "part of speech"), Column("tag", "Penn tag"), Column("count", "tokens")]
     for budget in sorted({row["budget"] for row in lives}):
         shown += [Column(f"life_{budget}", f"k = {budget}", 0), Column(f"paper_{budget}", "paper", 0)]
     grids = [
         Grid("What is kept (Figure 9)", COLUMNS, rows),
         Grid("Mean steps that tokens are kept under TOVA, by part of speech (Table 5)", shown, _by_tag(lives)),
     ]
-    pictures = [_figure_9(lines), _table_5(lives)]
+    pictures = [_figure_9(rows), _table_5(lives)]
     mapped = _figure_8(records.maps())
     about = (
         "One segment of each text is read from an empty state. Recent are tokens among the last k; a token's steps are "
-        "those from its own to when it is freed or the text ends, a mean over layers."
+        "those from its own to when it is freed or the text ends, a mean over layers. Parts of speech are those of the "
+        "Penn treebank; a token has that of the word or mark that it is a part of."
     )
     return Section(NAME, "Which tokens survive (Figures 8 and 9, Table 5)", about, grids, [*mapped, *pictures])
 
@@ -230,7 +232,7 @@ def lives_of(rows: Sequence[Row]) -> list[Row]:
 def _by_tag(lives: Sequence[Row]) -> list[Row]:
     rows: dict[str, dict] = {}
     for row in lives:
-        one = rows.setdefault(row["tag"], {"tag": row["tag"], "count": row["count"]})
+        one = rows.setdefault(row["tag"], {"words": spell(row["tag"]), "tag": row["tag"], "count": row["count"]})
         budget = row["budget"]
         one |= {
             f"life_{budget}": row["life"],
@@ -281,44 +283,27 @@ def _figure_8(maps: Lines) -> list[Picture]:
     ]
 
 
-def _figure_9(lines: Lines) -> Picture:
-    groups = [(budget, some) for (policy, budget), some in by(lines, "policy", "budget").items() if policy == "tova"]
+def _figure_9(rows: Sequence[Row]) -> Picture:
+    mine = sorted((row for row in rows if row["policy"] == "tova"), key=lambda row: row["budget"])
     figure, (left, right) = canvas(2, width=5.2, height=3.8)
-    for number, (budget, some) in enumerate(sorted(groups, key=lambda pair: pair[0])):
-        count = min(FIRST, *(len(line["first"]) for line in some), FIRST)
-        steps = [mean([line["first"][place] for line in some]) for place in range(count)]
-        values, errors = (
-            [one.value for one in steps],
-            [one.stderr if one.stderr == one.stderr else 0.0 for one in steps],
-        )
-        left.errorbar(
-            range(count),
-            values,
-            yerr=errors,
-            marker="o",
-            markersize=3,
-            capsize=2,
-            color=f"C{number}",
-            label=f"k = {budget}",
-        )
-        recent = mean_of(some, "recent")
-        right.bar(
-            number,
-            100 * recent.value,
-            yerr=100 * recent.stderr if recent.documents > 1 else 0.0,
-            capsize=2,
-            color=f"C{number}",
-        )
+    for number, row in enumerate(mine):
+        points = [(place, *one) for place, one in enumerate(row["first_steps"][:FIRST])]
+        look: dict[str, Any] = {"color": f"C{number}"}
+        ours(left, "tova", points, markersize=3, label=f"k = {row['budget']}", **look)
+        error = row["recent_stderr"]
+        right.bar(number, 100 * row["recent"], yerr=0.0 if error != error else 100 * error, capsize=2, **look)
     left.set_xlabel("token")
     left.set_ylabel("steps kept, mean over layers")
-    legend(left)
+    left.set_ylim(0, 1.3 * left.get_ylim()[1])  # room for the legend
+    legend(left, ncols=2)
     low, high = (100 * one for one in published.RECENT)
     for bound in (low, high):
         right.axhline(bound, color=GREY, linestyle="--", linewidth=1)
     right.plot([], [], color=GREY, linestyle="--", linewidth=1, label=f"paper: {low:.0f} to {high:.0f} %")
-    right.set_xticks(range(len(groups)), [f"k = {budget}" for budget in sorted(budget for budget, _ in groups)])
+    right.set_xticks(range(len(mine)), [f"k = {row['budget']}" for row in mine])
     right.set_ylabel("recent tokens, % of those kept")
-    legend(right)
+    right.set_ylim(0, 118)  # room for the legend
+    legend(right, loc="upper left")
     return Picture(
         "figure_9",
         "Figure 9: how long the first 25 tokens are kept under TOVA; on the right, how much of what is kept is recent.",
@@ -327,26 +312,36 @@ def _figure_9(lines: Lines) -> Picture:
     )
 
 
+def spell(tag: str) -> str:
+    """A part of speech in plain words, with an example; a tag that has none stays."""
+    return f"{TAGS[tag].name}: {TAGS[tag].example}" if tag in TAGS else tag
+
+
 def _table_5(lives: Sequence[Row]) -> Picture:
     budgets = sorted({row["budget"] for row in lives}) or [0]
-    figure, panels = canvas(1, len(budgets), width=10.0, height=2.5)
     known = [row for row in lives if row["paper"] is not None]
-    tags = [row["tag"] for row in sorted(known, key=lambda row: -row["paper"]) if row["budget"] == budgets[0]]
+    tags = [row["tag"] for row in sorted(known, key=lambda row: row["paper"]) if row["budget"] == budgets[0]]
+    figure, panels = canvas(len(budgets), width=2.75, height=5.6)
     for axes, budget in zip(panels, budgets, strict=True):
         mine = {row["tag"]: row for row in known if row["budget"] == budget}
         shown = [tag for tag in tags if tag in mine]
+        places, lived = [tags.index(tag) for tag in shown], [mine[tag]["life"] for tag in shown]
         errors = [
-            mine[tag]["life_stderr"] if mine[tag]["life_stderr"] == mine[tag]["life_stderr"] else 0.0 for tag in shown
+            0.0 if mine[tag]["life_stderr"] != mine[tag]["life_stderr"] else mine[tag]["life_stderr"] for tag in shown
         ]
-        axes.errorbar(shown, [mine[tag]["life"] for tag in shown], yerr=errors, fmt="o", capsize=2, label="ours")
-        axes.plot(shown, [mine[tag]["paper"] for tag in shown], "o", color=GREY, markerfacecolor="none", zorder=1)
-        key_to_papers(axes)
-        axes.set_ylabel("steps kept")
-        axes.set_title(f"k = {budget}", fontsize="small")
-    legend(panels[0])
+        axes.errorbar(lived, places, xerr=errors, fmt="o", capsize=2, color=COLORS["tova"], label="ours")
+        theirs = [mine[tag]["paper"] for tag in shown]
+        axes.plot(theirs, places, "o", color=GREY, markerfacecolor="none", zorder=1, label="paper, LLaMA-2-7B")
+        axes.set_xlabel("steps kept")
+        axes.set_title(f"k = {budget}")
+        axes.set_yticks(range(len(tags)), [""] * len(tags))
+    panels[0].set_yticks(range(len(tags)), [f"{spell(tag)}  ({tag})" for tag in tags])
+    legend_below(figure, 2)
     return Picture(
         "table_5",
-        "Table 5 as a picture: mean steps that tokens of a part of speech are kept under TOVA, the paper's hollow.",
-        "Points of steps kept by part of speech, a panel for each multi-state size",
+        "Table 5 as a picture: mean steps that tokens of a part of speech are kept under TOVA, ours filled, with "
+        "standard errors over texts, the paper's hollow. An example follows each part of speech, then its tag in the "
+        "Penn treebank, as in the paper.",
+        "Points of steps kept, a line for each part of speech, a panel for each multi-state size",
         png(figure),
     )

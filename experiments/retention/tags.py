@@ -69,6 +69,65 @@ MARKS = {
 }
 
 
+class Kind(NamedTuple):
+    """What a tag means, in plain words."""
+
+    name: str  # of its tokens, many of them
+    example: str
+
+
+TAGS = {
+    "POS": Kind("possessive endings", "’s of Anna’s"),
+    "''": Kind("closing quotes", "”"),
+    "``": Kind("opening quotes", "“"),
+    "newline": Kind("line breaks", "↵"),
+    "space": Kind("spaces alone", "␣"),
+    "special": Kind("marks of a text's begin", "<s>"),
+    "$": Kind("currency signs", "£"),
+    "#": Kind("number signs", "#"),
+    "(": Kind("opening brackets", "("),
+    ")": Kind("closing brackets", ")"),
+    ".": Kind("full stops", ". or !"),
+    ",": Kind("commas", ","),
+    ":": Kind("colons, semicolons and dashes", ";"),
+    "SYM": Kind("other marks", "*"),
+    "NN": Kind("singular nouns", "ship"),
+    "NNS": Kind("plural nouns", "ships"),
+    "NNP": Kind("proper nouns", "London"),
+    "NNPS": Kind("plural proper nouns", "Alps"),
+    "CD": Kind("numbers", "three"),
+    "DT": Kind("determiners", "the"),
+    "PDT": Kind("words before a determiner", "all of all the ships"),
+    "WDT": Kind("wh-determiners", "which"),
+    "PRP": Kind("personal pronouns", "she"),
+    "PRP$": Kind("possessive pronouns", "her"),
+    "WP": Kind("wh-pronouns", "who"),
+    "WP$": Kind("possessive wh-pronouns", "whose"),
+    "IN": Kind("prepositions", "of"),
+    "TO": Kind("uses of the word to", "to"),
+    "RP": Kind("particles", "up of give up"),
+    "CC": Kind("conjunctions", "and"),
+    "EX": Kind("uses of there for what exists", "there is"),
+    "MD": Kind("modals", "could"),
+    "VB": Kind("verbs, base form", "go"),
+    "VBD": Kind("verbs, past", "went"),
+    "VBG": Kind("verbs in -ing", "going"),
+    "VBN": Kind("verbs, past participle", "gone"),
+    "VBP": Kind("verbs, present", "go"),
+    "VBZ": Kind("verbs, present, third person", "goes"),
+    "JJ": Kind("adjectives", "old"),
+    "JJR": Kind("adjectives, comparative", "older"),
+    "JJS": Kind("adjectives, superlative", "oldest"),
+    "RB": Kind("adverbs", "often"),
+    "RBR": Kind("adverbs, comparative", "more often"),
+    "RBS": Kind("adverbs, superlative", "most often"),
+    "WRB": Kind("wh-adverbs", "when"),
+    "UH": Kind("interjections", "oh"),
+    "FW": Kind("foreign words", "vice versa"),
+    "LS": Kind("marks of list items", "a)"),
+}
+
+
 class Word(NamedTuple):
     """A word or mark of a text."""
 

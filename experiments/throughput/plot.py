@@ -36,7 +36,7 @@ def plot(path: pathlib.Path) -> pathlib.Path | None:
         place.grid(True, alpha=0.3)
         draw(place, result)
         if place.get_legend_handles_labels()[0]:
-            place.legend(fontsize="x-small")
+            place.legend()
     figure.suptitle(f"{model_name(result)}, {result['settings']['policy']}, {result['device']}")
     picture, drawn = path.with_suffix(".png"), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=130)

@@ -190,7 +190,7 @@ def _row(row: Row, full: Row) -> Row:
 
 
 def _picture(rows: list[Row]) -> Picture:
-    figure, panels = canvas(3, width=3.9, height=3.6)
+    figure, panels = canvas(3, width=4.0, height=3.6)
     names = {"memory": "memory of a row", "batches": "largest batch", "relative": "throughput at the largest batch"}
     budgets = sorted({row["budget"] for row in rows})
     for axes, (name, title) in zip(panels, names.items(), strict=True):
@@ -204,6 +204,7 @@ def _picture(rows: list[Row]) -> Picture:
         axes.set_title(title)
         axes.set_ylabel("over full attention's")
         axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_formatter("{x:g}")
         budget_axis(axes, budgets)
         key_to_papers(axes)
         legend(axes)

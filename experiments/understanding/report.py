@@ -10,7 +10,7 @@ from experiments.common import published
 from experiments.common.claims import Claim, Part, Verdict, above, below, every, not_measured, some
 from experiments.common.draws import Draws, common, full, select, sizes
 from experiments.common.estimates import Estimate, minus
-from experiments.common.figures import Column, Grid, Picture, Row, Section, budget_axis, canvas, legend, ours, png
+from experiments.common.figures import Column, Grid, Picture, Row, Section, budget_axis, canvas, legend_below, ours, png
 from experiments.common.records import Records
 from experiments.understanding.tables import nats_of, score_of, summarise
 from msrnn_jax.io.journal import Line
@@ -185,12 +185,13 @@ def make(records: Records) -> Section | None:
 
 def _picture(rows: Sequence[Row], name: str, measure: str, file: str, axis: tuple[int, int]) -> Picture:
     modes = list(dict.fromkeys(row["mode"] for row in rows if row["policy"] not in ("full", "baseline"))) or [""]
-    figure, panels = canvas(len(modes), 2, width=5.0, height=3.4)
+    figure, panels = canvas(len(modes), 2, width=5.2, height=3.6)
     for number, panel in enumerate(panels):
         mode, value = modes[number % len(modes)], ("score", "nats")[number // len(modes)]
         _panel(panel, [row for row in rows if row["mode"] == mode or row["policy"] in ("full", "baseline")], value)
         panel.set_title(f"{name}, {mode} prompts" if mode else name)
         panel.set_ylabel(f"{measure}, of 100" if value == "score" else "nats per token of the reference")
+    legend_below(figure, 4)
     low, high = axis
     return Picture(
         file,
@@ -203,11 +204,11 @@ def _picture(rows: Sequence[Row], name: str, measure: str, file: str, axis: tupl
 
 def _panel(panel, rows: Sequence[Row], value: str) -> None:
     budgets = sorted({row["budget"] for row in rows if row["policy"] != "full"})
-    for policy in dict.fromkeys(row["policy"] for row in rows):
+    for number, policy in enumerate(dict.fromkeys(row["policy"] for row in rows)):
+        apart = 2 ** (0.05 * (number - 2))  # side by side, so that errors do not cover each other
         mine = sorted((row for row in rows if row["policy"] == policy), key=lambda row: row["budget"] or 0)
         if policy == "full":
             panel.axhline(mine[0][value], color="black", linewidth=1, label="full model")
         else:
-            ours(panel, policy, [(row["budget"], row[value], row[f"{value}_stderr"]) for row in mine])
+            ours(panel, policy, [(row["budget"] * apart, row[value], row[f"{value}_stderr"]) for row in mine])
     budget_axis(panel, budgets)
-    legend(panel)

@@ -33,10 +33,12 @@ from experiments.common.claims import (
     some,
 )
 from experiments.common.estimates import Estimate, difference, exact, exp, geometric, mean, minus, over, ratio
-from experiments.common.figures import canvas, ours, papers
+from experiments.common.figures import COLORS, LABELS, MARKERS, canvas, legend_below, ours, papers
 from experiments.common.records import THROUGHPUT, Records, read_records
 from experiments.extrapolation.report import stream
 from experiments.generation.report import verdicts_of
+from experiments.language_modeling import report as language_modeling
+from experiments.language_modeling.report import _figure_3
 from experiments.report.__main__ import app, run
 from experiments.report.origin import different_models, origins, shown
 from experiments.report.report import CHECKS, CLAIMS
@@ -539,6 +541,42 @@ def test_ours_are_solid_and_filled_and_the_papers_dashed_hollow_and_grey():
     assert mine.get_linestyle() == "-" and mine.get_markerfacecolor() == mine.get_color() != theirs.get_color()
     assert theirs.get_linestyle() == "--" and theirs.get_markerfacecolor() == "none" and theirs.get_color() == "0.55"
     assert [len(line.get_xdata()) for line in (mine, theirs)] == [2, 2]
+
+
+def test_a_legend_below_names_what_is_in_any_panel_once():
+    figure, (left, right) = canvas(2)
+    for axes, policies in ((left, ("tova", "h2o")), (right, ("h2o", "window"))):
+        for policy in policies:
+            ours(axes, policy, [(64, 2.0, 0.1)])
+    legend_below(figure, 3)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["TOVA", "H2O", "Window"]
+    assert legend.get_texts()[0].get_fontsize() >= left.xaxis.get_ticklabels()[0].get_fontsize()
+
+
+def test_every_policy_of_the_paper_has_a_look_of_its_own():
+    assert set(COLORS) == set(LABELS) == set(MARKERS)
+    assert len(set(COLORS.values())) == len(set(MARKERS.values())) == len(LABELS)
+
+
+def test_figure_3_tells_apart_what_is_near_the_full_model(monkeypatch):
+    """Perplexities of 21.98 and 21.91 beside a full model's 21.79: a twentieth of the panel's height or more."""
+    shown = []
+    monkeypatch.setattr(language_modeling, "png", lambda figure: shown.append(figure) or b"")
+    apart = {"full": [0.0, 0.0], "tova": [0.31, 0.0088], "h2o": [0.42, 0.0055], "window": [1.8, math.inf]}
+    numbers = [(policy, 64 * 32**at, nats) for policy, both in apart.items() for at, nats in enumerate(both)]
+    rows = [
+        {"policy": policy, "budget": budget, "perplexity": 21.79 * math.exp(nats), "nll_stderr": 0.04, "paper": None}
+        | {"above_full": nats, "above_full_stderr": 0.001, "paper_above_full": None}
+        for policy, budget, nats in numbers
+    ]
+    _figure_3(rows)
+    right = shown[0].axes[1]
+    places = [
+        right.transAxes.inverted().transform(right.transData.transform((2048, nats)))[1] for nats in (0.0088, 0.0055)
+    ]
+    assert places[0] - places[1] > 0.05
+    assert right.get_ylim()[0] < 0.0055 and right.get_ylim()[1] > 1.8
 
 
 def test_memory_saved_is_the_rest_of_what_the_full_model_takes():

@@ -20,13 +20,15 @@ from toy import make_toy
 from typer.testing import CliRunner
 
 import msrnn_jax as ms
+from experiments.common.published import LIVES
 from experiments.common.schema import is_map
 from experiments.retention.__main__ import Settings, app, run
 from experiments.retention.lives import numbers_of, recent_share, steps_kept
 from experiments.retention.maps import unpack
 from experiments.retention.recording import Recorded, follow_watched, watch
+from experiments.retention.report import spell
 from experiments.retention.tables import summarise, table, table_of_tags
-from experiments.retention.tags import tag_tokens, tag_words, tagger_version
+from experiments.retention.tags import MARKS, NEWLINE, SPACE, SPECIAL, TAGS, tag_tokens, tag_words, tagger_version
 from msrnn_jax.text.tokenizer import Tokenizer
 from msrnn_jax.tracing.lifetimes import STILL_HELD, follow, start_record
 
@@ -197,6 +199,14 @@ def bytewise(*pieces: str) -> Tokenizer:
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<s>"])
     return Tokenizer(backend, bos=0, stop=(), template=None)
+
+
+def test_every_tag_is_explained():
+    """Those of marks, of tokens without words, of the tagger's words and of the paper."""
+    words = "the old ships of London often went there and she could not go to whose most"
+    found = {word.tag for word in tag_words(words)} | set(MARKS.values()) | {NEWLINE, SPACE, SPECIAL} | set(LIVES)
+    assert len(found) > 25 and found <= set(TAGS)
+    assert spell("POS") == "possessive endings: ’s of Anna’s" and spell("tag of another") == "tag of another"
 
 
 def test_tokens_have_the_tags_of_the_words_they_are_part_of():
