@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from experiments.common.markdown import cell, table
+from experiments.report.findings import findings
 from experiments.report.origin import together
 from experiments.report.report import HOW, PAPER, Decided, Report, in_brief, spell_number, spell_paper
 
@@ -22,7 +23,12 @@ def page_of(report: Report) -> str:
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
     values = {"report": report, "how": HOW, "paper": PAPER, "in_brief": in_brief, "together": together}
-    values |= {"spell_number": spell_number, "spell_paper": spell_paper, "indented": _indented}
+    values |= {
+        "findings": findings(report),
+        "spell_number": spell_number,
+        "spell_paper": spell_paper,
+        "indented": _indented,
+    }
     return environment.get_template("page.html").render(**values, base64=_base64)
 
 
@@ -74,7 +80,15 @@ def _lines(report: Report) -> Iterator[str]:
     yield from (f"# {cell(report.model)} and the multi-state paper", "", report.summary, "")
     for warning in report.warnings:
         yield from (f"**{warning}**", "")
-    yield from (HOW, "")
+    yield from ("## Findings", "")
+    for finding in findings(report):
+        yield from (f"### {cell(finding.title)}", "", finding.about, "")
+        yield from (f"* {cell(one)}" for one in finding.leading)
+        if finding.others:
+            count = len(finding.others)
+            yield f"* {count} more {'is' if count == 1 else 'are'} in the table of claims."
+        yield ""
+    yield from ("## How claims are decided", "", HOW, "")
     for one in report.missing:
         yield f"* missing: {cell(one)}"
     yield from ("", "## Claims", "")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from experiments.common.claims import OUTCOMES, Claim, Part, Verdict
+from experiments.common.claims import AGREES, DISAGREES, OUTCOMES, Claim, Part, Verdict
 from experiments.common.figures import Section, number
 from experiments.common.records import Records
 from experiments.common.schema import Check
@@ -77,10 +77,14 @@ class Report(NamedTuple):
     def summary(self) -> str:
         """The counts in a sentence."""
         counts = self.counts()
-        told = ", ".join(
-            f"{count} {outcome if count == 1 else outcome.removesuffix('s')}" for outcome, count in counts.items()
-        )
+        told = ", ".join(f"{count} {_verb(outcome, count)}" for outcome, count in counts.items())
         return f"Of {sum(counts.values())} claims of the paper: {told}."
+
+
+def _verb(outcome: str, count: int) -> str:
+    if outcome in (AGREES, DISAGREES):
+        return outcome if count == 1 else outcome.removesuffix("s")
+    return f"{'is' if count == 1 else 'are'} {outcome}"
 
 
 def make_report(records: Records, model: str | None = None) -> Report:

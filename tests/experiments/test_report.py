@@ -30,6 +30,7 @@ from experiments.common.claims import (
     errors_needed,
     every,
     inside,
+    not_measured,
     some,
 )
 from experiments.common.estimates import Estimate, difference, exact, exp, geometric, mean, minus, over, ratio
@@ -40,8 +41,10 @@ from experiments.generation.report import verdicts_of
 from experiments.language_modeling import report as language_modeling
 from experiments.language_modeling.report import _figure_3
 from experiments.report.__main__ import app, run
+from experiments.report.findings import LEADING, findings
 from experiments.report.origin import different_models, origins, shown
-from experiments.report.report import CHECKS, CLAIMS
+from experiments.report.render import markdown_of, page_of
+from experiments.report.report import CHECKS, CLAIMS, Decided, Report
 from experiments.retention.maps import unpack
 from experiments.retention.report import _figure_8, held_map
 from experiments.throughput.report import saved
@@ -577,6 +580,35 @@ def test_figure_3_tells_apart_what_is_near_the_full_model(monkeypatch):
     ]
     assert places[0] - places[1] > 0.05
     assert right.get_ylim()[0] < 0.0055 and right.get_ylim()[1] > 1.8
+
+
+def test_a_report_begins_with_its_findings():
+    """Each outcome with its numbers, before the method and the table; what is not leading is counted in Markdown."""
+    leads, other = next(claim for claim in CLAIMS if claim.text in LEADING), CLAIMS[1]
+    assert other.text not in LEADING and set(LEADING) <= {claim.text for claim in CLAIMS}
+
+    def part(what: str, value: float, outcome: str, errors: float) -> Part:
+        return Part(what, value, 0.1, "above 3.5", outcome, 9, errors, 4.94)
+
+    wrong = Verdict(DISAGREES, "nats", (part("k = 8", 1.3, DISAGREES, -22.0), part("k = 4", 9.0, AGREES, 55.0)))
+    right = Verdict(AGREES, "nats", (part("k = 8", 4.25, AGREES, 7.5),))
+    ours_ = next(claim for claim in CLAIMS if not claim.is_papers)
+    lacking = not_measured("not measured: k = 2")
+    decided = [Decided(leads, wrong), Decided(other, wrong), Decided(CLAIMS[2], right), Decided(ours_, right)]
+    report = Report("toy", [*decided, Decided(CLAIMS[3], lacking)], [], [], [], [])
+    assert [(one.title, len(one.leading), len(one.others)) for one in findings(report)] == [
+        ("What agrees: 1 claim", 1, 0), ("What disagrees: 2 claims", 1, 1), ("What the paper does not ask", 1, 0),
+        ("What is not measured", 1, 0),
+    ]  # fmt: skip
+    said = (
+        f"{leads.text}. Measured at k = 8: 1.30 ± 0.10 (nats); the claim needs a number above 3.5, the paper has 4.94. "
+        "It holds in 1 of 2 comparisons."
+    )
+    markdown, words = markdown_of(report), Page(page_of(report)).words
+    for text, table in ((markdown, "| section |"), (words, "Claims of the paper\n")):
+        assert 0 < text.index("4.25 ± 0.10") < text.index(said) < text.index("A claim is decided") < text.index(table)
+    assert "* 1 more is in the table of claims." in markdown and words.count(f"{other.text}. Measured at") == 1
+    assert f"{CLAIMS[3].text}. Why: there is no result at k = 2." in words
 
 
 def test_memory_saved_is_the_rest_of_what_the_full_model_takes():
