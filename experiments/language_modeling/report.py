@@ -297,9 +297,10 @@ def _figure_3(rows: Sequence[Row]) -> Picture:
     return Picture(
         "figure_3",
         "Figure 3: perplexity against the multi-state size, ours solid, the paper's LLaMA-2-7B dashed and grey. On the "
-        "right the difference from the full model on the same tokens, with standard errors, on a logarithmic scale, "
-        f"since lines that are near it cover each other on the left. The paper's Window is beyond the axes "
-        f"({_explosion()} its full model's perplexity); where its lines leave the right panel below, they are nearer.",
+        "right is the difference from the full model on the same tokens, with standard errors, on a logarithmic scale: "
+        "lines near the full model cover each other on the left. The paper's Window is above both axes "
+        f"({_explosion()} its full model's perplexity). A line that leaves the right panel below is nearer to the full "
+        "model.",
         "Lines of perplexity falling with the multi-state size, one for each policy, towards that of the full model, "
         "and lines of the difference from it",
         png(figure),
@@ -360,7 +361,8 @@ def _fidelity(rows: Sequence[Row]) -> Picture:
     legend_below(figure, 5)
     return Picture(
         "fidelity",
-        "How near every policy's predictions are to the full model's on the same tokens; not in the paper.",
+        "How near every policy's predictions are to the full model's on the same tokens; not in the paper. Bands lie "
+        "behind lines that they would hide.",
         "KL divergence falls and agreement rises with the multi-state size, for every policy",
         png(figure),
     )

@@ -126,7 +126,7 @@ def _picture(lines: Lines, mode: str | None) -> Picture:
         axes.set_ylim(-0.05, 1.05)
         axes.set_xlabel("depth")
     panels[0].set_ylabel("share found")
-    legend_below(figure, 4)
+    legend_below(figure, 2 * len(lengths))
     return Picture(
         f"needle_{mode}" if mode else "needle",
         f"Needle under TOVA: how often a fact is found, by its depth in the text{f', {mode} prompts' if mode else ''}.",

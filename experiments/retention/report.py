@@ -321,7 +321,7 @@ def _table_5(lives: Sequence[Row]) -> Picture:
     budgets = sorted({row["budget"] for row in lives}) or [0]
     known = [row for row in lives if row["paper"] is not None]
     tags = [row["tag"] for row in sorted(known, key=lambda row: row["paper"]) if row["budget"] == budgets[0]]
-    figure, panels = canvas(len(budgets), width=2.75, height=5.6)
+    figure, panels = canvas(len(budgets), width=2.0 + 3.0 / len(budgets), height=5.6)  # 3 inches for the words
     for axes, budget in zip(panels, budgets, strict=True):
         mine = {row["tag"]: row for row in known if row["budget"] == budget}
         shown = [tag for tag in tags if tag in mine]

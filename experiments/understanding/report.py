@@ -191,11 +191,12 @@ def _picture(rows: Sequence[Row], name: str, measure: str, file: str, axis: tupl
         _panel(panel, [row for row in rows if row["mode"] == mode or row["policy"] in ("full", "baseline")], value)
         panel.set_title(f"{name}, {mode} prompts" if mode else name)
         panel.set_ylabel(f"{measure}, of 100" if value == "score" else "nats per token of the reference")
-    legend_below(figure, 4)
+    legend_below(figure, 2 * len(modes))
     low, high = axis
     return Picture(
         file,
         f"Figure {file[-1]}: {name} against the multi-state size, scores above, loss of the references below. "
+        "Points of one size stand side by side. "
         f"The paper gives a plot only: LLaMA-2-7B-chat lies between {low} and {high}.",
         f"Score and loss of {name} against the multi-state size, a line for each policy",
         png(figure),
