@@ -4,6 +4,7 @@ import collections
 import importlib.metadata
 import json
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import tiny
 from devices import on_devices
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
+from tokenizers import Tokenizer, processors
 from toy import make_toy
 
 import msrnn_jax as ms
@@ -174,12 +176,13 @@ def test_texts_longer_than_one_block(toy, monkeypatch):
     test_one_state_reads_all_of_a_text(toy, 6)
 
 
-def test_contexts_that_are_too_long_lose_their_beginning(toy):
+def test_contexts_that_are_too_long_lose_their_beginning(toy, caplog):
     lm = model(toy, max_length=20)
     ((total, _),) = lm.loglikelihood(asked("loglikelihood", PAIRS[5]))
     context, continuation = tokens_of(lm, *PAIRS[5])
     expected = stepped(lm, (context + continuation)[-21 : -len(continuation)], continuation, 6)[0]
     assert total == pytest.approx(expected, abs=1e-4)
+    assert "1 of 1 contexts lose their beginning: max_length=20" in caplog.text
 
 
 def test_written_texts_are_those_of_stream_text(toy):
@@ -291,6 +294,28 @@ def test_how_texts_are_judged_is_said(toy, caplog):
     caplog.set_level("INFO", "lm_eval")
     model(toy).loglikelihood_rolling(asked("loglikelihood_rolling", ("a",), ("",)))
     assert "rolling=state, one state reads all of it" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """The toy with a tokenizer that puts BOS, here the letter U, before every text."""
+    path = pathlib.Path(make_toy(tmp_path_factory.mktemp("begun") / "toy", CONFIG))
+    backend = Tokenizer.from_file(str(path / "tokenizer.json"))
+    bos = backend.token_to_id("U")
+    backend.post_processor = processors.TemplateProcessing(single="U $A", special_tokens=[("U", bos)])
+    backend.save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text(json.dumps({"bos_token_id": bos, "eos_token_ids": [3]}))
+    return str(path)
+
+
+def test_bos_stands_once_before_a_text_and_is_not_foreseen(begun):
+    lm = model(begun)
+    bos, plain = lm.reader.tokenizer.bos, lm.reader.tokenizer.encode("a dog", special=False)
+    assert lm.prefix_token_id == bos
+    assert lm.tok_encode("a dog") == lm.tok_encode("Ua dog") == [bos, *plain]
+    (total,) = lm.loglikelihood_rolling(asked("loglikelihood_rolling", ("a dog",)))
+    ((again, _),) = lm.loglikelihood(asked("loglikelihood", ("", "a dog")))
+    assert total == pytest.approx(stepped(lm, [bos], plain, 6)[0], abs=1e-4) and again == pytest.approx(total, abs=1e-5)
 
 
 ON_A_MESH = """
