@@ -15,7 +15,7 @@ QUICK_TESTS := model/test_extend recurrence/test_policies recurrence/test_slots 
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
-.PHONY: demo reproduce test quick test-newest exhaustive compiled mutants check torch clean
+.PHONY: demo reproduce test quick test-newest exhaustive compiled mutants check docs torch clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.experiments $(CHECKPOINT)/config.json
@@ -68,6 +68,11 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+# The site, in build/site: every warning is an error, and no page may load anything from the network.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet --fresh-env --doctree-dir build/doctrees docs build/site
+	@! grep -rnoE '(src=|<link[^>]*href=|url\()"?(https?:)?//[^"> ]*' --include='*.html' --include='*.css' build/site
 
 # Parity tests against torch run only where it is installed; `make test` names what it skips without.
 torch: $(VENV)/.torch
