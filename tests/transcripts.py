@@ -14,6 +14,7 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).parent.parent
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.M | re.S)
 NUMBER = re.compile(r"(?<![0-9A-Za-z_.])(\d[\d,]*(?:\.\d+)?)(?![0-9A-Za-z_])")
+CHECKPOINT = pathlib.Path("checkpoints", "smollm2-135m")
 TOLERANCE = 0.03  # of numbers: another CPU rounds otherwise, and now and then another token is forgotten
 
 
@@ -48,8 +49,11 @@ def run(command: str, folder: pathlib.Path) -> str:
     return "".join(f"{line.rstrip()}\n" for line in result.stdout.splitlines())
 
 
-def prepare(folder: pathlib.Path) -> None:
-    """What a reader has in the checkout that the transcripts use."""
+def prepare(folder: pathlib.Path, page: str, checkpoint: pathlib.Path) -> None:
+    """What a reader has in the checkout that the transcripts use, with a checkpoint unless the page converts one."""
+    if not any(f"convert smollm2-135m {CHECKPOINT}" in exchange.command for exchange in exchanges(page)):
+        (folder / CHECKPOINT).parent.mkdir()
+        (folder / CHECKPOINT).symlink_to(checkpoint)
     for name in ("LICENSE", "docs"):
         source = ROOT / name
         shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy(source, folder / name)
@@ -94,8 +98,8 @@ def main(pages: list[str]) -> None:
     for page in pages:
         path = pathlib.Path(page)
         with tempfile.TemporaryDirectory() as name:
-            folder = pathlib.Path(name)
-            prepare(folder)
+            folder, text = pathlib.Path(name), path.read_text()
+            prepare(folder, text, ROOT / CHECKPOINT)
 
             def renew(match: re.Match, folder: pathlib.Path = folder) -> str:
                 block = ""
@@ -104,7 +108,7 @@ def main(pages: list[str]) -> None:
                     print(block.rpartition("$ ")[2], flush=True)
                 return f"```console\n{block}```"
 
-            path.write_text(BLOCK.sub(renew, path.read_text()))
+            path.write_text(BLOCK.sub(renew, text))
 
 
 if __name__ == "__main__":

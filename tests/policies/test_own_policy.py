@@ -1,10 +1,6 @@
 """The page about a policy of one's own: its blocks run, and its policy is what it says."""
 
-import contextlib
 import inspect
-import io
-import pathlib
-import re
 import shlex
 from functools import cache
 
@@ -12,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
+import pages
 import pytest
 import tiny
 from toy import make_toy
@@ -20,8 +17,8 @@ from typer.testing import CliRunner
 import msrnn_jax as ms
 from msrnn_jax.cli.app import app
 
-DOCS = pathlib.Path(__file__).parents[2] / "docs"
-PAGE = (DOCS / "own_policy.md").read_text()
+NAME = "docs/own_policy.md"
+DOCS = pages.ROOT / "docs"
 FILE = DOCS / "decayed_attention.py"
 
 T, BUDGET = 26, 6
@@ -114,22 +111,12 @@ def test_its_decay_is_checked():
         ms.parse_policy(f"{FILE}:DecayedAttention:decay=2")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.M | re.S)
-
-
 @pytest.mark.exhaustive
-def test_python_blocks_run_and_print_what_the_page_says():
-    names: dict = {"__name__": "__main__"}
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        for block in blocks("python"):
-            exec(compile(block, "own_policy.md", "exec"), names)
-    (said,) = blocks("text")
-    assert printed.getvalue() == said
+def test_python_blocks_run_and_print_what_the_page_says(tmp_path):
+    pages.run_python(NAME, tmp_path)
     for name in ("init", "observe", "score"):  # the class of the page is that of the file
         body = inspect.getsource(getattr(DecayedAttention, name))
-        assert body in PAGE
+        assert body in pages.PAGES[NAME]
 
 
 @pytest.mark.exhaustive
@@ -138,9 +125,9 @@ def test_commands_run(tmp_path, monkeypatch):
     make_toy(tmp_path / "checkpoints" / "smollm2-135m")
     (tmp_path / "docs").symlink_to(DOCS)
     monkeypatch.chdir(tmp_path)
-    (block,) = blocks("sh")
+    (block,) = pages.blocks(NAME, "sh")
     outputs = []
-    for line in block.strip().splitlines():
+    for line in block.text.strip().splitlines():
         command, *arguments = shlex.split(line)
         result = CliRunner().invoke(app, arguments, catch_exceptions=False)
         assert command == "msrnn" and result.exit_code == 0, result.output

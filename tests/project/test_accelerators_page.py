@@ -4,21 +4,22 @@ import pathlib
 import re
 import tomllib
 
+import pages
 import pytest
 from devices import on_devices
+from pages import ROOT
 from toy import make_toy
 
-ROOT = pathlib.Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "accelerators.md").read_text()
+NAME = "docs/accelerators.md"
+PAGE = pages.PAGES[NAME]
 
 
 @pytest.mark.exhaustive
 def test_its_blocks_run_on_several_devices(tmp_path: pathlib.Path) -> None:
     make_toy(tmp_path / "checkpoints" / "smollm2-135m")
-    code = "".join(re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S))
     here = "import os\nos.chdir(sys.argv[1])\nos.environ['MSRNN_CACHE'] = os.getcwd()\n"
     end = "print(mesh.size, logits.shape, len(logits.sharding.device_set), pathlib.Path(folder).is_dir())"
-    printed = on_devices(f"{here}{code}\nimport pathlib\n{end}", tmp_path, quick=True)
+    printed = on_devices(f"{here}{pages.code(NAME)}\nimport pathlib\n{end}", tmp_path, quick=True)
     assert printed.split(" ", 1)[0] == "8" and printed.endswith("8 True\n") and "(16, 40, " in printed
 
 

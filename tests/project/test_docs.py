@@ -1,31 +1,35 @@
-"""The transcripts of every command print what stands in docs/."""
+"""The transcripts of every page print what stands there."""
 
-import pathlib
 import re
 
+import pages
 import pytest
 import transcripts
 
 from msrnn_jax.cli.app import app
 
-ROOT = pathlib.Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "commands.md").read_text()
+COMMANDS = "docs/commands.md"
 
 
 def test_every_command_has_a_transcript():
-    shown = {word for exchange in transcripts.exchanges(PAGE) for word in re.findall(r"msrnn (\w+)", exchange.command)}
+    shown = {
+        word
+        for exchange in transcripts.exchanges(pages.PAGES[COMMANDS])
+        for word in re.findall(r"msrnn (\w+)", exchange.command)
+    }
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
     assert commands | {group.name for group in app.registered_groups} == shown
 
 
 @pytest.mark.exhaustive
-def test_transcripts(smollm2, tmp_path):
-    """One after the other, in a folder of a new user; the conversion comes first."""
-    transcripts.prepare(tmp_path)
-    for command, output in transcripts.exchanges(PAGE):
+@pytest.mark.parametrize("page", pages.pages_with("console"))
+def test_transcripts(page, smollm2, tmp_path):
+    """One after the other, in a folder of a new user, who has converted the model or does it on this page."""
+    transcripts.prepare(tmp_path, pages.PAGES[page], smollm2)
+    for command, output in transcripts.exchanges(pages.PAGES[page]):
         printed = transcripts.run(command, tmp_path)
         assert not transcripts.difference(output, printed), f"$ {command}\n{printed}"
-    made = tmp_path / "checkpoints" / "smollm2-135m"
+    made = tmp_path / transcripts.CHECKPOINT
     assert (made / "config.json").read_bytes() == (smollm2 / "config.json").read_bytes()
 
 

@@ -1,18 +1,18 @@
 """docs/state.md runs, and its algorithms find what simpler ones do."""
 
-import pathlib
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pages
 import pytest
 import tiny
 from toy import make_toy
 
 import msrnn_jax as ms
 
-PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "state.md").read_text()
+NAME = "docs/state.md"
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +20,7 @@ def names(tmp_path_factory) -> dict:
     """What is left when every block of the page has run, on a small model."""
     folder = tmp_path_factory.mktemp("page")
     make_toy(folder / "checkpoints" / "smollm2-135m")
-    left: dict = {}
-    with pytest.MonkeyPatch.context() as moving:
-        moving.chdir(folder)
-        for block in re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S):
-            exec(compile(block, "state.md", "exec"), left)
-    return left
+    return pages.run_python(NAME, folder)
 
 
 def greedy(names: dict, count: int) -> list[int]:
@@ -78,7 +73,7 @@ def test_beams_are_those_of_a_search_that_reads_everything_anew() -> None:
     left: dict = {"jax": jax, "jnp": jnp, "ms": ms, "policy": ms.TOVA()}
     config = left["config"] = tiny.CONFIG.replace(vocab_size=6)
     params = tiny.params(config=config)
-    (source,) = re.findall(r"^(def beam_search.*?)\n\n\n", PAGE, re.M | re.S)
+    (source,) = re.findall(r"^(def beam_search.*?)\n\n\n", pages.PAGES[NAME], re.M | re.S)
     exec(source, left)
     empty = ms.init_state(config, ms.TOVA(), 3)
     state, logits = ms.prefill(config, ms.TOVA(), params, empty, jnp.asarray([1, 4, 2, 5]))
