@@ -1,6 +1,7 @@
 """How Sphinx builds the site (`make docs`). Neither the build nor a browser loads anything from the network."""
 
 import ast
+import dataclasses
 import inspect
 import pathlib
 import re
@@ -11,6 +12,8 @@ from typing import Any
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
+
+from msrnn_jax.policies.base import Policy, option_fields
 
 project = "msrnn_jax"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
@@ -28,6 +31,7 @@ copybutton_exclude = ".linenos, .gp, .go"  # prompts and what commands print
 
 # Docstrings are Markdown as far as they need it: code between backticks, equations between dollar signs.
 default_role = "code"
+napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 autodoc_typehints = "none"  # signatures are those of the source, see `signature_of_source`
@@ -37,19 +41,38 @@ nitpick_ignore_regex = [("py:.*", ".*")]
 
 def signature_of_source(app: Sphinx, what: str, name: str, thing: Any, *_: Any) -> tuple[str, str | None] | None:
     """Arguments and results as the source has them, with the shapes of arrays."""
-    if what not in ("function", "method"):
+    if what == "class":
+        if _with_comments(thing):
+            return "", None  # fields say all
+        if issubclass(thing, Policy) and thing is not Policy:
+            return _policy_signature(thing), None
+        if "__init__" not in vars(thing) or dataclasses.is_dataclass(thing):
+            return None
+        thing = thing.__init__
+    elif what not in ("function", "method"):
         return None
     tree = ast.parse(textwrap.dedent(inspect.getsource(thing))).body[0]
     assert isinstance(tree, ast.FunctionDef)
     tree.args.args = [each for each in tree.args.args if each.arg not in ("self", "cls")]
-    return f"({ast.unparse(tree.args)})", None if tree.returns is None else ast.unparse(tree.returns)
+    result = "" if tree.returns is None or what == "class" else ast.unparse(tree.returns)
+    return f"({ast.unparse(tree.args)})", result or None
+
+
+def _policy_signature(thing: type[Policy]) -> str:
+    """The options that it does not share with all others, or that have another default."""
+    fields, common = option_fields(thing), option_fields(Policy)
+    own = [name for name, field in fields.items() if name not in common or field.default != common[name].default]
+    return f"({', '.join([f'{name}={fields[name].default!r}' for name in own] + ['**options'])})"
 
 
 def fields_of_source(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """The fields of a class of arrays as the source has them: their comments say the shapes."""
-    if what != "class" or not any("#" in line for line in _fields(thing)):
-        return
-    lines += ["", ".. code-block:: python", "", *(f"   {line}" for line in _fields(thing)), ""]
+    if what == "class" and _with_comments(thing):
+        lines += ["", ".. code-block:: python", "   :class: fields", "", *(f"   {line}" for line in _fields(thing)), ""]
+
+
+def _with_comments(thing: type) -> bool:
+    return "Attributes:" not in (thing.__doc__ or "") and any("#" in line for line in _fields(thing))
 
 
 def _fields(thing: type) -> list[str]:

@@ -108,11 +108,11 @@ class Config(_Record):
     Attributes:
       vocab_size: V, number of tokens.
       model_dim: D, width of the residual stream.
-      num_layers: L.
+      num_layers: L, decoder layers.
       num_heads: N, query heads.
       num_kv_heads: K, key/value heads; divides N.
       head_dim: H, even.
-      mlp_dim: F.
+      mlp_dim: F, width of the MLP.
       max_length: tokens the model was trained to see at once; a fact for users, not a limit.
       norm_eps: added to the mean square in RMSNorm.
       rope: rotary settings.

@@ -36,7 +36,7 @@ class LayerState(struct.PyTreeNode):
 
     @property
     def row_budgets(self) -> Array:
-        """The budget as it goes with [#K, S]: [K, 1] where every KV head has its own."""
+        """The budget as it goes with [#K, S], [K, 1] where every KV head has its own."""
         return self.budget[:, None] if self.budget.ndim else self.budget
 
     @property

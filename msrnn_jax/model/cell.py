@@ -107,7 +107,7 @@ class MultiStateCell(nnx.RNNCellBase):
 
     @property
     def num_feature_axes(self) -> int:
-        """None: an input is a token, a scalar."""
+        """How many axes of an input are features. It has none, since it is a token, a scalar."""
         return 0
 
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None) -> MultiState:

@@ -29,18 +29,19 @@ KINDS = {
 PAGE = """
 # Policies
 
-What `msrnn policies --markdown` prints. Each takes the options `scope`, `sinks`, `recent`, `every`, `prompt`,
-`adaptive` and `pyramid` (`msrnn policies NAME` explains them) and works in `step`, `extend`, `generate`, perplexity,
-traces and experiments, in every position mode. Each is held against an oracle in numpy that was written from the
-equations alone.
+Every policy takes the options `scope`, `sinks`, `recent`, `every`, `prompt`, `adaptive` and `pyramid`
+(`msrnn policies NAME` explains them). It works in `step`, `extend`, `generate`, perplexity, traces and experiments, in
+every position mode. The tests hold it to an oracle in numpy that was written from the equations alone. This page is
+what `msrnn policies --markdown` prints.
 
-*Per slot* and *per row* are the numbers that a policy keeps besides keys and values: statistics of every slot, and of
-every row of slots, a KV head's or a whole layer's, for 8 KV heads of width 128 with 4 query heads each. p is a
-position, k and v keys and values, a attention, l its logits, g the query heads of a KV head, t the time.
+*Per slot* and *per row* count the numbers that a policy keeps besides keys and values: of every slot, and of every row
+of slots (a KV head's, or a whole layer's), for 8 KV heads of width 128 with 4 query heads each. In equations p is a
+position, k and v are key and value, a is attention and l its logits, g counts the query heads of a KV head, t is the
+time.
 
 *step* and *extend* are times over Window's, for the policy as its name makes it; in brackets where it cuts at each
 token instead of every 128. Measured on SmolLM2-135M with a budget of {budget}, {batch} rows in a step, {dtype},
-{hardware}, jax {jax}. [All numbers and the command](../experiments/results/policies.md).
+{hardware}, jax {jax}. [All numbers and the command](costs.md).
 """
 
 
@@ -117,7 +118,7 @@ def as_markdown() -> str:
         cells = entry.scored_by, spell(entry.defaults), *kept, *times, link
         lines.append(f"| [`{entry.name}`](#{entry.name}) | " + " | ".join(map(str, cells)) + " |")
     for entry in catalogue():
-        lines += ["", f"## {entry.name}", "", entry.text]
+        lines += ["", f"## {entry.name}", "", _listed(entry.text)]
         if entry.options:
             lines += ["", f"Options of its own: {spell(entry.options, '`')}."]
     return "\n".join(lines) + "\n"
@@ -133,6 +134,13 @@ def spell_cost(entry: Entry, work: str) -> str:
     if work not in entry.cost:
         return ""
     return f"{entry.cost[work]:.2f}" + (f" ({entry.cost_at_each[work]:.2f})" if work in entry.cost_at_each else "")
+
+
+def _listed(text: str) -> str:
+    """The text of a class, its options as a list."""
+    before, _, options = text.partition("Attributes:\n")
+    options = re.sub(r"^  (\w+): ", r"* `\1`: ", options, flags=re.M)
+    return before + re.sub(r"^    ", "  ", options, flags=re.M)
 
 
 def _example(policy: Policy) -> LayerInfo:
