@@ -16,6 +16,7 @@ import tomllib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 import transcripts
 import typer
 
@@ -62,9 +63,9 @@ def run_python(page: str, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def printed_texts(page: str, folder: pathlib.Path, names: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every `text` block, and what the Python block before it printed."""
+    """Every `text` block, and what the Python block before it printed, with JAX as readers have it."""
     printed = ""
-    with contextlib.chdir(folder):
+    with contextlib.chdir(folder), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for number, block in enumerate(blocks(page)):
             if block.language == "python":
                 with contextlib.redirect_stdout(io.StringIO()) as out:
