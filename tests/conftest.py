@@ -61,7 +61,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 # What takes a minute and more, the longest first: begun last, it would keep one worker busy while the others wait.
-LONGEST = ("docs", "smollm2", "extend_real", "extend", "readme", "processes", "finetune", "generate", "perplexity")
+LONGEST = "docs pages smollm2 extend_real extend readme processes finetune generate perplexity".split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
