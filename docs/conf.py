@@ -12,6 +12,7 @@ from typing import Any
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
+from sphinx.util import logging
 
 from msrnn_jax.policies.base import Policy, option_fields
 
@@ -106,7 +107,10 @@ def inline_drawings(app: Sphinx, page: nodes.document, name: str) -> None:
 def visit_math(writer: Any, node: nodes.math | nodes.math_block) -> None:
     """Equations are MathML, which browsers draw by themselves."""
     block = isinstance(node, nodes.math_block)
-    made = convert(node.astext(), display="block" if block else "inline")
+    latex = node.astext().replace("\\arg", "\\operatorname{arg}")
+    made = convert(latex, display="block" if block else "inline")
+    if "\\" in made:
+        logging.getLogger(__name__).warning("no MathML for all of %s", latex, location=node)
     writer.body.append(f'<div class="math">{made}</div>' if block else made)
     raise nodes.SkipNode
 
