@@ -35,7 +35,6 @@ def test_every_block_is_one_that_some_test_knows(page):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.optimised
 @pytest.mark.parametrize("page", [page for page in pages.pages_with("python") if page not in OWN_FILES])
 def test_python_blocks_run_one_after_another(page, smollm2, tmp_path):
     transcripts.prepare(tmp_path, "", smollm2)
