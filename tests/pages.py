@@ -5,6 +5,7 @@
 
 import contextlib
 import importlib
+import inspect
 import io
 import os
 import pathlib
@@ -97,6 +98,13 @@ def read_command(line: str) -> None:
         if (ROOT / name.replace(".", "/")).is_dir():
             name += ".__main__"
         _read(typer.main.get_command(importlib.import_module(name).app), arguments)
+    elif program == "msrnn_jax.lm_eval":
+        from msrnn_jax.lm_eval import TASKS, MultiStateLM
+
+        given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+        known = inspect.signature(MultiStateLM.__init__).parameters
+        _require("argument", {part.split("=")[0] for part in given["--model_args"].split(",")}, known)
+        _require("task", set(given["--tasks"].split(",")), [path.stem for path in pathlib.Path(TASKS).glob("*.yaml")])
     elif program == "make":
         targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.M)
         _require("target", {word for word in arguments if "=" not in word}, targets)
