@@ -21,9 +21,9 @@ PAGE = pathlib.Path(__file__).parents[1] / "results" / "policies.md"
 ABOUT = """# What every policy costs
 
 `python -m experiments.throughput CKPT --section policies --dtype {dtype}` measured this on {model}: budget {budget},
-{hardware}, jax {jax}, Python {python}. Times are medians over {turns} turns. A ratio is taken within a turn; the
-table has the median over turns, and half the way from the least to the largest. `extend` reads in chunks of {chunk}
-tokens with losses. A policy that cuts every b tokens has slots for b more.
+{hardware}, jax {jax}, Python {python}. Times are medians over {turns} turns, of a step, or of a token
+in `extend`. A ratio is taken within a turn; the table has the median over turns, ± half of the range. `extend` reads in
+chunks of {chunk} tokens with losses. A policy that cuts every b tokens has slots for b more.
 """
 SELDOM = """## Cutting every 128 tokens, over cutting at each
 
@@ -34,14 +34,15 @@ saves nothing, and a row that waits for its cut holds up to 127 tokens more, whi
 
 def write(result: dict[str, Any], numbers: pathlib.Path = FILE, page: pathlib.Path = PAGE) -> None:
     """Writes both files from the first dtype of a result."""
-    dtype, works = result["settings"]["dtypes"][0], _works(result)
+    dtype, batch = result["settings"]["dtypes"][0], max(_batches(result))
+    largest = stepping(batch)
     ratios = [one for one in result["policies"]["ratios"] if one["dtype"] == dtype]
     costs: dict[str, dict[str, float]] = {str(BASE): {"step": 1.0, "extend": 1.0}}
     for one in ratios:
-        if one["work"] in (works[-2], EXTEND):  # steps of the largest batch
+        if one["work"] in (largest, EXTEND):
             costs.setdefault(one["policy"], {})["extend" if one["work"] == EXTEND else "step"] = round(one["median"], 2)
     origin = {name: result[name] for name in ("hardware", "device", "versions", "python", "commit", "finished")}
-    about = {"dtype": dtype, "budget": result["settings"]["decode"]["budget"], "batch": _batches(result)[-1]}
+    about = {"dtype": dtype, "budget": result["settings"]["decode"]["budget"], "batch": batch}
     write_json(numbers, {**origin, **about, "over_window": costs})
     write_text(page, as_page(result))
 

@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from msrnn_jax.config import Config
 from msrnn_jax.params import Params, axis_lengths, param_axes
 from msrnn_jax.policies import Policy
+from msrnn_jax.policies.budgets import least_budget
 from msrnn_jax.recurrence.slots import init_state
 from msrnn_jax.state import MultiState
 
@@ -68,9 +69,7 @@ def shardings(config: Config, policy: Policy, mesh: Mesh | AbstractMesh, *, posi
 
 
 def _state_shapes(policy: Policy, positions: str, config: Config) -> MultiState:
-    budget = 1
-    while policy.sinks + policy.recent_of(budget) > budget:
-        budget *= 2
+    budget = least_budget(config.num_layers, policy)
     return jax.eval_shape(lambda: init_state(config, policy, budget, positions=positions))
 
 

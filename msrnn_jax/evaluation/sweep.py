@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ from msrnn_jax.recurrence.sliding_window import room_for
 from msrnn_jax.recurrence.slots import init_state
 from msrnn_jax.state import EMPTY, MultiState
 
+T = TypeVar("T")
+
 
 class Row(NamedTuple):
     """One segment under one budget."""
@@ -35,12 +37,12 @@ def rows_of(budgets: Sequence[int], segments: Sequence[int]) -> list[Row]:
     return [Row(budget, segment) for budget in budgets for segment in segments]
 
 
-def cut_batches(rows: Sequence[Row], batch: int) -> list[Sequence[Row]]:
+def cut_batches(rows: Sequence[T], batch: int) -> list[Sequence[T]]:
     """The rows, `batch` at a time."""
     return [rows[start : start + batch] for start in range(0, len(rows), batch)]
 
 
-def fill_batch(rows: Sequence[Row], batch: int) -> list[Row]:
+def fill_batch(rows: Sequence[T], batch: int) -> list[T]:
     """The rows, the last one repeated until there are `batch`: every batch runs through the same program."""
     return [*rows, *[rows[-1]] * (batch - len(rows))]
 

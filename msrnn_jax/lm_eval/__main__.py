@@ -3,7 +3,7 @@
 python -m msrnn_jax.lm_eval --model msrnn --model_args pretrained=checkpoints/smollm2-135m,policy=tova,budget=256
   --tasks msrnn_choices
 
-All options are the harness's own. With an --include_path of your own, name our tasks by their files.
+All options are the harness's own. With an --include_path or a --config of your own, name our tasks by their files.
 """
 
 import sys
@@ -13,6 +13,7 @@ from msrnn_jax.cli.interrupts import end_at_once
 from msrnn_jax.lm_eval import TASKS
 
 OPTION = "--include_path"
+INSTEAD = (OPTION, "--config", "-C")  # which say where tasks are
 
 
 def main() -> None:
@@ -20,7 +21,7 @@ def main() -> None:
     end_at_once()
     from lm_eval.__main__ import cli_evaluate
 
-    is_given = any(word == OPTION or word.startswith(f"{OPTION}=") for word in sys.argv)
+    is_given = any(word.split("=")[0] in INSTEAD for word in sys.argv)
     if len(sys.argv) > 2 and not is_given:
         sys.argv += [OPTION, TASKS]
     try:

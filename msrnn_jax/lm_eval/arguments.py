@@ -8,6 +8,7 @@ from msrnn_jax.generation.sampling import Sampler, make_sampler
 from msrnn_jax.recurrence.checks import check_int
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "top_k": 0}  # change nothing
 WITHOUT_EFFECT = ("until", "max_gen_toks", "do_sample")  # on how a token is drawn
 
 
@@ -42,6 +43,7 @@ def sampler_of(settings: dict[str, Any]) -> Sampler:
     Raises:
       ValueError: for what this model cannot do, such as beams.
     """
+    settings = {name: value for name, value in settings.items() if value not in (None, NEUTRAL.get(name))}
     other = sorted(set(settings) - {*SAMPLING, *WITHOUT_EFFECT})
     if other:
         raise ValueError(

@@ -18,6 +18,7 @@ from msrnn_jax.checkpoint.load import load_onto
 from msrnn_jax.checkpoint.tokenizer import load_tokenizer
 from msrnn_jax.cli.loading import read_policy
 from msrnn_jax.devices.sharding import parse_mesh
+from msrnn_jax.generation.sampling import Sampler
 from msrnn_jax.io.environment import keep_compilations
 from msrnn_jax.io.provenance import json_hash, provenance
 from msrnn_jax.lm_eval.arguments import check_batch, check_budget, sampler_of, with_commas
@@ -25,6 +26,7 @@ from msrnn_jax.lm_eval.reader import Pair, Reader
 from msrnn_jax.model.prefill import check_mode
 from msrnn_jax.policies.source import source_hash
 from msrnn_jax.recurrence.checks import check_int
+from msrnn_jax.text.tokenizer import ENDS, MARK
 
 ROLLING = ("state", "windows")
 
@@ -63,7 +65,7 @@ class MultiStateLM(TemplateLM):
           policy: as on the command line, such as "tova" or "window:sinks=4". A comma ends an argument of the harness;
             for several options of a policy write a plus: "h2o:recent=1+sinks=4".
           budget: tokens that each layer remembers; or a share of the context, above 0 and up to 1.0, rounded up (of the
-            text, where a whole text is judged), but never less than what the policy protects.
+            text or window, where a whole text is judged), but never less than what the policies protect.
           prompt_policy: what forgets while contexts are read; `policy` then goes on with what is left.
           mode: how contexts are read, "stepwise" or "oneshot", as in `prefill`.
           positions: how keys are rotated, as in `init_state`.
@@ -124,8 +126,9 @@ class MultiStateLM(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         """What goes before a text that has nothing before it: BOS, or else what ends a text."""
-        bos = self.reader.tokenizer.bos
-        return self.eot_token_id if bos is None else bos
+        tokenizer = self.reader.tokenizer
+        named = (tokenizer.backend.token_to_id(tokenizer.names.get(name, "")) for name in ENDS)
+        return next((token for token in named if token is not None), self.eot_token_id)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Tokens of a text; a BOS that is written out, as chat templates do, is not put there again."""
@@ -138,9 +141,7 @@ class MultiStateLM(TemplateLM):
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **kwargs: Any) -> list[tuple[float, bool]]:
         pairs = [self._cut(context, continuation) for _, context, continuation in requests]
-        shorter = sum(len(pair.context) < len(whole) for pair, (_, whole, _) in zip(pairs, requests, strict=True))
-        if shorter:
-            log.warning("%d of %d contexts lose their beginning: max_length=%d", shorter, len(pairs), self.max_length)
+        self._warn_of_shorter([pair.context for pair in pairs], [context for _, context, _ in requests])
         results: list[Any] = [None] * len(requests)
         bar = tqdm(total=len(requests), desc="judging continuations", disable=kwargs.get("disable_tqdm", False))
         for index, judged, is_greedy in self.reader.judge(pairs):
@@ -149,6 +150,11 @@ class MultiStateLM(TemplateLM):
             bar.update()
         bar.close()
         return results
+
+    def _warn_of_shorter(self, contexts: Sequence[Sequence[int]], whole: Sequence[Sequence[int]]) -> None:
+        shorter = sum(len(one) < len(other) for one, other in zip(contexts, whole, strict=True))
+        if shorter:
+            log.warning("%d of %d contexts lose their beginning: max_length=%d", shorter, len(whole), self.max_length)
 
     def _cut(self, context: Sequence[int], continuation: Sequence[int]) -> Pair:
         """A pair whose context has lost its beginning where both are too long together, as under the harness's `hf`."""
@@ -203,27 +209,29 @@ class MultiStateLM(TemplateLM):
         for index, request in enumerate(requests):
             groups[repr(request.args[1])].append(index)
         bar = tqdm(total=len(requests), desc="writing", disable=disable_tqdm)
+        plans = [self._plan(requests, group) for group in groups.values()]  # all, before any work
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self.seed), jnp.arange(len(requests)))
-        for group in groups.values():
-            settings: dict[str, Any] = {**normalize_gen_kwargs(dict(requests[group[0]].args[1]), 256)}
-            sampler, limit = sampler_of(settings), settings["max_gen_toks"]
-            stop_strings = [string for string in settings["until"] if string]
-            contexts = [self._context(requests[index].args[0], limit) for index in group]
-            own = keys[jnp.asarray(group)]
-            for place, text in self.reader.write(contexts, own, sampler, stop_strings, limit):
+        for group, (contexts, sampler, stops, limit) in zip(groups.values(), plans, strict=True):
+            for place, text in self.reader.write(contexts, keys[jnp.asarray(group)], sampler, stops, limit):
                 results[group[place]] = text
                 self.cache_hook.add_partial("generate_until", requests[group[place]].args, text)
                 bar.update()
         bar.close()
         return results
 
-    def _context(self, text: str, new: int) -> tuple[int, ...]:
-        tokens = self.tok_encode(text) or [self.prefix_token_id]
-        if self._limit is None:
-            return tuple(tokens)
-        if new >= self._limit:
+    def _plan(
+        self, requests: Sequence[Any], group: Sequence[int]
+    ) -> tuple[list[tuple[int, ...]], Sampler, list[str], int]:
+        """Contexts of requests with the same settings, cut to leave room, and how they are continued."""
+        settings: dict[str, Any] = {**normalize_gen_kwargs(dict(requests[group[0]].args[1]), 256)}
+        sampler, new = sampler_of(settings), settings["max_gen_toks"]
+        if self._limit is not None and new >= self._limit:
             raise ValueError(f"max_gen_toks is {new}; it must be below max_length, {self._limit}")
-        return tuple(tokens[-(self._limit - new) :])
+        room = None if self._limit is None else self._limit - new
+        whole = [self.tok_encode(requests[index].args[0]) or [self.prefix_token_id] for index in group]
+        contexts = [tuple(tokens if room is None else tokens[-room:]) for tokens in whole]
+        self._warn_of_shorter(contexts, whole)
+        return contexts, sampler, [string for string in settings["until"] if string], new
 
     @property
     def tokenizer_name(self) -> str:
@@ -239,11 +247,19 @@ class MultiStateLM(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The text of a conversation; without a prompt for the answer it ends within its last message."""
-        text = self.reader.tokenizer.render(chat_history, add_generation_prompt=add_generation_prompt)
+        tokenizer = self.reader.tokenizer
         if add_generation_prompt:
-            return text
-        last = chat_history[-1]["content"].strip()
-        return text[: text.rindex(last) + len(last)]
+            return tokenizer.render(chat_history)
+        *before, last = chat_history
+        mark = (
+            f"{MARK} "  # as in transformers, blanks at the end of the message stay where the template leaves the mark's
+        )
+        marked = {**last, "content": last["content"] + mark}
+        text = tokenizer.render([*before, marked], add_generation_prompt=False)
+        if text.count(MARK) != 1:
+            raise ValueError("chat template: it changes the last message, so nothing can go on from within it")
+        start = text.index(MARK)
+        return text[:start] if text.startswith(mark, start) else text[:start].rstrip()
 
     def get_model_info(self) -> dict[str, Any]:
         """What results say of the model, beside the arguments."""

@@ -5,10 +5,13 @@ import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
@@ -16,19 +19,23 @@ from msrnn_jax.config import Config
 from msrnn_jax.devices.memory import automatic_batch
 from msrnn_jax.devices.sharding import DATA, put_rows, shardings
 from msrnn_jax.evaluation.continuations import score_continuations
-from msrnn_jax.generation.decoding import DecodingState
-from msrnn_jax.generation.request import Request, make_request, read_prompts, start_from
+from msrnn_jax.evaluation.sweep import cut_batches, fill_batch
+from msrnn_jax.generation.decoding import DecodingRules, DecodingState
+from msrnn_jax.generation.request import make_request, read_prompts, start_from
 from msrnn_jax.generation.sampling import Greedy, Sampler
 from msrnn_jax.generation.streaming import TextStream
+from msrnn_jax.model.state_ops import check_hand_over
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
-from msrnn_jax.recurrence.checks import Slots
+from msrnn_jax.policies.budgets import least_budget
+from msrnn_jax.recurrence.checks import check_protection
 from msrnn_jax.recurrence.sliding_window import room_for
+from msrnn_jax.recurrence.slots import share_out, slots_of
 from msrnn_jax.state import MultiState
 from msrnn_jax.text.tokenizer import Tokenizer
 from msrnn_jax.text.tokens import pad
 
-Row = TypeVar("Row")
+T = TypeVar("T")
 
 ROOM = 256  # what is held in full, and shares of prompts, come to slots that are a multiple of this
 
@@ -53,7 +60,7 @@ class Job(NamedTuple):
         return len(self.context) + self.room
 
     def order(self) -> Any:
-        """By which rows of about the same size come together, the largest first: what lacks memory does so at once."""
+        """Sorts by size, the largest first, so that a lack of memory shows at once."""
         return -self.size, self.context
 
 
@@ -108,9 +115,10 @@ class Reader:
             wanted = [(row, place) for row, job in enumerate(dict.fromkeys(some)) for place in job.places]
             wanted.sort(key=lambda one: -len(pairs[one[1]].continuation))
             with self._devices():
-                _, draft = self._read(some)
+                draft = self._read(some)[1]
                 for rows in self._batches(wanted, size):
                     yield from self._judge(draft, rows, pairs)
+                del draft  # before the next ones are read
 
     def _judge(
         self, draft: DecodingState, wanted: Sequence[tuple[int, int]], pairs: Sequence[Pair]
@@ -142,56 +150,74 @@ class Reader:
         for some in self._batches(jobs, self._rows(jobs, len(jobs))):
             places = [job.places[0] for job in some]
             with self._devices():
-                request, draft = self._read(some, sampler, keys[jnp.asarray(places, jnp.int32)])
+                rules, draft = self._read(some, sampler, keys[jnp.asarray(places, jnp.int32)])
                 about = self.config, self.policy, self.params, self.tokenizer, [job.context for job in some]
-                stream = TextStream(*about, draft, request.rules, sampler, stop_strings)
+                stream = TextStream(*about, draft, rules, sampler, stop_strings)
                 for _ in stream:
                     pass
             yield from dict(zip(places, (row.text for row in stream.rows), strict=True)).items()
 
     def check(self) -> None:
-        """Refuses a budget, a policy or positions that do not go together, before any work."""
-        self._slots(self._budget(ROOM, ROOM))
+        """Refuses a budget, policies or positions that do not go together, before any work."""
+        budget = self._budget(ROOM, ROOM)
+        self._slots(budget)
+        if self.prompt_policy is None:
+            return
+        check_hand_over(self.prompt_policy, self.policy)
+        if not self.policy.forgets:
+            raise ValueError(f"prompt_policy is {self.prompt_policy}, but {self.policy} forgets nothing; leave it out")
+        sharing = self.policy if self.prompt_policy.pyramid is None else self.prompt_policy
+        check_protection(self.policy, share_out(sharing, self.config.num_layers, budget))
 
     def _rows(self, jobs: Sequence[Job], number: int) -> int:
         """Rows at once, of at most so many."""
-        if not jobs:
-            return 1
-        sharers = 1 if self.mesh is None else self.mesh.shape[DATA]
-        most = -(-number // sharers)
-        if self.batch is not None:
-            return min(self.batch, most * sharers)
+        if not jobs or self.batch is not None:
+            return self.batch or 1
+        most = -(-number // self._sharers)
         if self.most is not None:
-            most = min(most, max(1, self.most // sharers))
-        slots, longest = self._slots(max(job.budget for job in jobs)), max(job.size for job in jobs)
-        given = self.config, self.policy, slots, longest, most
-        return sharers * automatic_batch(*given, positions=self.positions, fidelity=False)
+            most = min(most, max(1, self.most // self._sharers))
+        budget, longest = max(job.budget for job in jobs), max(job.size for job in jobs)
+        own = slots_of(self.config, self.policy, budget)
+        needed = np.maximum(self._slots(budget), own)
+        if self.mode == "oneshot":
+            needed = needed + longest
+        # Twice, since what a context has left is kept beside what its continuations make of it.
+        slots = (2 * np.broadcast_to(needed, self.config.num_layers)).tolist()
+        fits = [
+            automatic_batch(self.config, policy, slots, longest, most, positions=self.positions, fidelity=False)
+            for policy in (self.policy, self._first)
+        ]
+        return self._sharers * min(fits)
 
-    def _batches(self, rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
-        """The rows, so many at a time; the last of all is repeated until they are a multiple of the mesh's axis."""
-        sharers = 1 if self.mesh is None else self.mesh.shape[DATA]
-        for start in range(0, len(rows), size):
-            some = list(rows[start : start + size])
-            full = size if start else -(-len(some) // sharers) * sharers
-            yield [*some, *some[-1:] * (full - len(some))]
+    @property
+    def _sharers(self) -> int:
+        """Devices that share the rows of a batch."""
+        return 1 if self.mesh is None else self.mesh.shape[DATA]
+
+    def _batches(self, rows: Sequence[T], size: int) -> Iterator[list[T]]:
+        """The rows, so many at a time; the last one is repeated so that all batches run through one program."""
+        for some in cut_batches(rows, min(size, -(-len(rows) // self._sharers) * self._sharers)):
+            yield fill_batch(some, size if len(rows) > size else -(-len(rows) // self._sharers) * self._sharers)
 
     def _read(
         self, jobs: Sequence[Job], sampler: Sampler | None = None, keys: Array | None = None
-    ) -> tuple[Request, DecodingState]:
-        """The states after contexts; by default nothing is drawn from them."""
+    ) -> tuple[DecodingRules, DecodingState]:
+        """The states after contexts, and how they are continued; by default nothing is drawn."""
         sampler = Greedy() if sampler is None else sampler
         padded, lengths = pad([job.context for job in jobs])
         budgets, room = [job.budget for job in jobs], max(job.room for job in jobs)
         if not self.policy.forgets:  # `make_request` sees one length and one room for all rows
             budgets = [self._budget(0, int(lengths.max()) + room)] * len(jobs)
         slots = self._slots(max(budgets))
-        start = jax.jit(jax.vmap(lambda budget: self._start(budget, slots)))(jnp.asarray(budgets, jnp.int32))
+        fixed = {"slots": slots, "positions": self.positions}
+        start = _start_rows(self.config, self.policy, self.prompt_policy, jnp.asarray(budgets, jnp.int32), **fixed)
         if self.mesh is not None:
             places = shardings(self.config, self._first, self.mesh, positions=self.positions)
             start, (padded, lengths) = jax.device_put(start, places.state), put_rows((padded, lengths), places.rows)
         asked = padded, lengths, room, sampler, keys, self.tokenizer.stop, self.mode, self.prompt_policy
         request = make_request(self.config, self.policy, self.params, start, *asked)
-        return request, read_prompts(self.config, self.policy, self.params, request, self.mode, self.prompt_policy)
+        reading = self.config, self.policy, self.params, request, self.mode, self.prompt_policy
+        return request.rules, read_prompts(*reading)
 
     @property
     def _first(self) -> Policy:
@@ -213,33 +239,40 @@ class Reader:
             return room_for(self.config, self.positions, _rounded(held))
         if not self._is_share:
             return int(self.budget)
-        return max(least_budget(self.policy), least_budget(self._first), math.ceil(self.budget * count))
-
-    def _start(self, budget: int | Array, slots: Slots | None) -> MultiState:
-        given = {"slots": slots, "positions": self.positions, "dtype": None, "prompt_policy": self.prompt_policy}
-        return start_from(self.config, self.policy, None, budget, **given)
+        least = least_budget(self.config.num_layers, self._first, self.policy)
+        return max(least, math.ceil(Fraction(str(self.budget)) * count))
 
     def _slots(self, budget: int) -> tuple[int, ...]:
         """Of every layer, for a largest budget; of shares rounded, so that few programs are compiled."""
-        budget = _rounded(budget) if self._is_share else budget
-        state = jax.eval_shape(lambda: self._start(budget, None))
+        may_grow = self.positions != "cache" or self.config.sliding_window is None  # there a window limits slots
+        budget = _rounded(budget) if self._is_share and may_grow else budget
+        given = self.config, self.policy, self.prompt_policy, budget
+        state = jax.eval_shape(lambda: _start(*given, slots=None, positions=self.positions))
         return tuple(layer.num_slots for layer in state.layers)
 
     def _devices(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)  # kernels need it
 
 
+def _start(
+    config: Config, policy: Policy, prompt_policy: Policy | None, budget: int | Array, *, slots: Any, positions: str
+) -> MultiState:
+    given = {"slots": slots, "positions": positions, "dtype": None, "prompt_policy": prompt_policy}
+    return start_from(config, policy, None, budget, **given)
+
+
+@partial(jax.jit, static_argnames=("slots", "positions"))
+def _start_rows(
+    config: Config, policy: Policy, prompt_policy: Policy | None, budgets: Array, *, slots: Any, positions: str
+) -> MultiState:
+    return jax.vmap(lambda budget: _start(config, policy, prompt_policy, budget, slots=slots, positions=positions))(
+        budgets
+    )
+
+
 @jax.jit
 def _take(tree: Any, rows: Array) -> Any:
     return jax.tree.map(lambda leaf: leaf[rows], tree)
-
-
-def least_budget(policy: Policy) -> int:
-    """The smallest budget that holds what a policy protects."""
-    budget = 1
-    while policy.sinks + policy.recent_of(budget) > budget:
-        budget += 1
-    return budget
 
 
 def _rounded(count: int) -> int:

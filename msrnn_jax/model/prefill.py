@@ -108,13 +108,15 @@ def check_pinned(policy: Policy, state: MultiState, length: Any) -> None:
         pinned, budget = concrete(layer.pinned), concrete(layer.budget)
         if pinned is None or budget is None:
             continue
-        prompt = np.where(pinned == seen, seen + more, pinned)
-        recent = policy.recent_of(int(budget.min()))
-        if (prompt + recent > budget.min()).any():
-            raise ValueError(
-                f"the prompt has {int(prompt.max())} tokens, which {policy} keeps with {recent} recent ones, but the "
-                f"budget is {int(budget.min())}; it must be at least their sum"
-            )
+        prompts = np.where(pinned == seen, seen + more, pinned)
+        least = budget.min(axis=-1) if budget.ndim > pinned.ndim else budget  # of the heads of a row
+        for prompt, size in zip(prompts.ravel(), np.broadcast_to(least, prompts.shape).ravel(), strict=True):
+            recent = policy.recent_of(int(size))
+            if prompt + recent > size:
+                raise ValueError(
+                    f"the prompt has {prompt} tokens, which {policy} keeps with {recent} recent ones, but the budget "
+                    f"is {size}; it must be at least their sum"
+                )
 
 
 def check_fresh(mode: str, state: MultiState) -> None:

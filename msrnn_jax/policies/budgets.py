@@ -38,6 +38,22 @@ def largest_budget(policy: Policy, slots: int, rows: int) -> int:
     return low
 
 
+def least_budget(num_layers: int, *policies: Policy) -> int:
+    """The smallest budget at which every layer holds what each of these policies protects.
+
+    The first of them that has a `pyramid` shares budgets out.
+    """
+    sharing = next((policy for policy in policies if policy.pyramid is not None), policies[0])
+    budget = 1
+    while any(
+        policy.sinks + policy.recent_of(each) > each
+        for policy in policies
+        for each in pyramid(sharing, num_layers, budget)
+    ):
+        budget += 1
+    return budget
+
+
 def pyramid(policy: Policy, num_layers: int, budget: Any) -> list[Any]:
     """The budgets of all layers, which fall linearly, for a mean budget: a number, or a traced one.
 

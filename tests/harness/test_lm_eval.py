@@ -20,6 +20,7 @@ from toy import make_toy
 import msrnn_jax as ms
 from msrnn_jax.lm_eval import MultiStateLM
 from msrnn_jax.lm_eval.reader import Reader
+from msrnn_jax.policies.budgets import least_budget
 
 CONFIG = tiny.SHALLOW
 PAIRS = [
@@ -114,8 +115,43 @@ def test_a_share_is_of_the_context_and_never_below_what_is_protected(toy):
     results = lm.loglikelihood(asked("loglikelihood", *PAIRS))
     for pair, (total, _) in zip(PAIRS, results, strict=True):
         context, continuation = tokens_of(lm, *pair)
-        budget = max(2, math.ceil(0.3 * len(context)))
+        budget = max(2, -(-3 * len(context) // 10))
         assert total == pytest.approx(stepped(lm, context, continuation, budget)[0], abs=1e-4)
+
+
+def test_shares_are_exact_and_hold_what_every_layer_protects(toy):
+    def budgets(**arguments):
+        reader = model(toy, **arguments).reader
+        return [reader._budget(count, count) for count in (4, 50, 100)]
+
+    assert budgets(budget=0.07) == [1, 4, 7] and budgets(budget=0.14) == [1, 7, 14]
+    assert budgets(budget=0.1, policy="window:sinks=2", prompt_policy="window:sinks=6") == [6, 6, 10]
+
+
+def test_shares_with_a_pyramid(tmp_path):
+    lm = model(make_toy(tmp_path / "toy"), budget=0.25, policy="tova:sinks=2+pyramid=10.0", batch_size="auto")
+    policy = lm.reader.policy
+    for pair, (total, _) in zip(PAIRS, lm.loglikelihood(asked("loglikelihood", *PAIRS)), strict=True):
+        context, continuation = tokens_of(lm, *pair)
+        budget = max(least_budget(2, policy), math.ceil(len(context) / 4))
+        assert total == pytest.approx(stepped(lm, context, continuation, budget)[0], abs=1e-4)
+
+
+def test_prompts_that_are_kept_are_held_to_the_budgets_of_their_rows(toy):
+    lm = model(toy, policy="tova:prompt=True", budget=1.0, batch_size=4)
+    for pair, (total, _) in zip(PAIRS, lm.loglikelihood(asked("loglikelihood", *PAIRS)), strict=True):
+        context, continuation = tokens_of(lm, *pair)
+        assert total == pytest.approx(stepped(lm, context, continuation, len(context))[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("most", [None, 1])
+def test_as_many_rows_as_fit(toy, most):
+    """Also where the policy needs more slots than the one that reads contexts, and prompts are read at once."""
+    arguments = {"policy": "snapkvd:recent=2", "prompt_policy": "h2o", "mode": "oneshot"}
+    requests = asked("loglikelihood", *PAIRS)
+    two = model(toy, batch_size=2, **arguments).loglikelihood(requests)
+    auto = model(toy, batch_size="auto", max_batch_size=most, **arguments).loglikelihood(requests)
+    np.testing.assert_allclose([total for total, _ in auto], [total for total, _ in two], rtol=1e-4)
 
 
 def test_a_policy_for_contexts(toy):
@@ -240,7 +276,9 @@ def test_chat_templates(toy):
     lm = model(toy)
     turns = [{"role": "user", "content": "hello "}, {"role": "assistant", "content": "so it is"}]
     assert lm.apply_chat_template(turns) == "hello so it is"
-    assert lm.apply_chat_template([*turns[:1], {"role": "assistant", "content": "so"}], False) == "hello so"
+    for begun in ("so", "so ", "e"):  # a task that gives the beginning of the answer
+        text = lm.apply_chat_template([*turns[:1], {"role": "assistant", "content": begun}], False)
+        assert text == f"hello {begun}"
     assert lm.chat_template(True) == lm.reader.tokenizer.template and lm.chat_template(False) is None
     assert lm.tokenizer_name == model(toy, policy="h2o").tokenizer_name
 
@@ -258,6 +296,9 @@ def test_chat_templates(toy):
         ({"batch_size": "many"}, "batch_size is 'many'"),
         ({"max_length": 1}, "max_length is 1"),
         ({"pretrained": "nowhere"}, "nowhere"),
+        ({"policy": "window:sinks=8", "prompt_policy": "tova"}, "protects 8 sinks"),
+        ({"policy": "full", "prompt_policy": "tova"}, "prompt_policy is tova, but full forgets nothing"),
+        ({"prompt_policy": "h2o"}, "tova forgets by layer, but h2o leaves other tokens in every head"),
     ],
     ids=str,
 )
@@ -269,7 +310,7 @@ def test_arguments_that_are_refused(toy, arguments, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_beams": 4}, "generation option num_beams is 4"),
+        ({"num_beams": 4, "repetition_penalty": 1.0}, "generation option num_beams is 4"),
         ({"max_gen_toks": 10**6}, "max_gen_toks is 1000000; it must be below max_length"),
         ({"do_sample": True, "top_p": 2.0}, "top_p"),
     ],
@@ -277,6 +318,13 @@ def test_arguments_that_are_refused(toy, arguments, message):
 def test_generation_that_is_refused(toy, settings, message):
     with pytest.raises(ValueError, match=message):
         model(toy).generate_until(asked("generate_until", ("a", {"until": [], **settings})))
+
+
+def test_what_is_refused_costs_no_work(toy, monkeypatch):
+    monkeypatch.setattr(Reader, "write", None)
+    later = asked("generate_until", ("a", {"max_gen_toks": 3}), ("a", {"max_gen_toks": 3, "num_beams": 4}))
+    with pytest.raises(ValueError, match="num_beams"):
+        model(toy).generate_until(later)
 
 
 def test_results_say_what_was_run(toy):

@@ -45,6 +45,16 @@ def test_the_three_tasks_run(tmp_path, book, questions):
     assert counts == {"msrnn_books": 1, "msrnn_choices": 3, "msrnn_needle": 3}
 
 
+def test_a_needle_that_is_found_counts(tmp_path, book, monkeypatch):
+    lm = MultiStateLM(make_toy(tmp_path / "toy", tiny.SHALLOW), budget=8)
+    rows = list(sources.hide_needles(book, words=20, cases=3)["test"])
+    answers = [f" {rows[0]['value']} or", " 00000", f" it is {rows[2]['value']}"]
+    monkeypatch.setattr(lm, "generate_until", lambda requests: answers)
+    manager = TaskManager(include_path=TASKS, metadata={"texts": book, "words": 20, "cases": 3})
+    results = simple_evaluate(lm, tasks=["msrnn_needle"], task_manager=manager, bootstrap_iters=0)
+    assert results["results"]["msrnn_needle"]["exact_match,first-number"] == pytest.approx(2 / 3)
+
+
 def test_needles_lie_at_all_depths(book):
     rows = list(sources.hide_needles(book, words=40, cases=5)["test"])
     assert [row["depth"] for row in rows] == [0, 0.25, 0.5, 0.75, 1]
@@ -54,7 +64,7 @@ def test_needles_lie_at_all_depths(book):
         before = len(row["text"].split(fact)[0].split())
         assert before == round(40 * row["depth"]) and len(words) == 40 + len(fact.split())
     assert rows == list(sources.hide_needles(book, words=40, cases=5)["test"])
-    assert rows != list(sources.hide_needles(book, words=40, cases=5, seed=1)["test"])
+    assert rows != list(sources.hide_needles(book, words=40, cases=5, needle_seed=1)["test"])
 
 
 def test_books_are_whole_or_begin(book):

@@ -27,7 +27,9 @@ def read_books(texts: Any = None, characters: int | None = None, **others: Any) 
     return _split({"name": name, "text": text} for name, text in documents if text.strip())
 
 
-def hide_needles(texts: Any = None, words: int = 500, cases: int = 20, seed: int = 0, **others: Any) -> dict[str, Any]:
+def hide_needles(
+    texts: Any = None, words: int = 500, cases: int = 20, needle_seed: int = 0, **others: Any
+) -> dict[str, Any]:
     """Stretches of texts with a fact in each, at depths from 0 to 1: rows with `text`, `question`, `value`, `depth`."""
     del others
     check_int("words", words, 1)
@@ -35,7 +37,7 @@ def hide_needles(texts: Any = None, words: int = 500, cases: int = 20, seed: int
     source = [word for document in read_documents(_paths(texts)) for word in document.text.split()]
     if len(source) < words:
         raise ValueError(f"texts have {len(source)} words; they must have at least {words}")
-    draw, rows = random.Random(seed), []
+    draw, rows = random.Random(needle_seed), []
     for case in range(cases):
         city, value = draw.choice(CITIES), str(draw.randrange(10_000, 100_000))
         start, depth = draw.randrange(len(source) - words + 1), case / max(1, cases - 1)
