@@ -32,22 +32,22 @@ def import_(
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option(help="Of the weights; by default the source's own, float32 if that is quantised."),
+        typer.Option(help="Dtype of the weights. Default: the source's own, or float32 if that is quantised."),
     ] = None,
     force: Force = False,
     cache: Annotated[
         Path | None,
         typer.Option(
-            help="Where downloads are kept; by default $MSRNN_CACHE, else msrnn_jax in the user's cache; for the hub "
+            help="Folder for downloads. Default: $MSRNN_CACHE, else msrnn_jax in the user's cache; for the hub "
             "its own cache."
         ),
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Of a model on the hub: a branch, a tag or a commit.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")] = None,
     pre: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="How a .gguf file's tokenizer cuts texts into words, where the file does not say it (rightly): "
+            help="How a .gguf file's tokenizer cuts texts into words, if the file does not say it, or says it wrongly: "
             "llama-bpe, qwen2, gpt-2, smollm, tekken or another name of llama.cpp's.",
         ),
     ] = None,
@@ -71,7 +71,7 @@ def import_(
 def export(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="A checkpoint of ours.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
-    shard_size: Annotated[str, typer.Option(metavar="BYTES", help="Of a file of weights, at most.")] = "5GB",
+    shard_size: Annotated[str, typer.Option(metavar="BYTES", help="Largest size of a file of weights.")] = "5GB",
     force: Force = False,
 ) -> None:
     """Turns a checkpoint of ours into a Hugging Face folder, which transformers loads.

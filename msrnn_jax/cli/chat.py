@@ -36,7 +36,7 @@ def chat(
     checkpoint: Checkpoint,
     policy: PolicyText = "tova",
     budget: Budget = 256,
-    system: Annotated[str | None, typer.Option(help="What the model is told first of all.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message: what the model is told first.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="The most tokens an answer gets.")] = 512,
     temperature: Temperature = 0.0,
     top_k: TopK = None,

@@ -44,12 +44,12 @@ def generate(
     min_p: MinP = None,
     seed: Seed = 0,
     stop: Annotated[
-        list[str] | None, typer.Option(help="End before this text, beside the model's stop tokens; repeat it.")
+        list[str] | None, typer.Option(help="Stop before this text, beside the model's stop tokens; repeat it.")
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
     mode: Mode = "stepwise",
     prompt_policy: Annotated[
-        str | None, typer.Option(help="What forgets while the prompt is read; --policy goes on with what is left.")
+        str | None, typer.Option(help="Policy while the prompt is read; --policy then goes on with what is left.")
     ] = None,
     positions: Positions = "absolute",
     dtype: Dtype = None,

@@ -18,7 +18,7 @@ def info(
         list[int] | None, budgets_option("Repeat it. Default: 64 to 2048. full holds the context length.")
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(help="To be filled, such as 24GiB or 512MB. Default: the device's, or the RAM.")
+        str | None, typer.Option(help="Memory to fill, such as 24GiB or 512MB. Default: the device's, or the RAM.")
     ] = None,
     dtype: Dtype = None,
     as_json: Json = False,

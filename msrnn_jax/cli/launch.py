@@ -27,9 +27,12 @@ def launch(
     command: Annotated[
         list[str], typer.Argument(metavar="-- COMMAND...", help=f"One of {', '.join(SHARED)}, with its options.")
     ],
-    processes: Annotated[int, typer.Option(help="How many, of all hosts together.")] = 1,
+    processes: Annotated[int, typer.Option(help="Number of processes, of all hosts together.")] = 1,
     process: Annotated[
-        int | None, typer.Option(help="Start this one only, from 0, as one host of several. Default: all, here.")
+        int | None,
+        typer.Option(
+            help="Start only the process of this number, from 0; every host starts its own. Default: all, here."
+        ),
     ] = None,
     coordinator: Annotated[
         str | None, typer.Option(help="Where the first process can be reached.", metavar="HOST:PORT")

@@ -69,11 +69,15 @@ def budgets_option(help: str) -> Any:
     return typer.Option("--budget", help=help, metavar="N[,N...]", parser=_whole_numbers, callback=_in_one)
 
 
-Seed = Annotated[int, typer.Option(help="Of the draws at a temperature above 0.", min=0, max=2**32 - 1)]
+Seed = Annotated[int, typer.Option(help="Seed of the draws, which a temperature above 0 makes.", min=0, max=2**32 - 1)]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
 TopK = Annotated[int | None, typer.Option(help="Draw from the k most likely tokens.")]
-TopP = Annotated[float | None, typer.Option(help="Draw from the fewest tokens that are as likely as this together.")]
-MinP = Annotated[float | None, typer.Option(help="Draw from tokens at least this likely, the most likely one being 1.")]
+TopP = Annotated[
+    float | None, typer.Option(help="Draw from the most likely tokens that have this probability together.")
+]
+MinP = Annotated[
+    float | None, typer.Option(help="Draw from tokens at least this share as likely as the most likely one.")
+]
 MeshText = Annotated[
     str | None,
     typer.Option(

@@ -21,14 +21,16 @@ SEGMENT_HELP = (
 )
 BOS_HELP = "Put BOS before every segment, whose tokens are then all predicted."
 SHOWN = 5  # documents that cannot be read
-OUT_HELP = "JSON lines, one for each policy, budget and segment; given again, a run that was cut off goes on."
+OUT_HELP = (
+    "JSON lines, one for each policy, budget and segment; give the file again to continue a run that was stopped."
+)
 
 
 @plain_errors
 def perplexity(
     checkpoint: Checkpoint,
     text: Annotated[list[str] | None, typer.Option(help=TEXT_HELP)] = None,
-    field: Annotated[str, typer.Option(help="Of a .jsonl row: where its text is.")] = "text",
+    field: Annotated[str, typer.Option(help="Field of a .jsonl row that holds its text.")] = "text",
     policy: PolicyTexts = None,
     budget: Annotated[list[int] | None, budgets_option("Repeat it. Default: 256. full holds all.")] = None,
     segment: Annotated[int, typer.Option(help=SEGMENT_HELP)] = 4096,

@@ -12,7 +12,7 @@ from msrnn_jax.cli.options import Json
 @plain_errors
 def policies(
     name: Annotated[str | None, typer.Argument(help="Explain this one.", metavar="NAME")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="As a page of Markdown.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a page of Markdown.")] = False,
     as_json: Json = False,
 ) -> None:
     """Lists the policies, or explains one.

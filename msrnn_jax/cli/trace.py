@@ -19,8 +19,10 @@ def trace(
     budget: Annotated[
         int | None, typer.Option(help="Tokens each layer remembers. Default: 64; full holds all.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Read so many tokens of the text at most.")] = 512,
-    max_new_tokens: Annotated[int, typer.Option(help="Generate so many after it, greedily, and trace them too.")] = 0,
+    max_tokens: Annotated[int, typer.Option(help="Read at most this many tokens of the text.")] = 512,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Also write this many tokens after the text, greedily, and trace them.")
+    ] = 0,
     chat: Annotated[bool, typer.Option("--chat", help="Put the text into the model's chat template.")] = False,
     layer: Annotated[int | None, typer.Option(help="Show the tokens of this layer; by default all layers.")] = None,
     html: Annotated[str | None, typer.Option(help="Write one self-contained page here.")] = None,
