@@ -195,7 +195,7 @@ def _costs(result: dict[str, Any], dtype: str) -> Table:
     made = _table(title, "policy", *columns, "slots", "stats", "row\nstats", left=1)
     made.columns[0].no_wrap = True
     made.caption = (
-        "x Window: median over turns, and half the way from the least to the largest\n"
+        "x Window: median over turns, ± half of the range\n"
         "stats: bytes of a policy's statistics over those of keys and values"
     )
     for count in (one for one in section["bytes"] if one["dtype"] == dtype):

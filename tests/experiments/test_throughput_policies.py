@@ -11,6 +11,7 @@ from toy import make_toy
 from typer.testing import CliRunner
 
 import msrnn_jax as ms
+from experiments.throughput import costs
 from experiments.throughput.__main__ import app
 from experiments.throughput.policies import count_bytes, kinds, pairs, verdict
 from experiments.throughput.settings import DEFAULT_SECTIONS, Policies, Settings, every_policy, read_by_each
@@ -60,6 +61,37 @@ def test_policies_are_compared_with_window_and_with_themselves(toy, tmp_path):
         12,
     ]
     assert "Policies at budget 8, float32" in printed.stdout and "Cutting now and then" in printed.stdout
+
+
+def made_result() -> dict:
+    """Of two policies and one batch, in which TOVA takes twice as long, and cuts every 128 tokens at half of that."""
+    policies, works = {"window": 1.0, "tova": 2.0, "tova:every=128": 1.0}, ["step batch 8", "extend"]
+    rows = [
+        {"dtype": "float32", "policy": name, "work": work, "seconds": [cost], "steps": 1}
+        for name, cost in policies.items()
+        for work in works
+    ]
+    ratios = [{**row, "each": row["seconds"], "median": row["seconds"][0]} for row in rows if row["policy"] != "window"]
+    pairs = [{**row, "each": [0.5], "median": 0.5, "costs": "no more"} for row in ratios if ":" in row["policy"]]
+    bytes_of = {"dtype": "float32", "slots": 9.0, "keys_and_values": 100, "statistics": 5, "row_statistics": 20}
+    section = {"rows": rows, "ratios": ratios, "pairs": pairs}
+    section["bytes"] = [{**bytes_of, "policy": name} for name in policies]
+    settings = {"checkpoint": "models/toy", "shape": None, "dtypes": ["float32"], "slow_turns": 1}
+    settings |= {"policies": {"batches": [8]}, "decode": {"budget": 8}, "extend": {"chunk": 4}}
+    origin = dict.fromkeys(("device", "commit", "finished", "python", "hardware"), "here")
+    return {"settings": settings, "policies": section, "versions": {"jax": "0.0"}, **origin}
+
+
+def test_costs_are_written_for_the_catalogue_and_as_a_page(tmp_path):
+    numbers, page = tmp_path / "costs.json", tmp_path / "page.md"
+    costs.write(made_result(), numbers, page)
+    found = json.loads(numbers.read_text())
+    assert found["over_window"]["window"] == {"step": 1.0, "extend": 1.0}
+    assert found["over_window"]["tova"] == {"step": 2.0, "extend": 2.0}
+    assert (found["batch"], found["budget"], found["dtype"]) == (8, 8, "float32")
+    lines = page.read_text().splitlines()
+    assert "| tova | 2000.00 | 2.00±0.00 | 2000.00 | 2.00±0.00 | 9 | 5.0% | 20.0% |" in lines
+    assert "| tova:every=128 | 0.50±0.00 | 0.50±0.00 |" in lines
 
 
 @pytest.mark.parametrize("text", [*(text for text in every_policy() if "full" not in text), "tova:pyramid=2.0"])
