@@ -89,6 +89,15 @@ def check_start(config: Config, policy: Policy, state: MultiState, rows: int) ->
     check_protection(policy, [layer.budget for layer in state.layers])
 
 
+def check_prompt_policy(policy: Policy, prompt_policy: Policy, budgets: Sequence[Any]) -> None:
+    """Refuses a policy that cannot go on with what another has left of a prompt, at the budgets of all layers."""
+    check_policy(prompt_policy)
+    check_hand_over(prompt_policy, policy)
+    check_protection(policy, budgets)
+    if not policy.forgets:
+        raise ValueError(f"prompt_policy is {prompt_policy}, but {policy} forgets nothing; leave one of them out")
+
+
 def make_request(
     config: Config,
     policy: Policy,
@@ -108,11 +117,7 @@ def make_request(
     check_policy(policy)
     reader = policy if prompt_policy is None else prompt_policy
     if prompt_policy is not None:
-        check_policy(prompt_policy)
-        check_hand_over(prompt_policy, policy)
-        check_protection(policy, [layer.budget for layer in start.layers])
-        if not policy.forgets:
-            raise ValueError(f"prompt_policy is {prompt_policy}, but {policy} forgets nothing; leave one of them out")
+        check_prompt_policy(policy, prompt_policy, [layer.budget for layer in start.layers])
     check_params(config, params)
     if not isinstance(sampler, Sampler):
         raise ValueError(f"sampler is {sampler!r}; it must be a sampler, such as Greedy() or Temperature(0.8)")

@@ -208,8 +208,8 @@ class MultiStateLM(TemplateLM):
         groups: dict[str, list[int]] = defaultdict(list)
         for index, request in enumerate(requests):
             groups[repr(request.args[1])].append(index)
-        bar = tqdm(total=len(requests), desc="writing", disable=disable_tqdm)
         plans = [self._plan(requests, group) for group in groups.values()]  # all, before any work
+        bar = tqdm(total=len(requests), desc="writing", disable=disable_tqdm)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self.seed), jnp.arange(len(requests)))
         for group, (contexts, sampler, stops, limit) in zip(groups.values(), plans, strict=True):
             for place, text in self.reader.write(contexts, keys[jnp.asarray(group)], sampler, stops, limit):
@@ -251,9 +251,7 @@ class MultiStateLM(TemplateLM):
         if add_generation_prompt:
             return tokenizer.render(chat_history)
         *before, last = chat_history
-        mark = (
-            f"{MARK} "  # as in transformers, blanks at the end of the message stay where the template leaves the mark's
-        )
+        mark = f"{MARK} "  # where a template leaves its blank, it leaves those of the message: as in transformers
         marked = {**last, "content": last["content"] + mark}
         text = tokenizer.render([*before, marked], add_generation_prompt=False)
         if text.count(MARK) != 1:

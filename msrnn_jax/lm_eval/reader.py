@@ -21,14 +21,12 @@ from msrnn_jax.devices.sharding import DATA, put_rows, shardings
 from msrnn_jax.evaluation.continuations import score_continuations
 from msrnn_jax.evaluation.sweep import cut_batches, fill_batch
 from msrnn_jax.generation.decoding import DecodingRules, DecodingState
-from msrnn_jax.generation.request import make_request, read_prompts, start_from
+from msrnn_jax.generation.request import check_prompt_policy, make_request, read_prompts, start_from
 from msrnn_jax.generation.sampling import Greedy, Sampler
 from msrnn_jax.generation.streaming import TextStream
-from msrnn_jax.model.state_ops import check_hand_over
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.policies.budgets import least_budget
-from msrnn_jax.recurrence.checks import check_protection
 from msrnn_jax.recurrence.sliding_window import room_for
 from msrnn_jax.recurrence.slots import share_out, slots_of
 from msrnn_jax.state import MultiState
@@ -161,13 +159,10 @@ class Reader:
         """Refuses a budget, policies or positions that do not go together, before any work."""
         budget = self._budget(ROOM, ROOM)
         self._slots(budget)
-        if self.prompt_policy is None:
-            return
-        check_hand_over(self.prompt_policy, self.policy)
-        if not self.policy.forgets:
-            raise ValueError(f"prompt_policy is {self.prompt_policy}, but {self.policy} forgets nothing; leave it out")
-        sharing = self.policy if self.prompt_policy.pyramid is None else self.prompt_policy
-        check_protection(self.policy, share_out(sharing, self.config.num_layers, budget))
+        if self.prompt_policy is not None:
+            sharing = self.policy if self.prompt_policy.pyramid is None else self.prompt_policy
+            budgets = share_out(sharing, self.config.num_layers, budget)
+            check_prompt_policy(self.policy, self.prompt_policy, budgets)
 
     def _rows(self, jobs: Sequence[Job], number: int) -> int:
         """Rows at once, of at most so many."""
@@ -196,8 +191,9 @@ class Reader:
 
     def _batches(self, rows: Sequence[T], size: int) -> Iterator[list[T]]:
         """The rows, so many at a time; the last one is repeated so that all batches run through one program."""
-        for some in cut_batches(rows, min(size, -(-len(rows) // self._sharers) * self._sharers)):
-            yield fill_batch(some, size if len(rows) > size else -(-len(rows) // self._sharers) * self._sharers)
+        size = min(size, -(-len(rows) // self._sharers) * self._sharers)
+        for some in cut_batches(rows, size) if rows else ():
+            yield fill_batch(some, size)
 
     def _read(
         self, jobs: Sequence[Job], sampler: Sampler | None = None, keys: Array | None = None

@@ -191,6 +191,11 @@ def test_one_state_reads_all_of_a_text(toy, budget):
         assert total == pytest.approx(-float(losses.sum()), abs=1e-3)
 
 
+def test_texts_without_tokens_cost_nothing(toy):
+    assert model(toy).loglikelihood_rolling(asked("loglikelihood_rolling", ("",))) == [0.0]
+    assert model(toy).generate_until([]) == [] and model(toy).loglikelihood([]) == []
+
+
 def test_windows_know_nothing_of_each_other(toy):
     lm = model(toy, policy="full", rolling="windows", max_length=16)
     (total,) = lm.loglikelihood_rolling(asked("loglikelihood_rolling", (TEXTS[0],)))
