@@ -29,15 +29,17 @@ LABELS = {
 }
 MARKERS = dict(zip(LABELS, "*PXv^sDo<>p", strict=True))
 COLORS = {  # those that stand side by side most are furthest apart, for the colour-blind too; none is the paper's grey
-    **{
-        "full": "k",
-        "baseline": "#56b4e9",
-        "window": "#e69f00",
-        "window:sinks=1": "#8c510a",
-        "window:sinks=4": "#d55e00",
-    },
-    **{"h2o": "#009e73", "h2o:scope=layer": "#66c2a5"},
-    **{"tova": "#0072b2", "tova:scope=head": "#762a83", "tova:sinks=1": "#cc79a7", "tova:sinks=4": "#9970ab"},
+    "full": "k",
+    "baseline": "#56b4e9",
+    "window": "#e69f00",
+    "window:sinks=1": "#8c510a",
+    "window:sinks=4": "#d55e00",
+    "h2o": "#009e73",
+    "h2o:scope=layer": "#66c2a5",
+    "tova": "#0072b2",
+    "tova:scope=head": "#762a83",
+    "tova:sinks=1": "#cc79a7",
+    "tova:sinks=4": "#9970ab",
 }
 GREY = "0.55"
 POINTS = 100  # an inch

@@ -1,6 +1,5 @@
 """The `msrnn` command."""
 
-import importlib.metadata
 from typing import Annotated
 
 import typer
@@ -26,6 +25,8 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> bool:
     if asked:
+        import importlib.metadata
+
         typer.echo(f"msrnn_jax {importlib.metadata.version('msrnn_jax')}")
         raise typer.Exit
     return asked
