@@ -88,6 +88,17 @@ class View(struct.PyTreeNode):
     hidden: Any = None  # [D], what query, key and value are projected from: the layer's input, normed
 
 
+class Arrival(struct.PyTreeNode):
+    """The newest token as one layer sees it, before it is written into a slot."""
+
+    position: Array  # [] int32
+    token: Array  # [] int32
+    key: Array  # [K, H], not rotated
+    value: Array  # [K, H]
+    hidden: Array  # [D], what query, key and value are projected from: the layer's input, normed
+    layer: int = struct.field(pytree_node=False, default=0)  # index of the layer
+
+
 class StepContext(struct.PyTreeNode):
     """The token that all layers are reading, or the T tokens of a chunk."""
 
@@ -98,3 +109,4 @@ class StepContext(struct.PyTreeNode):
     mode: str = struct.field(pytree_node=False, default="absolute")  # the state's
     forgetting: bool = struct.field(pytree_node=False, default=True)  # False: slots are held beyond the budget
     hidden: Array | None = None  # [*T, D], the layer's input, normed; set by every layer
+    key: Array | None = None  # [*T, K, H], before rotation; set by every layer

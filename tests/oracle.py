@@ -45,6 +45,7 @@ class Memory:
     received: list[float] = field(default_factory=list)  # `latest` of every step since it was written
     by_head: list[np.ndarray] = field(default_factory=list)  # of every step, by query head of the row
     tally: float = 0.0  # what the policy adds up
+    log_beta: float = 0.0  # what a gate said of the token when it came
 
 
 @dataclass
@@ -70,6 +71,7 @@ def run(
     positions: str = "absolute",
     rule: Callable[[Memory], float] | None = None,
     prompt: int = 0,
+    gate: Callable[[int, int, np.ndarray, np.ndarray, np.ndarray], float] | None = None,
 ) -> list[Moment]:
     """Steps through the tokens from an empty state.
 
@@ -81,6 +83,8 @@ def run(
       rule: the score of a policy of one's own, from what is remembered of a token. The policy's text is then
         `own`, with the options that every policy has: `own:scope=head,sinks=1`.
       prompt: so many first tokens are protected, where the policy has `prompt=True`.
+      gate: log beta of a token, from the layer's index, the KV head, its key (unrotated) [H], its value [H], and the
+        layer's input [D], for the policy `learned`. A row of many heads has their mean.
     """
     if positions not in ("absolute", "cache", "gap"):
         raise ValueError(f"the oracle knows no positions {positions!r}")
@@ -100,7 +104,9 @@ def run(
         scores = []
         for index, (layer, rows, limits) in enumerate(zip(weights.layers, state, budgets, strict=True)):
             seen = norm(config, x, layer.attention_norm)
-            x = x + attention(config, index, layer, rows, heads_of_row, seen, t, positions, queries[index])
+            x = x + attention(
+                config, index, layer, rows, heads_of_row, seen, t, positions, queries[index], settings, gate
+            )
             x = x + mlp(layer, norm(config, x, layer.mlp_norm))
             views = [
                 View(
@@ -185,6 +191,8 @@ def attention(
     t: int,
     positions: str,
     read: list[np.ndarray],
+    rule: Rule,
+    gate: Callable[..., float] | None,
 ) -> np.ndarray:
     """Writes the token, attends to all that is held, and notes in each memory what it received; [D].
 
@@ -196,6 +204,9 @@ def attention(
     mixed = np.zeros_like(queries)  # [N, H]
     for row, kv_heads in zip(rows, heads_of_row, strict=True):
         row.append(Memory(t, keys, values))
+        if gate is not None:
+            row[-1].log_beta = float(np.mean([gate(index, k, keys[k], values[k], x) for k in kv_heads]))
+        faded = np.array([faded_for(rule, memory, t) for memory in row])
         # A row's tokens may all have moved since the last step, so every key is rotated anew.
         places = places_of(row, positions)
         turned_queries, turned_keys = queries, [memory.key for memory in row]  # [N, H], each [K, H]
@@ -208,7 +219,7 @@ def attention(
             k = n // config.group_size
             if k in kv_heads:
                 products = np.array([turned_queries[n] @ key[k] for key in turned_keys])
-                probs = softmax(np.where(hidden, -np.inf, products / math.sqrt(config.head_dim)))
+                probs = softmax(np.where(hidden, -np.inf, products / math.sqrt(config.head_dim) + faded))
                 for prob, memory in zip(probs, row, strict=True):
                     mixed[n] += prob * memory.value[k]
                 received.append(probs)
@@ -218,6 +229,15 @@ def attention(
             memory.total += sum(probs[i] for probs in received)
             memory.by_head.append(np.array([probs[i] for probs in received]))
     return plus(mixed.reshape(-1) @ layer.output, layer.output_bias)
+
+
+def faded_for(rule: Rule, memory: Memory, t: int) -> float:
+    """What is added to the logit of a token for the query at t, under a gate that is soft."""
+    age = t - memory.position
+    protected = memory.position < rule.sinks or age < (rule.recent or 0)
+    if not getattr(rule.options, "soft", False) or age == 0 or protected:
+        return 0.0
+    return memory.log_beta * (age if rule.options.ageing else 1)
 
 
 def places_of(row: list[Memory], positions: str) -> dict[int, float]:

@@ -49,6 +49,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "lagkv": {"sinks": 4, "every": 128, "lag": 128},
     "expectedattention": {"every": 128, "sinks": 4, "future": 512, "epsilon": 0.0},
     "triattention": {"every": 128, "prompt": True},
+    "learned": {"ageing": True, "soft": False},
 }
 
 
@@ -392,6 +393,12 @@ def lag_spread(heads: np.ndarray, reference: np.ndarray) -> np.ndarray:
         return softmax(((heads - low) / (high - low)).std(axis=1, ddof=1))
 
 
+def learned(view: View) -> np.ndarray:
+    """What will be left of each token's weight for the next query, as a logarithm."""
+    ages = [view.t + 1 - memory.position if view.rule.options.ageing else 1 for memory in view.row]
+    return np.array([age * memory.log_beta for age, memory in zip(ages, view.row, strict=True)])
+
+
 def expectedattention(view: View, head: int) -> np.ndarray:
     """The attention that a Gaussian of queries, like those so far, would pay from the positions to come."""
     rule = view.rule
@@ -486,6 +493,7 @@ SCORES: dict[str, Callable[[View], Any]] = {
     "lagkv": mean_over_heads(lagkv),
     "expectedattention": mean_over_heads(expectedattention),
     "triattention": mean_over_heads(triattention),
+    "learned": learned,
 }
 
 

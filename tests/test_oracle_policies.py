@@ -101,6 +101,7 @@ def close(expected: Any) -> Any:
         ("lagkv", "head", 4, 0, 128, False),
         ("expectedattention", "head", 4, 0, 128, False),
         ("triattention", "head", 0, 0, 128, True),
+        ("learned", "head", 0, 0, 1, False),
     ],
 )
 def test_defaults(name, scope, sinks, recent, every, prompt):

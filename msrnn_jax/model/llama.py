@@ -120,6 +120,7 @@ def decoder_layer(
     """One decoder layer, itself a multi-state RNN: (layer state, x) -> (layer state, x)."""
     hidden = rms_norm(config, x, weights.attention_norm)
     query, key, value = project_heads(config, weights, hidden)
+    context = context.replace(hidden=hidden, key=key.astype(x.dtype))
     if config.rotates(index):
         scale = query_scale(config.rope)
         query = query if scale == 1.0 else query * scale
@@ -129,7 +130,7 @@ def decoder_layer(
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
     query, key = query.astype(x.dtype), key.astype(x.dtype)
     recall = attend_chunk if context.token.ndim else attend
-    layer, mixed = recall(config, policy, layer, query, key, value, context.replace(hidden=hidden), index)
+    layer, mixed = recall(config, policy, layer, query, key, value, context, index)
     x = x + project(mixed.reshape(*mixed.shape[:-2], -1), weights.output, weights.output_bias)
     return layer, x + mlp(weights, rms_norm(config, x, weights.mlp_norm))
 

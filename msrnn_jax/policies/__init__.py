@@ -7,7 +7,9 @@ from msrnn_jax.policies.by_attention.roco import RoCo
 from msrnn_jax.policies.by_keys.cur import CUR
 from msrnn_jax.policies.by_keys.keydiff import KeyDiff
 from msrnn_jax.policies.by_keys.knorm import Knorm
+from msrnn_jax.policies.by_keys.gate import Gate, init_gate, save_gate
 from msrnn_jax.policies.by_keys.lagkv import LagKV
+from msrnn_jax.policies.by_keys.learned import Learned
 from msrnn_jax.policies.by_queries.expected import ExpectedAttention
 from msrnn_jax.policies.by_queries.gkv import GKV
 from msrnn_jax.policies.by_queries.morphkv import MorphKV
@@ -33,10 +35,12 @@ __all__ = [
     "TOVA",
     "ExpectedAttention",
     "Full",
+    "Gate",
     "KeyDiff",
     "Keyformer",
     "Knorm",
     "LagKV",
+    "Learned",
     "MorphKV",
     "ObservationWindow",
     "Policy",
@@ -46,5 +50,7 @@ __all__ = [
     "SnapKVD",
     "TriAttention",
     "Window",
+    "init_gate",
     "parse_policy",
+    "save_gate",
 ]

@@ -13,7 +13,7 @@ from jax import Array
 from jax.core import Tracer
 from jaxtyping import Bool, Float, Int, Real
 
-from msrnn_jax.state import LayerInfo, LayerState, View
+from msrnn_jax.state import Arrival, LayerInfo, LayerState, View
 
 SCOPES = ("layer", "head")
 
@@ -56,6 +56,7 @@ class Policy(struct.PyTreeNode, kw_only=True):
     # Scores depend on the token alone, not on what was attended to: `extend` then need not step over masks, in
     # the position mode "absolute", with recent=0 and without `observe`. Said anew by every class with a `score`.
     static: ClassVar[bool] = False
+    named_by: ClassVar[str] = ""  # the option that text may give without its name, such as a file
     forgets: ClassVar[bool] = True  # False: a state that would outgrow its budget is an error
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -117,6 +118,11 @@ class Policy(struct.PyTreeNode, kw_only=True):
         return self.defines("revise")
 
     @property
+    def inits_tokens(self) -> bool:
+        """Whether a token comes with statistics of its own."""
+        return self.defines("init_token")
+
+    @property
     def one_by_one(self) -> bool:
         """Whether one slot goes at a time, of every row for itself, and nothing happens to statistics then."""
         return self.every == 1 and self.adaptive is None and not self.revises
@@ -146,6 +152,11 @@ class Policy(struct.PyTreeNode, kw_only=True):
     def init(self, rows: int, slots: int) -> Stats:
         """The statistics of free slots; a newly written slot gets them again. Leaves [rows, slots, ...]."""
         del rows, slots
+        return None
+
+    def init_token(self, arrival: Arrival) -> Stats:
+        """The statistics that a token comes with instead of those of `init`. Leaves [#K, ...], in a chunk batched."""
+        del arrival
         return None
 
     def observe(self, stats: Stats, view: View) -> Stats:
@@ -207,8 +218,8 @@ def policy_name(policy: type[Policy]) -> str:
 
 
 def option_fields(policy: type[Policy]) -> dict[str, dataclasses.Field]:
-    """The fields that text can set, by name."""
-    return {field.name: field for field in dataclasses.fields(policy) if field.name != "kind"}
+    """The fields that text can set, by name: all by which two policies differ, but for their class."""
+    return {field.name: field for field in dataclasses.fields(policy) if field.compare and field.name != "kind"}
 
 
 def _differs(policy: Policy, field: dataclasses.Field) -> bool:

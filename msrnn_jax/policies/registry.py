@@ -22,6 +22,7 @@ from msrnn_jax.policies.by_keys.cur import CUR
 from msrnn_jax.policies.by_keys.keydiff import KeyDiff
 from msrnn_jax.policies.by_keys.knorm import Knorm
 from msrnn_jax.policies.by_keys.lagkv import LagKV
+from msrnn_jax.policies.by_keys.learned import Learned
 from msrnn_jax.policies.by_queries.expected import ExpectedAttention
 from msrnn_jax.policies.by_queries.gkv import GKV
 from msrnn_jax.policies.by_queries.morphkv import MorphKV
@@ -39,7 +40,7 @@ OURS = (
     (Full, Window, Random, TOVA, H2O)
     + (A2SF, RoCo, Keyformer)
     + (SnapKV, SnapKVD, RKV, GKV, MorphKV, ExpectedAttention, TriAttention)
-    + (Knorm, KeyDiff, CUR, LagKV)
+    + (Knorm, KeyDiff, CUR, LagKV, Learned)
 )
 POLICIES: dict[str, type[Policy]] = {policy_name(policy): policy for policy in OURS}
 WHERE_MODULES_ARE = (
@@ -99,6 +100,8 @@ def _parse_options(text: str, policy: type[Policy], options: str) -> dict[str, A
     values: dict[str, Any] = {}
     for option in filter(None, options.split(",")):
         name, equals, value = (part.strip() for part in option.partition("="))
+        if policy.named_by and not equals:
+            name, equals, value = policy.named_by, "=", name
         if name not in fields or not equals:
             known = ", ".join(f"{known}=" for known in fields)
             raise ValueError(f"policy {text!r}: option {option!r} is unknown; it must be one of {known}")

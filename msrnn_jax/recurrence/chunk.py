@@ -1,6 +1,7 @@
 """What a layer does with many tokens at once, exactly as one after the other."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from msrnn_jax.recurrence.kernel import Kernel, kernels_for, step_through
 from msrnn_jax.recurrence.positions import Frame, close_gaps, make_frame, place_token
 from msrnn_jax.recurrence.sliding_window import visible_in_window, window_in
 from msrnn_jax.recurrence.slots import append_tokens, hold_next, settle
-from msrnn_jax.recurrence.step import bias_of, observe_and_forget
+from msrnn_jax.recurrence.step import bias_of, born_with, observe_and_forget
 from msrnn_jax.state import EMPTY, LayerState, StepContext
 
 
@@ -41,7 +42,9 @@ def attend_chunk(
     count, before = context.token.shape[0], layer
     # What padding is worth has probability 0, and must be finite to count for nothing.
     value = jnp.where((context.position != EMPTY)[:, None, None], value, jnp.zeros_like(value))
-    layer = append_tokens(policy, layer.replace(index=index), key, value)
+    born = _born_with(policy, layer, value, context, index)
+    context = context.replace(key=None)  # which nobody else asks for
+    layer = append_tokens(policy, layer.replace(index=index), key, value, born)
     grouped = jnp.moveaxis(query.reshape(count, key.shape[1], -1, query.shape[2]), 0, 1)  # [K, T, G, H]
     if context.mode == "absolute" or not config.rotates(index):
         products = attention_logits(grouped, layer.keys)  # [K, T, G, M]
@@ -57,13 +60,24 @@ def attend_chunk(
     return settle(before, layer).replace(index=0), mixed.reshape(query.shape)
 
 
+def _born_with(
+    policy: Policy, layer: LayerState, value: Float[Array, "T K H"], context: StepContext, index: int
+) -> Any:
+    """The statistics that the tokens come with, leaves [#K, T, ...]; None for those that every new one has."""
+    if not policy.inits_tokens:
+        return None
+    one = partial(born_with, policy, layer, index=index)
+    return jax.vmap(one, out_axes=1)(value, context.replace(angles=None))
+
+
 def _has_closed_form(policy: Policy, context: StepContext, window: int | None) -> bool:
     """Whether what will be held can be said without looking at probabilities."""
     # Where a policy observes, scores may depend on what it did in this chunk. Where tokens expire, the order in
     # which they would go does not say which of them still make others go.
     static = policy.static and not policy.observes and policy.recent == 0
     static = static and policy.adaptive is None and not policy.revises
-    return not policy.biases and (not context.forgetting or (static and window is None))
+    known = not context.forgetting or (static and window is None)
+    return known and not (policy.biases and policy.observes)  # then biases may depend on what was observed
 
 
 def _arrived(layer: LayerState, context: StepContext) -> Int[Array, "#K M"]:
@@ -91,13 +105,13 @@ def _hold_in_closed_form(
     products: Float[Array, "K T G M"],
     index: int,
     window: int | None,
-) -> tuple[LayerState, Bool[Array, "#K T M"], None]:
+) -> tuple[LayerState, Bool[Array, "#K T M"], Float[Array, "#K T M"] | None]:
     """`_scan_masks` where it is known what every token sees: nothing is left to step over but statistics, if any."""
     arrived, sight = _arrived(layer, context), _sight(layer, context, window)
     positions, present = _hold(policy, layer.replace(positions=arrived), context)
     visible = present if sight is None else present & sight
     if not policy.observes:
-        return layer.replace(positions=positions), visible, None
+        return layer.replace(positions=positions), visible, _biases(policy, layer, context, arrived, present)
     probs = softmax(products, visible, query.shape[2])  # XLA merges it with that of `attend_chunk`
 
     def one(carry: tuple[Any, Any], row: tuple) -> tuple[tuple[Any, Any], None]:
@@ -112,6 +126,21 @@ def _hold_in_closed_form(
 
     (stats, row_stats), _ = lax.scan(one, (layer.stats, layer.row_stats), _rows(policy, layer, context, query))
     return layer.replace(positions=positions, stats=stats, row_stats=row_stats), visible, None
+
+
+def _biases(
+    policy: Policy,
+    layer: LayerState,
+    context: StepContext,
+    arrived: Int[Array, "#K M"],
+    present: Bool[Array, "#K T M"],
+) -> Float[Array, "#K T M"] | None:
+    """What is added to the logits of every token, where statistics do not depend on what was observed."""
+
+    def one(held: Array, now: StepContext) -> Array | None:
+        return bias_of(policy, layer.replace(positions=jnp.where(held, arrived, EMPTY)), now)
+
+    return jax.vmap(one, in_axes=(1, 0), out_axes=1)(present, context.replace(angles=None))
 
 
 def _hold(policy: Policy, layer: LayerState, context: StepContext) -> tuple[Int[Array, "#K M"], Bool[Array, "#K T M"]]:

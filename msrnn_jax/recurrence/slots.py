@@ -161,10 +161,14 @@ def write_token(
     key: Float[Array, "K H"],
     value: Float[Array, "K H"],
     position: Int[Array, ""],
+    born: Any = None,
 ) -> tuple[LayerState, Int[Array, "#K"]]:
     """Puts a token into the first free slot of every row and returns which slot that was.
 
     A token at position EMPTY (padding) leaves the slot free: what it writes is a leftover.
+
+    Args:
+      born: the statistics that it comes with, leaves [#K, ...]; None for those of every new token.
     """
     free = jnp.argmax(layer.positions == EMPTY, axis=1).astype(jnp.int32)  # [#K]
     here = jnp.arange(layer.num_slots, dtype=jnp.int32)[None] == free[:, None]  # [#K, S]
@@ -172,12 +176,13 @@ def write_token(
     keys = write_slots((layer.keys, key.astype(dtype)), free)
     values = write_slots((layer.values, value.astype(dtype)), free)
     layer = layer.replace(keys=keys, values=values)
-    return mark_held(policy, layer, here, position), free
-
-
-def mark_held(policy: Policy, layer: LayerState, here: Bool[Array, "#K S"], position: Int[Array, ""]) -> LayerState:
-    """A token at `position` holds the slots marked by `here`, with the statistics of a new one."""
     fresh = policy.init(layer.num_rows, layer.num_slots)
+    fresh = fresh if born is None else jax.tree.map(lambda leaf: leaf[:, None], born)
+    return mark_held(layer, here, position, fresh), free
+
+
+def mark_held(layer: LayerState, here: Bool[Array, "#K S"], position: Int[Array, ""], fresh: Any) -> LayerState:
+    """A token at `position` holds the slots marked by `here`, with fresh statistics, leaves [#K, S or 1, ...]."""
     return layer.replace(
         positions=jnp.where(here, position, layer.positions),
         stats=jax.tree.map(
@@ -191,7 +196,9 @@ def hold_next(
 ) -> tuple[LayerState, Bool[Array, "#K S"]]:
     """The layer with a token whose key and value stand in `slot` already, and what that token sees."""
     newest = lax.broadcasted_iota(jnp.int32, layer.positions.shape, 1) == slot
-    layer = mark_held(policy, layer, newest, position)
+    # Where tokens come with statistics of their own, `append_tokens` has put them there.
+    fresh = layer.stats if policy.inits_tokens else policy.init(layer.num_rows, layer.num_slots)
+    layer = mark_held(layer, newest, position, fresh)
     # The newest token is visible even where it is padding, whose row is thrown away but must stay finite.
     return layer, newest | (layer.positions != EMPTY)
 
@@ -204,11 +211,15 @@ def grow_slots(policy: Policy, layer: LayerState, extra: int) -> LayerState:
 
 
 def append_tokens(
-    policy: Policy, layer: LayerState, keys: Float[Array, "T K H"], values: Float[Array, "T K H"]
+    policy: Policy, layer: LayerState, keys: Float[Array, "T K H"], values: Float[Array, "T K H"], born: Any = None
 ) -> LayerState:
-    """The same layer with T more slots, which are free but have keys and values."""
+    """The same layer with T more slots, which are free but have keys and values.
+
+    Args:
+      born: the statistics that they come with, leaves [#K, T, ...]; None for those of every free slot.
+    """
     count = keys.shape[0]
-    fresh = policy.init(layer.num_rows, count)
+    fresh = policy.init(layer.num_rows, count) if born is None else born
     free = jnp.full((layer.num_rows, count), EMPTY, jnp.int32)
 
     def join(old: Array, new: Array) -> Array:

@@ -1,5 +1,7 @@
 """What a layer does with one token: write it, attend, observe, forget."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -10,10 +12,11 @@ from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.attention import attention_logits, softmax, weighted_values
 from msrnn_jax.recurrence.checks import check_observed, check_score
 from msrnn_jax.recurrence.eviction import forget, is_due
+from msrnn_jax.recurrence.indexing import expand_like
 from msrnn_jax.recurrence.positions import logits_by_place
 from msrnn_jax.recurrence.sliding_window import free_expired, visible_in_window, window_in
 from msrnn_jax.recurrence.slots import write_token
-from msrnn_jax.state import EMPTY, LayerState, StepContext, View
+from msrnn_jax.state import EMPTY, Arrival, LayerState, StepContext, View
 
 
 def attend(
@@ -37,7 +40,8 @@ def attend(
     "cache" nothing expires: at most W - 1 tokens are held, which never stand W places apart.
     """
     window = window_in(config, context.mode, index, forgetting=context.forgetting)
-    layer, slot = write_token(policy, layer.replace(index=index), key, value, context.position)
+    born = born_with(policy, layer, value, context, index)
+    layer, slot = write_token(policy, layer.replace(index=index), key, value, context.position, born)
     # The newest slot is visible even to padding, whose row is thrown away but must stay finite.
     newest = jnp.arange(layer.num_slots, dtype=jnp.int32)[None] == slot[:, None]  # [#K, S]
     grouped = query.reshape(key.shape[0], -1, query.shape[1])  # [K, G, H]
@@ -54,6 +58,23 @@ def attend(
     due = is_due(policy, layer)
     layer = observe_and_forget(policy, layer, probs, query, context, index, due, window)
     return layer.replace(index=0), mixed.reshape(query.shape).astype(query.dtype)
+
+
+def born_with(
+    policy: Policy,
+    layer: LayerState,
+    value: Float[Array, "K H"],
+    context: StepContext,
+    index: int,
+) -> Any:
+    """The statistics that a token comes with, leaves [#K, ...]; None for those that every new one has."""
+    if not policy.inits_tokens:
+        return None
+    assert context.key is not None and context.hidden is not None
+    born = policy.init_token(Arrival(context.position, context.token, context.key, value, context.hidden, index))
+    wanted = jax.tree.map(lambda leaf: leaf[:, 0], layer.stats)
+    check_observed(policy, born, wanted, "init_token")
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), born, wanted)
 
 
 def bias_of(policy: Policy, layer: LayerState, context: StepContext) -> Float[Array, "#K S"] | None:
@@ -102,6 +123,9 @@ def observe_and_forget(
     stats, row_stats = jax.tree.map(
         lambda new, old: jnp.where(real, new.astype(old.dtype), old), observed, (layer.stats, layer.row_stats)
     )
+    if policy.inits_tokens and policy.defines("observe"):  # tokens of a chunk that are still to come keep theirs
+        held = layer.positions != EMPTY
+        stats = jax.tree.map(lambda new, old: jnp.where(expand_like(held, old), new, old), stats, layer.stats)
     layer = layer.replace(stats=stats, row_stats=row_stats)
     if not context.forgetting:
         return layer

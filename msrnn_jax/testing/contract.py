@@ -15,7 +15,7 @@ from msrnn_jax.io.errors import typed_line
 from msrnn_jax.policies import Policy
 from msrnn_jax.policies.budgets import rows_for
 from msrnn_jax.recurrence.checks import check_observed, check_policy, check_score, check_statistics, layer_info
-from msrnn_jax.state import EMPTY, LayerInfo, LayerState, View
+from msrnn_jax.state import EMPTY, Arrival, LayerInfo, LayerState, View
 from msrnn_jax.testing.situations import (
     SLOTS,
     TRIED,
@@ -68,8 +68,8 @@ def check_contract(policy: Policy, config: Config) -> None:
     _check_init(policy, rows)
     _check_init_rows(policy, layer_info(config, 0, rows, "absolute"))
     for start, index in ((0, 0), (FAR, config.num_layers - 1)):
-        seen = situations(config, policy, start, index, partial(_observe, policy))
-        after = [Situation(_observe(policy, layer, view), view) for layer, view in seen]
+        seen = situations(config, policy, start, index, partial(_arrive, policy), partial(_observe, policy))
+        after = [one._replace(layer=_observe(policy, one.layer, one.view)) for one in seen]
         for situation in after:
             _check_numbers(policy, situation)
         if start == 0:
@@ -138,7 +138,7 @@ def _check_init(policy: Policy, rows: int) -> None:
 
 
 def _check_numbers(policy: Policy, situation: Situation) -> None:
-    layer, view = situation
+    layer, view, _ = situation
     for name, numbers in _numbers_of(policy, layer, view.t + 1).items():
         wrong = np.asarray(numbers)
         if not _is_float(wrong):
@@ -152,7 +152,7 @@ def _check_numbers(policy: Policy, situation: Situation) -> None:
 def _check_again(policy: Policy, before: Situation, after: Situation) -> None:
     rule = "when called again with the same arguments; it must be a function of them alone"
     said = f"{{}}, and {{}} {rule}"
-    again = _observe(policy, *before)
+    again = _observe(policy, before.layer, before.view)
     _compare(policy, "observe", said, after, again.stats, after.layer.stats)
     _compare_rows(policy, said, after, again.row_stats, after.layer.row_stats)
     first, second = (_numbers_of(policy, after.layer, after.view.t + 1) for _ in range(2))
@@ -164,7 +164,7 @@ def _check_again(policy: Policy, before: Situation, after: Situation) -> None:
 
 
 def _check_transformations(policy: Policy, situation: Situation) -> None:
-    layer, view = situation
+    layer, view, arrival = situation
     rows, slots = layer.positions.shape
     functions: dict[str, tuple[Callable[..., Any], tuple]] = {
         "init": (lambda policy: policy.init(rows, slots), ()),
@@ -173,6 +173,7 @@ def _check_transformations(policy: Policy, situation: Situation) -> None:
         "observe_rows": (lambda policy, rows, view: policy.observe_rows(rows, view), (layer.row_stats, view)),
         "revise": (lambda policy, layer, t: policy.revise(layer, t), (layer, view.t + 1)),
         "bias": (lambda policy, layer, t: policy.bias(layer, t), (layer, view.t + 1)),
+        "init_token": (lambda policy, arrival: policy.init_token(arrival), (arrival,)),
     }
     for name, (function, given) in functions.items():
         try:
@@ -212,7 +213,8 @@ def _check_variation(
     undo: Callable[[Array], Array],
 ) -> None:
     rule = f"{{}}, but {{}} with {what}; it must not depend on that"
-    observed = _observe(policy, *change(before))
+    changed = change(before)
+    observed = _observe(policy, changed.layer, changed.view)
     _compare(policy, "observe", rule, after, after.layer.stats, jax.tree.map(undo, observed.stats))
     _compare_rows(policy, rule, after, after.layer.row_stats, observed.row_stats)
     t, changed = after.view.t + 1, change(after).layer
@@ -228,7 +230,7 @@ def _check_variation(
 def _check_static(policy: Policy, seen: list[Situation]) -> None:
     """Which of two tokens goes first must be so at all times."""
     earlier: dict[tuple[int, int, int], tuple[bool, int]] = {}
-    moments = [(layer, int(view.t) + 1) for layer, view in seen]
+    moments = [(one.layer, int(one.view.t) + 1) for one in seen]
     for layer, t in [*moments, *((layer, t + later) for layer, t in moments[-1:] for later in (1, 100, FAR))]:
         score = np.asarray(_score(policy, layer, jnp.int32(t)))
         for row, positions in enumerate(np.asarray(layer.positions)):
@@ -246,6 +248,18 @@ def _check_static(policy: Policy, seen: list[Situation]) -> None:
                             f"{'higher' if goes_first else 'lower'} after {t}; leave static out, or score by the "
                             "token alone",
                         )
+
+
+def _arrive(policy: Policy, layer: LayerState, arrival: Arrival) -> Any:
+    if not policy.inits_tokens:
+        return None
+    first, again = (_call(policy, "init_token", policy.init_token, arrival) for _ in range(2))
+    wanted = jax.tree.map(lambda leaf: leaf[:, 0], layer.stats)
+    check_observed(policy, first, wanted, "init_token")
+    for leaf, other in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
+        if not np.array_equal(leaf, other, equal_nan=_is_float(leaf)):
+            raise _broken(policy, "init_token returned other numbers when called again; it must return the same ones")
+    return jax.tree.map(lambda new, old: jnp.asarray(new).astype(old.dtype), first, wanted)
 
 
 def _observe(policy: Policy, layer: LayerState, view: View) -> LayerState:

@@ -1,7 +1,7 @@
 """A layer that reads made-up tokens: what `check_contract` shows a policy."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,14 @@ from msrnn_jax.policies.budgets import rows_for
 from msrnn_jax.recurrence.checks import layer_info
 from msrnn_jax.recurrence.indexing import take_slots
 from msrnn_jax.recurrence.slots import grow_slots, write_token
-from msrnn_jax.state import EMPTY, LayerState, View
+from msrnn_jax.state import EMPTY, Arrival, LayerState, View
 
 PINNED = 2  # tokens of a prompt that is kept
 SLOTS, BUDGET, COUNT = 8, 5, 10  # more slots than are ever held, so that some are free and have leftovers
 SPIKES = (3, 8)  # tokens that attend to one token alone: the others get exactly 0
 TRIED = (0, 4, 8, 9)  # tokens after which slots are varied: nearly all are free, none was freed yet, ties, all else
 
+Arrive = Callable[[LayerState, Arrival], Any]
 Observe = Callable[[LayerState, View], LayerState]
 
 
@@ -30,9 +31,12 @@ class Situation(NamedTuple):
 
     layer: LayerState  # with the token in its slot, and the statistics of before
     view: View
+    arrival: Arrival  # the token before it was written
 
 
-def situations(config: Config, policy: Policy, start: int, index: int, observe: Observe) -> list[Situation]:
+def situations(
+    config: Config, policy: Policy, start: int, index: int, arrive: Arrive, observe: Observe
+) -> list[Situation]:
     """What one layer goes through while it reads a few tokens.
 
     It writes as the engine does. Which token goes is made up as well, so that holes come anywhere and, where
@@ -42,6 +46,7 @@ def situations(config: Config, policy: Policy, start: int, index: int, observe: 
     Args:
       start: position of the first token.
       index: of the layer.
+      arrive: makes the statistics that a token comes with, None for those of every new one.
       observe: makes the layer with the statistics after a token of the one with those before it.
     """
     random, more = np.random.default_rng(0), np.random.default_rng(1)
@@ -49,19 +54,21 @@ def situations(config: Config, policy: Policy, start: int, index: int, observe: 
     for step in range(COUNT):
         t = jnp.int32(start + step)
         key, value = (_numbers(random, (config.num_kv_heads, config.head_dim), config.dtype) for _ in range(2))
-        layer, _ = write_token(policy, layer, key, value, t)
+        token, hidden = jnp.int32(more.integers(config.vocab_size)), _numbers(more, (config.model_dim,), config.dtype)
+        arrival = Arrival(t, token, key, value, hidden, index)
+        layer, _ = write_token(policy, layer, key, value, t, arrive(layer, arrival))
         view = View(
             probs=_probs(config, random, layer, step in SPIKES),
             positions=layer.positions,
             t=t,
-            token=jnp.int32(random.integers(config.vocab_size)),
+            token=token,
             queries=_numbers(random, (config.num_heads, config.head_dim), config.dtype),
             keys=layer.keys,
             values=layer.values,
             layer=index,
-            hidden=_numbers(more, (config.model_dim,), config.dtype),
+            hidden=hidden,
         )
-        seen.append(Situation(layer, view))
+        seen.append(Situation(layer, view, arrival))
         layer = observe(layer, view)
         layer = layer.replace(positions=_free_one(layer.positions, step))
     return seen
@@ -69,7 +76,7 @@ def situations(config: Config, policy: Policy, start: int, index: int, observe: 
 
 def reorder(situation: Situation, source: Int[Array, "#K S"]) -> Situation:
     """The same with the slots that `source` names, in every row its own."""
-    layer, view = situation
+    layer, view, _ = situation
     probs = jnp.moveaxis(take_slots(jnp.moveaxis(view.probs, 2, 1), source), 1, 2)
     layer = layer.replace(
         keys=take_slots(layer.keys, source),
@@ -77,12 +84,12 @@ def reorder(situation: Situation, source: Int[Array, "#K S"]) -> Situation:
         positions=take_slots(layer.positions, source),
         stats=jax.tree.map(lambda leaf: take_slots(leaf, source), layer.stats),
     )
-    return _shown(layer, view.replace(probs=probs))
+    return _shown(situation, layer, view.replace(probs=probs))
 
 
 def with_other_leftovers(situation: Situation) -> Situation:
     """The same but for free slots: they hold other keys and values, and statistics of the oldest token."""
-    layer, view = situation
+    layer, view, _ = situation
     free = layer.positions == EMPTY  # [#K, S]
     ages = jnp.where(free, jnp.iinfo(jnp.int32).max, layer.positions)
     oldest = jnp.broadcast_to(jnp.argmin(ages, axis=1, keepdims=True).astype(jnp.int32), free.shape)  # [#K, S]
@@ -92,6 +99,7 @@ def with_other_leftovers(situation: Situation) -> Situation:
         return jnp.where(rows.reshape(rows.shape + (1,) * (leaf.ndim - 2)), other, leaf)
 
     return _shown(
+        situation,
         layer.replace(
             keys=change(layer.keys, 3 - layer.keys),
             values=change(layer.values, 3 - layer.values),
@@ -103,13 +111,14 @@ def with_other_leftovers(situation: Situation) -> Situation:
 
 def with_more_slots(policy: Policy, situation: Situation, count: int) -> Situation:
     """The same with `count` more free slots."""
-    layer, view = situation
+    layer, view, _ = situation
     probs = jnp.pad(view.probs, ((0, 0), (0, 0), (0, count)))
-    return _shown(grow_slots(policy, layer, count), view.replace(probs=probs))
+    return _shown(situation, grow_slots(policy, layer, count), view.replace(probs=probs))
 
 
-def _shown(layer: LayerState, view: View) -> Situation:
-    return Situation(layer, view.replace(positions=layer.positions, keys=layer.keys, values=layer.values))
+def _shown(before: Situation, layer: LayerState, view: View) -> Situation:
+    shown = view.replace(positions=layer.positions, keys=layer.keys, values=layer.values)
+    return before._replace(layer=layer, view=shown)
 
 
 def _empty(config: Config, policy: Policy, index: int) -> LayerState:

@@ -1,10 +1,8 @@
 """Means of queries, measured beforehand, as a file."""
 
-import functools
-import os
-
 import numpy as np
 
+from msrnn_jax.policies.files import read_arrays
 from msrnn_jax.state import LayerInfo
 
 
@@ -17,11 +15,7 @@ def read_calibration(path: str, info: LayerInfo) -> dict[str, np.ndarray]:
     Raises:
       ValueError: where it cannot be read, or belongs to a model of other shapes.
     """
-    try:
-        about = os.stat(path)
-        arrays = _load(path, about.st_mtime_ns, about.st_size)
-    except Exception as error:  # safetensors raises its own
-        raise ValueError(f"calibration {path!r} cannot be read: {error}") from None
+    arrays, _ = read_arrays("calibration", path)
     config = info.config
     wanted = {
         "mean": (config.num_layers, config.num_heads, config.head_dim),
@@ -33,10 +27,3 @@ def read_calibration(path: str, info: LayerInfo) -> dict[str, np.ndarray]:
             raise ValueError(f"calibration {path!r} has {name} of shape {found}; for this model it must be {shape}")
     return {name: arrays[name][info.index] for name in wanted} | {"count": np.ones(info.rows)}
 
-
-@functools.lru_cache(maxsize=8)
-def _load(path: str, changed: int, size: int) -> dict[str, np.ndarray]:
-    import safetensors.numpy
-
-    del changed, size
-    return safetensors.numpy.load_file(path)
