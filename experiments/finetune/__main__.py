@@ -4,6 +4,9 @@ python -m experiments.finetune checkpoints/smollm2-135m --data book.txt --data o
 
 Loss of the next token under the policy (--policy full trains with full attention), AdamW on float32 weights. The folder
 --out gets losses.jsonl, losses.png and the checkpoint `model`. The same command goes on where it was cut off.
+
+--gate soft --policy learned --distill 1 --segment 2048 trains what to forget, and the model stays as it is. Then --out
+gets gate.safetensors, for --policy learned:runs/gate/gate.safetensors of every command.
 """
 
 import pathlib
@@ -14,7 +17,7 @@ from rich.console import Console
 
 from experiments.common.console import say
 from experiments.common.options import Checkpoint, settings_of
-from experiments.finetune.run import MODEL, run
+from experiments.finetune.run import GATE, MODEL, run
 from experiments.finetune.settings import Settings
 from msrnn_jax.cli.errors import plain_errors
 from msrnn_jax.cli.usage import Command
@@ -52,6 +55,13 @@ def main(
     distill: Annotated[
         float | None, typer.Option(help="Share of KL from the model as it was, with full attention, in the loss.")
     ] = None,
+    gate: Annotated[
+        str | None, typer.Option(help="Train a gate instead, for the policy learned: soft, straight or attention.")
+    ] = None,
+    gate_width: Annotated[int | None, typer.Option(help="Hidden units of each gate.")] = None,
+    gate_hidden: Annotated[bool | None, typer.Option("--gate-hidden", help="It reads the layer's input too.")] = None,
+    hinge: Annotated[float | None, typer.Option(help="Weight of the tokens held beyond the budget.")] = None,
+    start: Annotated[str | None, typer.Option(help="A gate to start from.")] = None,
     compute: Annotated[str | None, typer.Option(help="Dtype of the work: bfloat16 or float32.")] = None,
     chunk: Annotated[int | None, typer.Option(help="Tokens that go through a layer together.")] = None,
     keep_every: Annotated[int | None, typer.Option(help="Steps after which all is kept.")] = None,
@@ -77,6 +87,11 @@ def main(
         lora_weights=lora_weights,
         merge=merge,
         distill=distill,
+        gate=gate,
+        gate_width=gate_width,
+        gate_hidden=gate_hidden,
+        hinge=hinge,
+        start=start,
         compute=compute,
         chunk=chunk,
         keep_every=keep_every,
@@ -85,7 +100,7 @@ def main(
     console = Console(stderr=True)
     lines = run(settings, out, console)
     say(console, f"finetune: {len(lines)} steps, loss {lines[0]['loss']:.4f} at first, {lines[-1]['loss']:.4f} at last")
-    typer.echo(out / MODEL)
+    typer.echo(out / (GATE if settings.gate else MODEL))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -16,6 +17,7 @@ from rich.console import Console
 import msrnn_jax as ms
 from experiments.common.books import Book, read_books
 from experiments.common.policies import named, policies_of
+from experiments.finetune.gating import Gating
 from experiments.finetune.settings import Settings, check
 from experiments.finetune.training import Descent, Method, Places
 from msrnn_jax.checkpoint.identity import config_hash, fingerprint
@@ -24,7 +26,13 @@ from msrnn_jax.io.provenance import environment, tokens_hash
 from msrnn_jax.params import is_low_rank
 from msrnn_jax.policies import parse_policy
 
-FREE = ("checkpoint", "data", "keep_every", "merge")  # may differ in a run that goes on; hashes stand for the first two
+FREE = (
+    "checkpoint",
+    "data",
+    "keep_every",
+    "merge",
+    "start",
+)  # may differ in a run that goes on, or hashes stand for them
 
 
 class Reading(NamedTuple):
@@ -128,6 +136,7 @@ def make_plan(settings: Settings, console: Console) -> Plan:
             clip=settings.clip,
             accumulate=settings.accumulate,
         ),
+        gating=Gating(settings.gate, settings.hinge) if settings.gate else None,
     )
     about = _about(settings, policy, books, places)
     about |= {"model_sha256": fingerprint(stored, params), "config_sha256": config_hash(stored)}
@@ -143,8 +152,13 @@ def _about(settings: Settings, policy: ms.Policy, books: list[Book], places: Pla
         # In their order, which is that of the stretches.
         "data_sha256": [[book.name, tokens_hash(book.tokens)] for book in books],
         "environment": {**environment(), "optax": importlib.metadata.version("optax")},
+        "start_sha256": _file_hash(settings.start) if settings.start else None,
         "devices": places.devices,
     }
+
+
+def _file_hash(path: str) -> str:
+    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()[:16]
 
 
 def check_same(folder: pathlib.Path, kept: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """What training makes small: the loss of the next token, and how far the model is from one that forgets nothing."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ class Losses(NamedTuple):
 
     nats: Array  # [] of the next token
     kl: Array  # [] from the teacher's predictions, KL(teacher || model); 0 without one
+    gate: Any = 0.0  # [] what is asked of a gate beside these, see gating.py; 0 without one
 
 
 def read_segment(
@@ -48,13 +49,26 @@ def read_segment(
       The losses, the model's state after the segment, and the teacher's.
     """
     state = lax.stop_gradient(state)
+    state, x = _read_stream(config, policy, params, state, tokens[:-1], chunk)
+    losses, behind = losses_of_stream(config, params, x, tokens, teacher, chunk)
+    return losses, (state, behind)
+
+
+def losses_of_stream(
+    config: ms.Config,
+    params: ms.Params,
+    x: Float[Array, "S D"],
+    tokens: Int[Array, " S+1"],
+    teacher: Teacher | None,
+    chunk: int,
+) -> tuple[Losses, ms.MultiState | None]:
+    """The losses of what was read, and the teacher's state after it has read the same."""
     inputs, targets = tokens[:-1], tokens[1:]
-    state, x = _read_stream(config, policy, params, state, inputs, chunk)
     if teacher is None:
-        return _losses(config, params, x, targets, None, chunk), (state, None)
+        return _losses(config, params, x, targets, None, chunk), None
     behind, full = _read_stream(config, ms.Full(), teacher.params, teacher.state, inputs, chunk)
     compared = lax.stop_gradient((teacher.params, full))
-    return _losses(config, params, x, targets, compared, chunk), (state, lax.stop_gradient(behind))
+    return _losses(config, params, x, targets, compared, chunk), lax.stop_gradient(behind)
 
 
 def _read_stream(

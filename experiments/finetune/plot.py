@@ -20,7 +20,8 @@ def plot_losses(path: pathlib.Path, lines: Lines, title: str, window: int) -> No
     """
 
     def draw(axes: Any) -> None:
-        steps, nats = _column(lines, "step"), _column(lines, "nats")
+        reads = any(line["nats"] for line in lines)  # else it is a gate by itself that predicts attention
+        steps, nats = _column(lines, "step"), _column(lines, "nats" if reads else "loss")
         axes.plot(steps, nats, linewidth=0.6, alpha=0.4, label="every step")
         if window > 1 and len(nats) >= window:
             axes.plot(steps[window - 1 :], _mean(nats, window), label=f"mean of the last {window}")

@@ -24,13 +24,15 @@ from experiments.finetune.training import Training, begin, empty_states, train
 from msrnn_jax.checkpoint.layout import SETTINGS_FILE, SOURCE_FILE, TEMPLATE_FILE, TOKENIZER_FILE
 from msrnn_jax.checkpoint.save import CHECKPOINT
 from msrnn_jax.evaluation.plot import check_plot
-from msrnn_jax.io.atomic import write_text
+from msrnn_jax.io.atomic import check_writable, write_text
 from msrnn_jax.io.folders import check_and_recover, check_space
 from msrnn_jax.io.journal import Journal, Line, open_journal, read_journal
 from msrnn_jax.io.units import tree_bytes
-from msrnn_jax.policies import parse_policy
+from msrnn_jax.policies import Gate, Learned, init_gate, parse_policy, save_gate
+from msrnn_jax.policies.by_keys.gate import read_gate
 
 LOSSES, PICTURE, KEPT, MODEL = "losses.jsonl", "losses.png", "training", "model"
+GATE = "gate.safetensors"  # instead of a model, where a gate is trained
 KINDS = ("finetune run", "finetune step")
 ABOUT = "finetune.json"  # in the checkpoint: how it was made
 BESIDE = (TOKENIZER_FILE, SETTINGS_FILE, TEMPLATE_FILE, SOURCE_FILE)
@@ -68,7 +70,7 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
             lines = _steps_of(journal.lines)
             _plot(out, plan, lines)
         if done == settings.steps:  # by a run that was killed before it had written this, perhaps
-            _write_model(out / MODEL, plan, training)
+            _write(out, plan, training)
     return lines
 
 
@@ -77,6 +79,8 @@ def _check_out(out: pathlib.Path, settings: Settings) -> None:
     check_and_recover(out / MODEL, CHECKPOINT, overwrite=True)
     check_and_recover(out / KEPT, KEEPING, overwrite=True)
     check_plot(out / PICTURE)
+    if settings.gate:
+        check_writable("gate", out / GATE)
     if (out / MODEL).exists() and not (out / MODEL / ABOUT).is_file():
         raise ValueError(f"{str(out / MODEL)!r} was not written by finetune and is not replaced; choose another folder")
     if (out / MODEL).resolve() == pathlib.Path(settings.checkpoint).resolve():
@@ -88,9 +92,10 @@ def _check_lines(out: pathlib.Path, journal: Journal, plan: Plan, done: int) -> 
     for line in journal.lines if _steps_of(journal.lines) else ():
         if line["kind"] == KINDS[0]:
             check_same(out / LOSSES, line, plan.about)
-    if not done and (out / MODEL).exists():  # which is written when all has been kept
+    made = out / (GATE if plan.settings.gate else MODEL)
+    if not done and made.exists():  # which is written when all has been kept
         raise ValueError(
-            f"{str(out / MODEL)!r} was trained, but {str(out / KEPT)!r} is gone, from which to go on; "
+            f"{str(made)!r} was trained, but {str(out / KEPT)!r} is gone, from which to go on; "
             "remove the folder to begin anew, or choose another"
         )
 
@@ -117,13 +122,22 @@ def _begin(plan: Plan) -> tuple[Training, ms.Params | None]:
     if settings.lora:
         adapters = ms.init_adapters(method.config, settings.lora, key, weights=settings.lora_weights, dtype="float32")
     frozen = None
-    if settings.lora or settings.distill:  # a copy, since what is trained is given away at every step
+    if settings.lora or settings.distill or settings.gate:  # a copy, since what is trained is given away at every step
         frozen = jax.tree.map(lambda leaf: jnp.array(leaf, settings.compute, copy=True), plan.params)
     trained = plan.params if adapters is None else adapters
+    if settings.gate:
+        trained = _first_gate(plan, key)
     training = begin(method, trained, jax.random.key_data(key), settings.batch)
     rows = plan.places.rows((training.states, training.teachers))
     placed = plan.places.whole(training._replace(states=None, teachers=None))
     return placed._replace(states=rows[0], teachers=rows[1]), plan.places.whole(frozen)
+
+
+def _first_gate(plan: Plan, key: jax.Array) -> Gate:
+    settings, config = plan.settings, plan.method.config
+    if settings.start:
+        return read_gate(settings.start)[0]
+    return init_gate(config, key, width=settings.gate_width, lifetime=settings.budget, hidden=settings.gate_hidden)
 
 
 def _take_steps(
@@ -154,7 +168,7 @@ def _take_steps(
             update(step + 1, numbers["loss"])
             if (step + 1) % settings.keep_every == 0 or step + 1 == settings.steps:
                 keep(out / KEPT, training, plan.about)
-                _write_model(out / MODEL, plan, training)
+                _write(out, plan, training)
                 _plot(out, plan, _steps_of(journal.lines))
     return training
 
@@ -178,6 +192,17 @@ def _plot(out: pathlib.Path, plan: Plan, lines: list[Line]) -> None:
     if lines:
         settings = plan.settings
         plot_losses(out / PICTURE, lines, _title(settings), settings.length // settings.segment)
+
+
+def _write(out: pathlib.Path, plan: Plan, training: Training) -> None:
+    """What was trained."""
+    if plan.settings.gate:
+        policy = plan.method.policy
+        assert isinstance(policy, Learned)
+        about = {**plan.about, "steps_done": int(training.step)}
+        save_gate(out / GATE, jax.device_get(training.trained), ageing=policy.ageing, finetune=about)
+    else:
+        _write_model(out / MODEL, plan, training)
 
 
 def _write_model(path: pathlib.Path, plan: Plan, training: Training) -> None:
@@ -211,6 +236,7 @@ def read_about(model: pathlib.Path) -> Line:
 
 def _title(settings: Settings) -> str:
     what = f"LoRA {settings.lora}" if settings.lora else "all weights"
+    what = f"gate, {settings.gate}" if settings.gate else what
     policy = parse_policy(settings.policy)
     return f"{policy}, budget {settings.budget}: {what}" if policy.forgets else f"{policy}: {what}"
 

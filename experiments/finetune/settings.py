@@ -2,7 +2,10 @@
 
 import dataclasses
 
+from experiments.finetune.gating import OBJECTIVES
 from msrnn_jax.params import MATRICES
+from msrnn_jax.policies import Learned, parse_policy
+from msrnn_jax.policies.by_keys.gate import read_gate
 from msrnn_jax.recurrence.checks import check_int
 
 DTYPES = ("bfloat16", "float32")  # float16 would need its gradients scaled
@@ -11,6 +14,7 @@ RANGES = {  # of numbers that are no sizes
     "weight_decay": (0.0, 1.0),
     "clip": (0.0, 1e9),
     "distill": (0.0, 1.0),
+    "hinge": (0.0, 1e9),
 }
 
 
@@ -28,6 +32,11 @@ class Settings:
       lora_weights: the matrices that get adapters.
       merge: whether adapters are added into the weights of the checkpoint that is made.
       distill: share of KL(teacher || model) in the loss; the teacher is the model as it was, with full attention.
+      gate: the objective by which a gate is trained, and nothing else, for the policy `learned`; see `Gating`. Empty:
+        the model is trained.
+      gate_width, gate_hidden: see `init_gate`.
+      hinge: see `Gating`.
+      start: a file to start the gate from; empty: all tokens fade alike, as many as the budget.
       compute: dtype of everything but the weights that are kept, which are float32.
       keep_every: steps after which all is kept for a run that goes on.
     """
@@ -49,6 +58,11 @@ class Settings:
     lora_weights: tuple[str, ...] = MATRICES
     merge: bool = False
     distill: float = 0.0
+    gate: str = ""
+    gate_width: int = 16
+    gate_hidden: bool = False
+    hinge: float = 1.0
+    start: str = ""
     compute: str = "bfloat16"
     chunk: int = 128
     keep_every: int = 50
@@ -61,7 +75,7 @@ def check(settings: Settings) -> None:
     Raises:
       ValueError: naming the setting, what it is and what it must be.
     """
-    for name in ("budget", "steps", "batch", "length", "segment", "accumulate", "chunk", "keep_every"):
+    for name in ("budget", "steps", "batch", "length", "segment", "accumulate", "chunk", "keep_every", "gate_width"):
         check_int(name, getattr(settings, name), 1)
     for name in ("warmup", "lora", "seed"):
         check_int(name, getattr(settings, name), 0, 2**31 - 1)
@@ -77,9 +91,33 @@ def check(settings: Settings) -> None:
         if not least <= value <= most or (name in ("learning_rate", "clip") and not value):
             above = "above" if name in ("learning_rate", "clip") else "from"
             raise ValueError(f"{name} is {value!r}; it must be {above} {least:g} and at most {most:g}")
+    _check_gate(settings)
     if settings.length % settings.segment:
         raise ValueError(f"length is {settings.length}; it must be a multiple of the segment, {settings.segment}")
     if settings.steps % settings.accumulate:
         raise ValueError(f"steps is {settings.steps}; it must be a multiple of accumulate, {settings.accumulate}")
     if settings.compute not in DTYPES:
         raise ValueError(f"compute is {settings.compute!r}; it must be one of {', '.join(DTYPES)}")
+
+
+def _check_gate(settings: Settings) -> None:
+    if not settings.gate:
+        for name in ("gate_width", "gate_hidden", "hinge", "start"):
+            if getattr(settings, name) != getattr(Settings, name):
+                raise ValueError(f"{name} is {getattr(settings, name)!r}, but no gate is trained; give gate too")
+        return
+    if settings.gate not in OBJECTIVES:
+        raise ValueError(f"gate is {settings.gate!r}; it must be one of {', '.join(OBJECTIVES)}")
+    policy = parse_policy(settings.policy)
+    if not isinstance(policy, Learned) or policy.gate or policy.soft:
+        raise ValueError(f"policy is {policy}; a gate is trained for 'learned', without a file, and soft=False")
+    if not policy.ageing and settings.gate != "attention":
+        raise ValueError(f"policy is {policy}; with the objective {settings.gate!r} tokens fade with age: ageing=True")
+    if settings.lora or settings.merge:
+        raise ValueError("a gate is trained alone; lora must be 0, and merge not given")
+    if settings.start:
+        read_gate(settings.start)
+    if settings.segment != settings.length:
+        raise ValueError(f"segment is {settings.segment}; for a gate it must be the length, {settings.length}")
+    if settings.budget < 2:
+        raise ValueError(f"budget is {settings.budget}; for a gate it must be at least 2")

@@ -12,10 +12,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 import msrnn_jax as ms
+from experiments.finetune.gating import Gating, loss_of, read_gated
 from experiments.finetune.losses import Losses, Teacher, read_segment
 from msrnn_jax.model.state_ops import fork
+from msrnn_jax.policies import Gate, Learned
 
-Trained = Any  # ms.Params or Adapters, float32, whatever is computed in
+Trained = Any  # ms.Params, Adapters or Gate, float32, whatever is computed in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +116,7 @@ class Method:
     distill: float
     chunk: int
     descent: Descent
+    gating: Gating | None = None  # how a gate is trained; None: the model is
 
 
 class Training(NamedTuple):
@@ -121,7 +124,7 @@ class Training(NamedTuple):
 
     trained: Trained
     optimiser: optax.OptState
-    states: ms.MultiState  # leaves [B, ...], after the last segment
+    states: ms.MultiState | None  # leaves [B, ...], after the last segment; None where a gate is trained
     teachers: ms.MultiState | None  # the same of the teacher
     key: Array  # a raw key [2] uint32, that adapters were drawn from
     step: Array  # [] int32, the next one
@@ -133,6 +136,7 @@ class Told(NamedTuple):
     loss: Any  # what is made small
     nats: Any  # of the next token
     kl: Any  # from the teacher, in nats; 0 without one
+    gate: Any  # what is asked of a gate beside these; 0 without one
     gradient: Any  # its norm before it is cut
 
 
@@ -144,9 +148,10 @@ def begin(method: Method, trained: Trained, key: Array, batch: int) -> Training:
     return Training(trained, optimiser, states, teachers, key, jnp.zeros((), jnp.int32))
 
 
-def empty_states(method: Method, batch: int) -> tuple[ms.MultiState, ms.MultiState | None]:
+def empty_states(method: Method, batch: int) -> tuple[ms.MultiState | None, ms.MultiState | None]:
     """For every row of a batch, of the model and of the teacher."""
-
+    if method.gating is not None:
+        return None, None
     budget = method.budget if method.policy.forgets else method.length
     states = fork(ms.init_state(method.config, method.policy, budget), batch)
     return states, fork(ms.init_state(method.config, ms.Full(), method.length), batch) if method.distill else None
@@ -166,13 +171,16 @@ def train(
     def loss(trained: Trained) -> tuple[Array, tuple[Losses, Any]]:
         params = model_of(method, trained, frozen)
 
-        def row(state: ms.MultiState, behind: Any, tokens: Array) -> tuple[Losses, Any]:
+        def row(state: Any, behind: Any, tokens: Array) -> tuple[Losses, Any]:
             teacher = Teacher(frozen, behind) if method.distill and frozen is not None else None
+            if method.gating is not None and isinstance(method.policy, Learned):
+                how = method.config, method.policy, method.gating, trained, params, tokens
+                return read_gated(*how, method.budget, method.distill > 0, method.chunk), (state, behind)
             return read_segment(method.config, method.policy, params, state, tokens, teacher, method.chunk)
 
         losses, after = jax.vmap(row)(training.states, training.teachers, tokens)
         mean = jax.tree.map(jnp.mean, losses)
-        return (1 - method.distill) * mean.nats + method.distill * mean.kl, (mean, after)
+        return loss_of(method.gating, method.distill, mean), (mean, after)
 
     (value, (mean, (states, teachers))), gradient = jax.value_and_grad(loss, has_aux=True)(training.trained)
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of an int32
@@ -180,11 +188,14 @@ def train(
         change, optimiser = method.descent.transformation().update(gradient, training.optimiser, training.trained)
         trained = optax.apply_updates(training.trained, change)
     after = Training(trained, optimiser, states, teachers, training.key, training.step + 1)
-    return after, Told(value, mean.nats, mean.kl, norm)
+    return after, Told(value, mean.nats, mean.kl, mean.gate, norm)
 
 
 def model_of(method: Method, trained: Any, frozen: ms.Params | None) -> ms.Params:
     """The model that reads, in the dtype that is computed in."""
+    if isinstance(trained, Gate):
+        assert frozen is not None
+        return frozen
     trained = jax.tree.map(lambda leaf: leaf.astype(method.config.dtype), trained)
     if isinstance(trained, ms.Params):
         return trained

@@ -118,6 +118,16 @@ def decoder_layer(
     index: int,
 ) -> tuple[LayerState, Float[Array, "*T D"]]:
     """One decoder layer, itself a multi-state RNN: (layer state, x) -> (layer state, x)."""
+    query, key, value, context = attention_inputs(config, weights, x, context, index)
+    recall = attend_chunk if context.token.ndim else attend
+    layer, mixed = recall(config, policy, layer, query, key, value, context, index)
+    return layer, after_attention(config, weights, x, mixed)
+
+
+def attention_inputs(
+    config: Config, weights: LayerParams, x: Float[Array, "*T D"], context: StepContext, index: int
+) -> tuple[Float[Array, "*T N H"], Float[Array, "*T K H"], Float[Array, "*T K H"], StepContext]:
+    """Query, key and value, the first two rotated in the mode "absolute", and the context as the layer knows it."""
     hidden = rms_norm(config, x, weights.attention_norm)
     query, key, value = project_heads(config, weights, hidden)
     context = context.replace(hidden=hidden, key=key.astype(x.dtype))
@@ -128,11 +138,15 @@ def decoder_layer(
             assert context.angles is not None
             cos, sin = (angle[..., None, :] for angle in context.angles)  # [*T, 1, H / 2]
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-    query, key = query.astype(x.dtype), key.astype(x.dtype)
-    recall = attend_chunk if context.token.ndim else attend
-    layer, mixed = recall(config, policy, layer, query, key, value, context, index)
+    return query.astype(x.dtype), key.astype(x.dtype), value, context
+
+
+def after_attention(
+    config: Config, weights: LayerParams, x: Float[Array, "*T D"], mixed: Float[Array, "*T N H"]
+) -> Float[Array, "*T D"]:
+    """The residual stream after the layer, from that before it and what attention has mixed."""
     x = x + project(mixed.reshape(*mixed.shape[:-2], -1), weights.output, weights.output_bias)
-    return layer, x + mlp(weights, rms_norm(config, x, weights.mlp_norm))
+    return x + mlp(weights, rms_norm(config, x, weights.mlp_norm))
 
 
 def project_heads(

@@ -5,9 +5,9 @@ from msrnn_jax.policies.by_attention.a2sf import A2SF
 from msrnn_jax.policies.by_attention.keyformer import Keyformer
 from msrnn_jax.policies.by_attention.roco import RoCo
 from msrnn_jax.policies.by_keys.cur import CUR
+from msrnn_jax.policies.by_keys.gate import Gate, init_gate, save_gate
 from msrnn_jax.policies.by_keys.keydiff import KeyDiff
 from msrnn_jax.policies.by_keys.knorm import Knorm
-from msrnn_jax.policies.by_keys.gate import Gate, init_gate, save_gate
 from msrnn_jax.policies.by_keys.lagkv import LagKV
 from msrnn_jax.policies.by_keys.learned import Learned
 from msrnn_jax.policies.by_queries.expected import ExpectedAttention

@@ -181,7 +181,8 @@ def test_what_is_no_gate_is_refused(tmp_path):
 
     refused(whole[:-7], "gate '.*' cannot be read")
     refused(b"", "gate '.*' cannot be read")
-    refused(whole.replace(b"msrnn_jax gate 1", b"msrnn_jax gate 9"), "is no file that save_gate has written")
+    refused(whole.replace(b"msrnn_jax gate", b"msrnn_jax goat"), "is no file that save_gate has written")
+    refused(whole.replace(b'format\\": 1', b'format\\": 9'), "is no file that save_gate has written")
     save_gate(path, gate_of(tiny.CONFIG)._replace(outward=jnp.full((2, 3, 5), jnp.nan)))
     refused(path.read_bytes(), "has numbers that are not finite")
     save_gate(path, gate_of(tiny.CONFIG)._replace(outward=jnp.zeros((2, 3, 4))))

@@ -1,5 +1,6 @@
 """A forgetting gate: how fast a token fades, worked out from the token alone when it comes."""
 
+import json
 import os
 from typing import Any, NamedTuple
 
@@ -14,8 +15,7 @@ from msrnn_jax.policies.files import read_arrays
 from msrnn_jax.policies.scoring import einsum, widen
 from msrnn_jax.state import Arrival
 
-FORMAT = "msrnn_jax gate 1"
-AGEING = "ageing"  # in a file: whether what a token is worth falls with its age
+ABOUT, FORMAT = "msrnn_jax gate", 1
 
 
 class Gate(NamedTuple):
@@ -76,12 +76,12 @@ def init_gate(config: Config, key: Array, *, width: int = 16, lifetime: int | fl
     )
 
 
-def save_gate(path: str | os.PathLike[str], gate: Gate, *, ageing: bool = True, **about: str) -> None:
+def save_gate(path: str | os.PathLike[str], gate: Gate, *, ageing: bool = True, **about: Any) -> None:
     """Writes a gate for `learned:PATH`, atomically.
 
     Args:
       ageing: whether scores fall with age, see `Learned`.
-      about: text that is kept with it.
+      about: JSON that is kept with it.
 
     Raises:
       ValueError: for a path that cannot be written.
@@ -91,8 +91,8 @@ def save_gate(path: str | os.PathLike[str], gate: Gate, *, ageing: bool = True, 
     from msrnn_jax.io.atomic import check_writable, write_bytes
 
     check_writable("gate", path)
-    header = {"format": FORMAT, AGEING: str(ageing), **about}
-    write_bytes(path, safetensors.numpy.save({k: np.asarray(v) for k, v in gate._asdict().items()}, header))
+    header = json.dumps({"format": FORMAT, "ageing": ageing, **about})  # of several entries the order would be drawn
+    write_bytes(path, safetensors.numpy.save({k: np.asarray(v) for k, v in gate._asdict().items()}, {ABOUT: header}))
 
 
 def read_gate(path: str) -> tuple[Gate, bool]:
@@ -101,13 +101,18 @@ def read_gate(path: str) -> tuple[Gate, bool]:
     Raises:
       ValueError: where it cannot be read, and for what is no gate.
     """
-    arrays, about = read_arrays("gate", path)
+    arrays, header = read_arrays("gate", path)
     shapes = {name: leaf.shape for name, leaf in arrays.items()}
-    if about.get("format") != FORMAT or not _fit(shapes):
+    try:
+        about = json.loads(header[ABOUT])
+        ageing = about["ageing"] if about["format"] == FORMAT else None
+    except (KeyError, ValueError, TypeError):
+        ageing = None
+    if not isinstance(ageing, bool) or not _fit(shapes):
         raise ValueError(f"gate {path!r} is no file that save_gate has written; it has {shapes}")
     if not all(np.isfinite(leaf).all() for leaf in arrays.values()):
         raise ValueError(f"gate {path!r} has numbers that are not finite")
-    return Gate(**{name: jnp.asarray(leaf) for name, leaf in arrays.items()}), about[AGEING] == "True"
+    return Gate(**{name: jnp.asarray(leaf) for name, leaf in arrays.items()}), ageing
 
 
 def _fit(shapes: dict[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from msrnn_jax.state import Arrival, LayerState
 
 
 class Learned(Policy):
-    r"""Forgets the token that has faded most: $(t - p_j) \log \beta_j$, with $\beta_j$ by a network when the token came.
+    r"""Forgets the token that has faded most: $(t - p_j) \log \beta_j$, where a network gives $\beta_j$ as it comes.
 
     $\log \beta_j = \log \sigma(w^\top \tanh(W [k_j; v_j] + b) + c)$, with weights of their own for every layer and KV
     head and the key before rotation. The idea is that of Bui et al., TRIM-KV, 2025 (arXiv:2512.03324). Without a file

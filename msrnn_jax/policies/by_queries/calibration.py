@@ -26,4 +26,3 @@ def read_calibration(path: str, info: LayerInfo) -> dict[str, np.ndarray]:
         if found != shape:
             raise ValueError(f"calibration {path!r} has {name} of shape {found}; for this model it must be {shape}")
     return {name: arrays[name][info.index] for name in wanted} | {"count": np.ones(info.rows)}
-

@@ -1,0 +1,147 @@
+"""What a forgetting gate is trained by, while the model stays as it is."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float, Int
+
+import msrnn_jax as ms
+from experiments.finetune.losses import Losses, Teacher, losses_of_stream
+from msrnn_jax.model.llama import after_attention, attention_inputs, context_of
+from msrnn_jax.params import LayerParams
+from msrnn_jax.policies import Gate, Learned
+from msrnn_jax.recurrence.attention import attention_logits, softmax
+from msrnn_jax.recurrence.chunk import attend_chunk
+from msrnn_jax.recurrence.indexing import take_rows
+from msrnn_jax.state import EMPTY, LayerState, StepContext
+
+OBJECTIVES = ("soft", "straight", "attention")
+
+
+@dataclasses.dataclass(frozen=True)
+class Gating:
+    """How a gate is trained.
+
+    Attributes:
+      objective: "soft", every token fades out of attention as the gate says, and nothing is forgotten. "straight", the
+        state forgets as it will in use, by `extend`, but gradients are those of "soft" at the same tokens. "attention",
+        the gate alone must predict what every query attends to: KL(attention || softmax of scores), without a model
+        that reads with it.
+      hinge: what the number of tokens held is weighed with: mean of max(0, held / budget - 1), where held is the sum
+        of the weights of all tokens.
+    """
+
+    objective: str
+    hinge: float
+
+
+def read_gated(
+    config: ms.Config,
+    policy: Learned,
+    gating: Gating,
+    gate: Gate,
+    params: ms.Params,
+    tokens: Int[Array, " S+1"],
+    budget: int,
+    distill: bool,
+    chunk: int,
+) -> Losses:
+    """Reads a stretch from an empty state, with gradients for the gate alone.
+
+    All of it goes through each layer at once, since what a token is worth shows long after it came, and each layer is
+    computed again for the gradient.
+
+    Args:
+      tokens: of the stretch and the one after it.
+      distill: whether the distance to the model that forgets nothing is wanted.
+      chunk: tokens that are unembedded together.
+    """
+    policy, count = policy.replace(weights=gate), tokens.shape[0] - 1
+    soft = ms.init_state(config, policy.replace(every=1), count)
+    hard = ms.init_state(config, policy, budget)
+    context = context_of(config, soft, tokens[:-1], forgetting=False)
+    x, asked = take_rows(params.embedding, context.token), []
+    for index, weights in enumerate(params.layers):
+        layers = soft.layers[index], hard.layers[index]
+        block = jax.checkpoint(partial(_read_layer, config, gating, budget, index))
+        x, loss = block(policy, weights, *layers, x, context)
+        asked.append(loss)
+    of_gate = jnp.stack(asked).mean()
+    if gating.objective == "attention":
+        return Losses(jnp.zeros_like(of_gate), jnp.zeros_like(of_gate), of_gate)
+    teacher = Teacher(params, ms.init_state(config, ms.Full(), count)) if distill else None
+    losses, _ = losses_of_stream(config, params, x, tokens, teacher, chunk)
+    return losses._replace(gate=of_gate)
+
+
+def loss_of(gating: Gating | None, distill: float, losses: Losses) -> Array:
+    """What is made small."""
+    if gating is not None and gating.objective == "attention":
+        return losses.gate
+    of_model = (1 - distill) * losses.nats + distill * losses.kl
+    return of_model if gating is None else of_model + gating.hinge * losses.gate
+
+
+def _read_layer(
+    config: ms.Config,
+    gating: Gating,
+    budget: int,
+    index: int,
+    policy: Learned,
+    weights: LayerParams,
+    soft: LayerState,
+    hard: LayerState,
+    x: Float[Array, "S D"],
+    context: StepContext,
+) -> tuple[Float[Array, "S D"], Float[Array, ""]]:
+    """What comes out of one layer, and what is asked of its gates.
+
+    Args:
+      soft, hard: empty, with room for all tokens, and for those that are kept.
+    """
+    query, key, value, context = attention_inputs(config, weights, x, context, index)
+    fading = policy.replace(soft=gating.objective != "attention", every=1)
+    soft, mixed = attend_chunk(config, fading, soft, query, key, value, context, index)
+    if gating.objective == "straight":
+        now = context.replace(forgetting=True)
+        _, chosen = attend_chunk(config, policy, hard, query, key, value, now, index)
+        mixed = mixed + lax.stop_gradient(chosen - mixed)
+    if gating.objective == "attention":
+        asked = _surprise(policy, soft, query, context.position)
+    else:
+        asked = _excess(fading, soft, context.position, budget)
+    return after_attention(config, weights, x, mixed), asked
+
+
+def _excess(policy: Learned, layer: LayerState, times: Int[Array, " S"], budget: int) -> Float[Array, ""]:
+    """How many times the budget is held beyond it, by the weights of tokens, mean over queries and rows."""
+
+    def held(t: Array) -> Array:
+        there = (layer.positions != EMPTY) & (layer.positions <= t)
+        return jnp.where(there, jnp.exp(jnp.where(there, policy.bias(layer, t + 1), 0)), 0).sum(axis=1)  # [#K]
+
+    return jax.nn.relu(jax.vmap(held)(times) / budget - 1).mean()
+
+
+def _surprise(
+    policy: Learned, layer: LayerState, query: Float[Array, "S N H"], times: Int[Array, " S"]
+) -> Float[Array, ""]:
+    """KL(attention || softmax of scores) over the tokens that could be forgotten, mean over queries and rows."""
+    grouped = jnp.moveaxis(query.reshape(query.shape[0], layer.keys.shape[0], -1, query.shape[2]), 0, 1)
+    products = lax.stop_gradient(attention_logits(grouped, layer.keys))  # [K, S, G, M]
+
+    def of_query(t: Array, products: Array) -> Array:
+        held = layer.positions != EMPTY  # [#K, M]
+        attention = softmax(products, held & (layer.positions <= t), query.shape[2]).mean(axis=1)  # [K, M]
+        there = held & (layer.positions < t) & ~policy.protected(layer, t + 1)
+        attention = attention if policy.scope == "head" else attention.mean(axis=0, keepdims=True)
+        attention = jnp.where(there, attention, 0)
+        attention = attention / jnp.maximum(attention.sum(axis=1, keepdims=True), 1e-30)
+        guess = jax.nn.log_softmax(jnp.where(there, policy.score(layer, t), -1e9), axis=1)
+        known = jnp.log(jnp.maximum(attention, 1e-30))
+        return jnp.where(there, attention * (known - guess), 0).sum(axis=1)  # [#K]
+
+    return jax.vmap(of_query, in_axes=(0, 1))(times, products).mean()

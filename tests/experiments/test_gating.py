@@ -1,0 +1,175 @@
+"""Training what to forget: what is made small, its gradients, and runs from a command to a policy."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from test_finetune import QUIET, losses_of, make_settings
+from typer.testing import CliRunner
+
+import experiments.finetune.run as running
+import msrnn_jax as ms
+from experiments.finetune.__main__ import app
+from experiments.finetune.gating import OBJECTIVES, Gating, loss_of, read_gated
+from experiments.finetune.run import run
+from msrnn_jax.cli.app import app as msrnn
+from msrnn_jax.policies import Gate, Learned, init_gate, save_gate
+
+FLOAT64 = tiny.CONFIG.replace(dtype="float64")
+LENGTH, BUDGET = 40, 6
+
+
+def gate_of(config: ms.Config, lifetime: float = 6.0) -> Gate:
+    """A gate whose tokens differ."""
+    made = init_gate(config, jax.random.key(1), width=5, lifetime=lifetime)
+    keys = jax.random.split(jax.random.key(2), len(made))
+    noise = [jax.random.normal(key, leaf.shape, config.dtype) for leaf, key in zip(made, keys, strict=True)]
+    return Gate(*(leaf.astype(more.dtype) + more for leaf, more in zip(made, noise, strict=True)))
+
+
+HARD = Learned()
+
+
+def reading(objective, policy=HARD, config=FLOAT64, distill=0.5, hinge=0.3):
+    """A function of a gate and tokens, to the loss and what it is made of."""
+    params, gating = tiny.params(config.dtype, config=config), Gating(objective, hinge)
+
+    @jax.jit
+    def read(gate, tokens):
+        losses = read_gated(config, policy, gating, gate, params, tokens, BUDGET, True, 5)
+        return loss_of(gating, distill, losses), losses
+
+    return read
+
+
+@pytest.mark.parametrize("objective", ["soft", "attention"])
+@pytest.mark.parametrize("policy", [Learned(recent=2, sinks=1), tiny.more(Learned(scope="layer"))], ids=str)
+def test_the_gradient_is_that_of_finite_differences(objective, policy, x64) -> None:
+    read, gate, tokens = reading(objective, policy), gate_of(FLOAT64), jnp.asarray(tiny.tokens(27))
+    slopes = jax.grad(lambda gate: read(gate, tokens)[0])(gate)
+    along = Gate(*(jax.random.normal(jax.random.key(place), leaf.shape) for place, leaf in enumerate(gate)))
+    size = 1e-5
+    ends = [jax.tree.map(lambda w, d, s=sign: w + s * size * d, gate, along) for sign in (1, -1)]
+    values = [read(end, tokens)[0] for end in ends]
+    slope = sum(jnp.vdot(d, g) for d, g in zip(along, slopes, strict=True))
+    assert abs(slope) > 1e-4
+    np.testing.assert_allclose(slope, (values[0] - values[1]) / (2 * size), rtol=1e-6)
+
+
+def test_soft_is_the_model_whose_attention_fades_and_a_gate_that_keeps_all_is_the_full_one(x64) -> None:
+    read, gate, tokens = reading("soft"), gate_of(FLOAT64), jnp.asarray(tiny.tokens(LENGTH))
+    _, losses = read(gate, tokens)
+    params, policy = tiny.params("float64", config=FLOAT64), Learned(weights=gate, soft=True)
+    state = ms.init_state(FLOAT64, policy, LENGTH)
+    _, nats = ms.nll(FLOAT64, policy, params, state, tokens[:-1], tokens[1:], chunk=7)  # by steps over masks
+    np.testing.assert_allclose(losses.nats, nats.mean(), rtol=1e-9)
+    assert losses.kl > 0.01
+    all_kept = init_gate(FLOAT64, jax.random.key(0), lifetime=1e12)
+    _, losses = read(all_kept, tokens)
+    assert abs(losses.kl) < 1e-6
+    held = np.arange(1, LENGTH) / BUDGET - 1  # all tokens, at every one
+    np.testing.assert_allclose(losses.gate, np.maximum(held, 0).mean(), rtol=1e-4)
+
+
+def test_straight_reads_as_in_use_and_learns_as_soft_where_nothing_is_forgotten(x64) -> None:
+    read, gate, tokens = reading("straight"), gate_of(FLOAT64), jnp.asarray(tiny.tokens(LENGTH))
+    params, policy = tiny.params("float64", config=FLOAT64), Learned(weights=gate)
+    _, nats = ms.nll(FLOAT64, policy, params, ms.init_state(FLOAT64, policy, BUDGET), tokens[:-1], tokens[1:])
+    np.testing.assert_allclose(read(gate, tokens)[1].nats, nats.mean(), rtol=1e-9)
+    slopes = jax.grad(lambda gate: read(gate, tokens)[0])(gate)
+    assert all(np.abs(leaf).max() > 1e-6 for leaf in slopes)
+    # Of a single token nothing can be forgotten, and of two the older one hardly fades.
+    slow = init_gate(FLOAT64, jax.random.key(0), lifetime=1e9)
+    few = jnp.asarray(tiny.tokens(BUDGET))
+    both = [jax.grad(lambda gate, read=one: read(gate, few)[0])(slow) for one in (read, reading("soft"))]
+    for mine, theirs in zip(*both, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-18)
+
+
+def test_attention_is_predicted_best_by_a_gate_that_was_trained_to(x64) -> None:
+    """KL is 0 where attention is what the gate says: here by a model all of whose queries are nought."""
+    params = tiny.params("float64", config=FLOAT64)
+    even = params.replace(layers=tuple(layer.replace(query=0 * layer.query) for layer in params.layers))
+    policy, gating = Learned(ageing=False), Gating("attention", 0.0)
+    gate, tokens = init_gate(FLOAT64, jax.random.key(0), width=3), jnp.asarray(tiny.tokens(20))
+    found = [
+        read_gated(FLOAT64, policy, gating, gate, weights, tokens, BUDGET, False, 5).gate for weights in (even, params)
+    ]
+    assert abs(found[0]) < 1e-9 < 0.1 < found[1]
+
+
+@pytest.mark.parametrize("objective", [OBJECTIVES[0], *map(tiny.more, OBJECTIVES[1:])])
+def test_a_run_makes_a_policy_and_goes_on_to_the_bit(objective, tmp_path, monkeypatch) -> None:
+    settings = make_settings(
+        tmp_path,
+        **{"gate": objective, "policy": "learned:recent=1", "gate_width": 4},
+        **{"segment": 32, "distill": 1.0, "steps": 24, "learning_rate": 3e-2},
+    )
+    lines = run(settings, tmp_path / "whole", QUIET)
+    assert lines == losses_of(tmp_path / "whole")
+    first, last = (np.mean([line["loss"] for line in part]) for part in (lines[:4], lines[-4:]))
+    assert last < first or objective == "straight"  # whose slope is that of another function
+    train, calls = running.train, []
+
+    def interrupted(*given):
+        calls.append(None)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return train(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(running, "train", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings, tmp_path / "cut", QUIET)
+    assert run(settings, tmp_path / "cut", QUIET) == lines
+    files = [tmp_path / name / "gate.safetensors" for name in ("whole", "cut")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert not (tmp_path / "cut" / "model").exists()
+    out = tmp_path / "perplexity.jsonl"
+    text = f"learned:{files[0]},recent=1"
+    book = str(tmp_path / "books" / "0.txt")
+    given = ["perplexity", settings.checkpoint, "--text", book, "--policy", text, "--budget", "8", "--segment", "48"]
+    result = CliRunner().invoke(msrnn, [*given, "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    told = [json.loads(line) for line in out.read_text().splitlines()]
+    assert any(str(files[0]) in json.dumps(line) and "policy_sha256" in json.dumps(line) for line in told)
+
+
+def test_a_gate_starts_from_another(tmp_path) -> None:
+    settings = make_settings(tmp_path, gate="soft", policy="learned", segment=32, steps=1, learning_rate=1e-9)
+    config, _ = ms.load(settings.checkpoint)
+    save_gate(tmp_path / "start.safetensors", gate_of(config, 20.0))
+    out = tmp_path / "out"
+    options = ["--gate", "soft", "--policy", "learned", "--steps", "1", "--learning-rate", "1e-9", "--batch", "2"]
+    sizes = ["--length", "32", "--segment", "32", "--chunk", "8", "--budget", "8", "--compute", "float32"]
+    given = [settings.checkpoint, "--data", settings.data[0], *options, *sizes, "--distill", "1"]
+    start = ["--start", str(tmp_path / "start.safetensors")]
+    result = CliRunner().invoke(app, [*given, *start, "--out", str(out)])
+    assert result.exit_code == 0 and "gate.safetensors" in result.stdout
+    made = ms.parse_policy(f"learned:{out}/gate.safetensors")
+    for mine, theirs in zip(made.weights, gate_of(config, 20.0), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-7)
+    result = CliRunner().invoke(app, [*given, "--out", str(out)])
+    assert result.exit_code == 2 and "was begun with start_sha256" in result.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gate": "firm"}, "gate is 'firm'; it must be one of soft, straight, attention"),
+        ({"gate": "soft"}, "policy is tova; a gate is trained for 'learned', without a file, and soft=False"),
+        ({"gate": "soft", "policy": "learned:ageing=False"}, "tokens fade with age"),
+        ({"gate": "soft", "policy": "learned", "lora": 2}, "a gate is trained alone; lora must be 0"),
+        ({"gate": "soft", "policy": "learned", "start": "nowhere"}, "nowhere"),
+        ({"gate": "soft", "policy": "learned"}, "segment is 16; for a gate it must be the length, 32"),
+        ({"gate": "soft", "policy": "learned", "gate_width": 0}, "gate_width is 0"),
+        ({"hinge": 2.0}, "hinge is 2.0, but no gate is trained; give gate too"),
+    ],
+)
+def test_refuses_what_cannot_be_done_before_it_writes(tmp_path, changes, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(make_settings(tmp_path, **changes), tmp_path / "out", QUIET)
+    assert not (tmp_path / "out").exists()
