@@ -11,6 +11,7 @@ from experiments.throughput.settings import Settings, read_by_each
 from experiments.throughput.timing import Bench, Model, Row, Series, compiled, ratio, take_turns
 from msrnn_jax.io.units import tree_bytes
 from msrnn_jax.model.state_ops import fork
+from msrnn_jax.policies import Learned, init_gate
 
 BASE = ms.Window()
 EXTEND = "extend"
@@ -28,17 +29,25 @@ def run(settings: Settings, bench: Bench) -> dict[str, Any]:
     policies = {str(policy): policy for policy in (BASE, *map(ms.parse_policy, settings.policies.compared))}
     for dtype in settings.dtypes:
         states: dict[str, ms.MultiState] = {}
+        config = bench.model(dtype).config
+        policies = {name: _with_gate(policy, config) for name, policy in policies.items()}
         for kind in kinds(settings):
             series = [_series(settings, bench, dtype, policy, kind, states) for policy in policies.values()]
             rows = take_turns(series, settings.slow_turns, bench.report, warm=False)
             results["rows"] += rows
             results["ratios"] += [_ratio(rows, dtype, kind, name, str(BASE)) for name in policies if name != str(BASE)]
             results["pairs"] += [_ratio(rows, dtype, kind, *pair) for pair in pairs(policies)]
-        config = bench.model(dtype).config
         counts = (count_bytes(config, policy, settings.decode.budget) for policy in policies.values())
         results["bytes"] += [{"dtype": dtype, **count} for count in counts]
     results["pairs"] = [{**pair, "costs": verdict(pair["each"])} for pair in results["pairs"]]
     return results
+
+
+def _with_gate(policy: ms.Policy, config: ms.Config) -> ms.Policy:
+    """A learned policy has an untrained gate where it has none: that costs what a trained one does."""
+    if not isinstance(policy, Learned) or policy.weights is not None:
+        return policy
+    return policy.replace(weights=init_gate(config, jax.random.key(0)))
 
 
 def kinds(settings: Settings) -> list[str]:
