@@ -27,6 +27,6 @@ def parse_hub_name(text: str) -> HubName:
       ValueError: it has not the form of one.
     """
     if not is_hub_name(text):
-        raise ValueError(f"{text!r} is no name of the hub; it must be {RULE}")
+        raise ValueError(f"{text!r} is not a name on the hub; it must be {RULE}")
     organisation, name, *rest = text.split("/")
     return HubName(f"{organisation}/{name}", "/".join(rest) or None)

@@ -225,7 +225,7 @@ def read_record(path: pathlib.Path, name: str, check: Check | None = None) -> Re
     check_lines(path, name, lines, check)
     headers = [line for line in lines if line["kind"] == f"{name} run"]
     if not headers:
-        raise ValueError(f"results {str(path)!r} are of no run; python -m experiments.{name} makes them")
+        raise ValueError(f"results {str(path)!r} hold no run; python -m experiments.{name} makes them")
     found = find(lines, {key: headers[-1].get(key) for key in IDENTITY})
     mine = [found[key] for key in headers[-1]["planned"] if key in found]
     sound = [line for line in mine if not failed(line)]

@@ -95,7 +95,7 @@ def _check_lines(out: pathlib.Path, journal: Journal, plan: Plan, done: int) -> 
     made = out / (GATE if plan.settings.gate else MODEL)
     if not done and made.exists():  # which is written when all has been kept
         raise ValueError(
-            f"{str(made)!r} was trained, but {str(out / KEPT)!r} is gone, from which to go on; "
+            f"{str(made)!r} was trained, but {str(out / KEPT)!r}, from which it could go on, is gone; "
             "remove the folder to begin anew, or choose another"
         )
 

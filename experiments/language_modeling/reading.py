@@ -14,12 +14,15 @@ import msrnn_jax as ms
 from experiments.common.model import Model
 from msrnn_jax.evaluation.losses import read_fidelity, read_losses
 from msrnn_jax.evaluation.segments import segment
-from msrnn_jax.model.extend import scan_chunks
+from msrnn_jax.model.extend import CHUNK, scan_chunks
 from msrnn_jax.params import Params
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.slots import init_state, slots_of
 
 ALIKE = 512  # budgets up to it cost about the same: attention is the smaller part of a chunk
+
+
+FULL = ms.Full()
 
 
 class Full(NamedTuple):
@@ -29,17 +32,19 @@ class Full(NamedTuple):
     nats: np.ndarray  # [T - 1], of every next token
 
 
-def read_full(model: Model, tokens: Int[np.ndarray, " T"]) -> Full:
-    """Reads a segment with full attention."""
-    kept = _read_full(model.config, model.params, jnp.asarray(tokens))
+def read_full(model: Model, tokens: Int[np.ndarray, " T"], policy: Policy = FULL) -> Full:
+    """Reads a segment with full attention, or with what a policy makes of it while nothing is forgotten."""
+    kept = _read_full(model.config, policy, model.params, jnp.asarray(tokens))
     return Full(kept["x"], np.asarray(kept["nats"]))
 
 
 @jax.jit
-def _read_full(config: ms.Config, params: Params, tokens: Int[Array, " T"]) -> dict[str, Array]:
-    empty = init_state(config, ms.Full(), tokens.shape[0] - 1)
-    beside = {"targets": tokens[1:]}
-    return scan_chunks(config, ms.Full(), params, empty, tokens[:-1], beside, None, reader=_read_stream)[2]
+def _read_full(config: ms.Config, policy: Policy, params: Params, tokens: Int[Array, " T"]) -> dict[str, Array]:
+    empty, forgetting = init_state(config, policy, tokens.shape[0] - 1), not policy.forgets
+    inputs, beside = tokens[:-1], {"targets": tokens[1:]}
+    return scan_chunks(config, policy, params, empty, inputs, beside, None, reader=_read_stream, forgetting=forgetting)[
+        2
+    ]
 
 
 def _read_stream(config: ms.Config, params: Params, x: Float[Array, "C D"], beside: dict[str, Array]) -> dict[str, Any]:
@@ -80,6 +85,23 @@ def _read_budgets(
         return scan_chunks(config, policy, params, empty, tokens[:-1], beside, None, reader=read_fidelity)[2]
 
     return jax.vmap(one)(budgets)
+
+
+def compare_whole(model: Model, whole: Full, tokens: Int[np.ndarray, " T"], full: Full) -> dict[str, Any]:
+    """The sums of `read_budgets` for what `read_full` has made of a segment."""
+    kept = _compare(model.config, model.params, whole.stream, full.stream, jnp.asarray(tokens)[1:])
+    return _sums(kept, full.nats)
+
+
+@jax.jit
+def _compare(
+    config: ms.Config, params: Params, mine: Float[Array, "N D"], full: Float[Array, "N D"], targets: Int[Array, " N"]
+) -> dict[str, Array]:
+    def one(item: tuple[Array, Array, Array]) -> dict[str, Array]:
+        x, full, target = (leaf[None] for leaf in item)
+        return jax.tree.map(lambda leaf: leaf[0], read_fidelity(config, params, x, {"full": full, "targets": target}))
+
+    return lax.map(one, (mine, full, targets), batch_size=CHUNK)  # logits of all would not fit
 
 
 def read_short(model: Model, tokens: Int[np.ndarray, " T"], full: Full, size: int) -> dict[str, Any]:

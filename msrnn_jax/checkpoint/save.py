@@ -61,7 +61,7 @@ def _check_for_orbax(path: pathlib.Path) -> None:
     odd = [text for text in ("[", "]", "*", "?", "\\", "gs:", "s3:") if text in str(path)]
     if odd:
         raise ValueError(
-            f"{str(path)!r} has {odd[0]!r} in it, with which Orbax cannot write weights; choose another path"
+            f"{str(path)!r} has {odd[0]!r} in it, which Orbax cannot write; choose another path"
         )
 
 

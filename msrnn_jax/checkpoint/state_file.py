@@ -105,7 +105,7 @@ def load_states(
     if header["policy"] != str(policy):
         raise ValueError(f"state {str(path)!r} was made under {header['policy']}, not {policy}")
     if header["policy_sha256"] != (source_hash(policy) or ""):
-        raise ValueError(f"state {str(path)!r} was made under {policy} when its code was another")
+        raise ValueError(f"state {str(path)!r} was made under {policy} before its code changed")
     if positions is not None and header["positions"] != positions:
         raise ValueError(f"state {str(path)!r} has positions {header['positions']}, not {positions}")
     model = fingerprint(config, params)

@@ -120,7 +120,7 @@ class MultiStateLM(TemplateLM):
     def eot_token_id(self) -> int:
         """The first token that ends a text."""
         if not self.reader.tokenizer.stop:
-            raise ValueError("the tokenizer has no token that ends a text, which must stand before a text without BOS")
+            raise ValueError("the tokenizer has neither BOS nor EOS; one of them must stand before a text")
         return self.reader.tokenizer.stop[0]
 
     @property

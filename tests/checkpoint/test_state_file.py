@@ -95,7 +95,7 @@ def test_a_state_belongs_to_the_code_of_a_policy_and_notes_are_json(tmp_path):
     ms.save_state(path, CONFIG, policy, tiny.params(), state_after(policy))
     assert ms.load_state(path, CONFIG, policy, tiny.params())[1] == {}
     code.write_text(code.read_text() + "# changed\n")
-    with pytest.raises(ValueError, match="state '.*' was made under .*mine.py:Mine when its code was another"):
+    with pytest.raises(ValueError, match="state '.*' was made under .*mine.py:Mine before its code changed"):
         ms.load_state(path, CONFIG, policy, tiny.params())
     with pytest.raises(ValueError, match="notes of a state must be JSON values: .*float32"):
         ms.save_state(path, CONFIG, policy, tiny.params(), state_after(policy), notes={"a": np.float32(1)})

@@ -646,7 +646,7 @@ def test_refuses_kept_training_that_is_damaged(tmp_path) -> None:
         run(settings, tmp_path / "out", QUIET)
     assert losses.read_text() == written
     shutil.rmtree(tmp_path / "out" / "training")
-    with pytest.raises(ValueError, match="model' was trained, but .*training' is gone, from which to go on"):
+    with pytest.raises(ValueError, match="model' was trained, but .*training', from which it could go on, is gone"):
         run(settings, tmp_path / "out", QUIET)
     assert losses.read_text() == written
 

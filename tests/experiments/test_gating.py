@@ -10,6 +10,7 @@ import tiny
 from test_finetune import QUIET, losses_of, make_settings
 from typer.testing import CliRunner
 
+import experiments.finetune.gates as gates
 import experiments.finetune.run as running
 import msrnn_jax as ms
 from experiments.finetune.__main__ import app
@@ -154,6 +155,48 @@ def test_a_gate_starts_from_another(tmp_path) -> None:
         np.testing.assert_allclose(mine, theirs, atol=1e-7)
     result = CliRunner().invoke(app, [*given, "--out", str(out)])
     assert result.exit_code == 2 and "was begun with start_sha256" in result.output
+
+
+def test_gates_are_measured_beside_others_and_fading_beside_hard_choices(tmp_path) -> None:
+    settings = make_settings(tmp_path)
+    config, _ = ms.load(settings.checkpoint)
+    policies = []
+    for name, gate in (("slow", init_gate(config, jax.random.key(0), lifetime=1e12)), ("fast", gate_of(config))):
+        save_gate(tmp_path / name / "gate.safetensors", gate)
+        policies.append(f"learned:gate={tmp_path / name / 'gate.safetensors'}")
+    out, sizes = tmp_path / "gates", ["--budget", "8", "--budget", "12", "--segment", "48", "--segments", "2"]
+    given = [settings.checkpoint, *policies, "--data", settings.data[0], *sizes, "--dtype", "float32"]
+    arguments = [*given, "--adapted", settings.checkpoint, "--out", str(out)]
+    result = CliRunner().invoke(gates.app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found = json.loads((out / "gates.json").read_text())
+    rows = {(row["model"], row["name"], row["budget"]): row for row in found["rows"]}
+    assert len(rows) == 2 * 5 * 2 and all(row["segments"] == 4 for row in rows.values())
+    for budget in (8, 12):
+        window, slow, tova = (rows["model", name, budget] for name in ("window", "slow", "tova"))
+        assert slow["above_full"] == pytest.approx(window["above_full"], abs=1e-6)  # all tokens fade alike
+        assert slow["against_tova"] == pytest.approx(slow["above_full"] - tova["above_full"], abs=1e-9)
+        assert slow["closed"] == pytest.approx(-slow["against_tova"] / tova["above_full"], abs=1e-6)
+        assert slow["against_h2o"] == pytest.approx(slow["above_full"] - rows["model", "h2o", budget]["above_full"])
+        assert rows["adapted", "fast", budget]["perplexity"] == rows["model", "fast", budget]["perplexity"]
+    soft = {(row["name"], row["against"]): row for row in found["soft"]}
+    assert set(soft) == {
+        (name, against) for name in ("slow", "fast") for against in ("full", "hard at 8", "hard at 12")
+    }
+    assert abs(soft["slow", "full"]["kl"]) < 1e-5 < 1e-3 < soft["fast", "full"]["kl"]
+    for budget in (8, 12):  # from what is nearly full attention hard choices are as far as from the full model
+        assert soft["slow", f"hard at {budget}"]["kl"] == pytest.approx(rows["model", "slow", budget]["kl"], rel=1e-3)
+    assert "won back" in (out / "gates.md").read_text() and (out / "gates.png").stat().st_size > 1000
+    with open(out / "model.jsonl") as file:
+        before = file.read()
+    CliRunner().invoke(gates.app, arguments, catch_exceptions=False)
+    assert (out / "model.jsonl").read_text().count('"nats"') == before.count('"nats"')
+    for wrong, said in (
+        (["tova"], "policy tova is no gate of a file"),
+        ([policies[0]] * 2, "no two may have one name"),
+    ):
+        refused = CliRunner().invoke(gates.app, [settings.checkpoint, *wrong, "--data", settings.data[0]])
+        assert refused.exit_code == 2 and said in " ".join(refused.output.split())
 
 
 @pytest.mark.parametrize(

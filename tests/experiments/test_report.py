@@ -666,7 +666,7 @@ def spoil(change: Callable[[dict], None]) -> Callable[[pathlib.Path], None]:
         (spoil(lambda line: line.update(setting=3)), "line 3: 'setting' is 3; it must be an object"),
         (spoil(lambda line: line.update(kind="other")), "line 3 is no needle run or needle result"),
         (lambda path: path.write_text("{}\n"), "line 1 is no needle run"),
-        (lambda path: path.write_text(""), "are of no run"),
+        (lambda path: path.write_text(""), "hold no run"),
     ],
 )
 def test_wrong_results_are_named_with_their_line(tmp_path, write, message):

@@ -123,7 +123,7 @@ def test_checkpoints_of_any_name(tmp_path, name):
 @pytest.mark.parametrize("name", ["a[1]", "a]", "a*", "a?", "a\\b", "gs:"])
 def test_names_that_orbax_takes_for_something_else_are_refused(tmp_path, name):
     for path in (tmp_path / name, tmp_path / name / "m"):
-        with pytest.raises(ValueError, match="with which Orbax cannot write weights; choose another path"):
+        with pytest.raises(ValueError, match="which Orbax cannot write; choose another path"):
             ms.save(path, tiny.CONFIG, tiny.params())
     assert os.listdir(tmp_path) == []
 
