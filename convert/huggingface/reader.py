@@ -97,8 +97,8 @@ def _open(folder: Folder, problems: list[str]) -> dict[str, Stored]:
     pickles = sorted(file.name for file in folder.path.iterdir() if file.suffix in PICKLES)
     if pickles:
         raise ValueError(
-            f"{folder.path} holds its weights as {pickles[0]}, a pickle, which can run code as it is read, "
-            "so it is not; take a safetensors version of the model, or make one where you trust the file: "
+            f"{folder.path} holds its weights as {pickles[0]}; pickle files can run code and are never read. "
+            "Take a safetensors version of the model, or make one where you trust the file: "
             "load it with transformers and save_pretrained it"
         )
     raise ValueError(f"{folder.path} holds neither {SINGLE} nor {INDEX}")
