@@ -7,7 +7,7 @@ import typer
 
 OURS = ("full", "random", "window", "window:sinks=4", "h2o", "h2o:scope=layer", "tova", "tova:scope=head") + (
     "a2sf", "roco", "keyformer", "snapkv", "snapkvd", "rkv", "gkv", "morphkv", "expectedattention", "triattention",
-    "knorm", "keydiff", "cur", "lagkv",
+    "knorm", "keydiff", "cur", "lagkv", "learned",
 )  # fmt: skip
 
 
