@@ -13,10 +13,10 @@ from experiments.finetune.losses import Losses, Teacher, losses_of_stream
 from msrnn_jax.model.llama import after_attention, attention_inputs, context_of
 from msrnn_jax.params import LayerParams
 from msrnn_jax.policies import Gate, Learned
-from msrnn_jax.recurrence.attention import attention_logits, softmax
+from msrnn_jax.recurrence.attention import attention_logits, softmax, weighted_values
 from msrnn_jax.recurrence.chunk import attend_chunk
 from msrnn_jax.recurrence.indexing import take_rows
-from msrnn_jax.state import EMPTY, LayerState, StepContext
+from msrnn_jax.state import Arrival, LayerState, StepContext
 
 OBJECTIVES = ("soft", "straight", "attention")
 
@@ -60,14 +60,14 @@ def read_gated(
       chunk: tokens that are unembedded together.
     """
     policy, count = policy.replace(weights=gate), tokens.shape[0] - 1
-    soft = ms.init_state(config, policy.replace(every=1), count)
-    hard = ms.init_state(config, policy, budget)
-    context = context_of(config, soft, tokens[:-1], forgetting=False)
+    empty = ms.init_state(config, policy, budget)
+    context = context_of(config, empty, tokens[:-1], forgetting=False)
     x, asked = take_rows(params.embedding, context.token), []
-    for index, weights in enumerate(params.layers):
-        layers = soft.layers[index], hard.layers[index]
-        block = jax.checkpoint(partial(_read_layer, config, gating, budget, index))
-        x, loss = block(policy, weights, *layers, x, context)
+    for index, (weights, layer) in enumerate(zip(params.layers, empty.layers, strict=True)):
+        block = partial(_read_layer, config, gating, budget, index)
+        # Products with weights are kept, and attention, which takes more memory than time, is computed again.
+        block = jax.checkpoint(block, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+        x, loss = block(policy, weights, layer, x, context)
         asked.append(loss)
     of_gate = jnp.stack(asked).mean()
     if gating.objective == "attention":
@@ -92,56 +92,69 @@ def _read_layer(
     index: int,
     policy: Learned,
     weights: LayerParams,
-    soft: LayerState,
-    hard: LayerState,
+    empty: LayerState,
     x: Float[Array, "S D"],
     context: StepContext,
 ) -> tuple[Float[Array, "S D"], Float[Array, ""]]:
     """What comes out of one layer, and what is asked of its gates.
 
     Args:
-      soft, hard: empty, with room for all tokens, and for those that are kept.
+      empty: the state from which hard choices are made.
     """
     query, key, value, context = attention_inputs(config, weights, x, context, index)
-    fading = policy.replace(soft=gating.objective != "attention", every=1)
-    soft, mixed = attend_chunk(config, fading, soft, query, key, value, context, index)
+    layer = _hold_all(policy, empty, key, value, context, index)
+    soft = policy.replace(soft=True)
+    grouped = jnp.moveaxis(query.reshape(query.shape[0], key.shape[1], -1, query.shape[2]), 0, 1)  # [K, S, G, H]
+    products = attention_logits(grouped, layer.keys)
+    visible = layer.positions[:, None] <= context.position[None, :, None]  # [#K, S, S]
+    if gating.objective == "attention":
+        probs = softmax(products, visible, config.head_dim)
+        asked = _surprise(policy, layer, lax.stop_gradient(probs), context.position)
+    else:
+        bias = jax.vmap(soft.bias, (None, 0), 1)(layer, context.seen)  # [#K, S, S]
+        probs = softmax(products, visible, config.head_dim, bias)
+        held = jnp.where(visible, jnp.exp(jnp.where(visible, bias, 0)), 0).sum(axis=-1)  # [#K, S]
+        asked = jax.nn.relu(held / budget - 1).mean()
+    mixed = jnp.moveaxis(weighted_values(probs, layer.values).astype(query.dtype), 0, 1).reshape(query.shape)
     if gating.objective == "straight":
         now = context.replace(forgetting=True)
-        _, chosen = attend_chunk(config, policy, hard, query, key, value, now, index)
+        _, chosen = attend_chunk(config, policy, empty, query, key, value, now, index)
         mixed = mixed + lax.stop_gradient(chosen - mixed)
-    if gating.objective == "attention":
-        asked = _surprise(policy, soft, query, context.position)
-    else:
-        asked = _excess(fading, soft, context.position, budget)
     return after_attention(config, weights, x, mixed), asked
 
 
-def _excess(policy: Learned, layer: LayerState, times: Int[Array, " S"], budget: int) -> Float[Array, ""]:
-    """How many times the budget is held beyond it, by the weights of tokens, mean over queries and rows."""
-
-    def held(t: Array) -> Array:
-        there = (layer.positions != EMPTY) & (layer.positions <= t)
-        return jnp.where(there, jnp.exp(jnp.where(there, policy.bias(layer, t + 1), 0)), 0).sum(axis=1)  # [#K]
-
-    return jax.nn.relu(jax.vmap(held)(times) / budget - 1).mean()
+def _hold_all(
+    policy: Learned,
+    empty: LayerState,
+    key: Float[Array, "S K H"],
+    value: Float[Array, "S K H"],
+    context: StepContext,
+    index: int,
+) -> LayerState:
+    """The state of a layer that holds all tokens of a stretch, in their order, each with what its gate says."""
+    arrivals = Arrival(context.position, context.token, context.key, value, context.hidden, index)
+    return empty.replace(
+        keys=jnp.moveaxis(key, 0, 1),
+        values=jnp.moveaxis(value, 0, 1),
+        positions=jnp.broadcast_to(context.position, (empty.num_rows, len(context.position))),
+        stats=jax.vmap(policy.init_token, out_axes=1)(arrivals),
+        index=index,
+    )
 
 
 def _surprise(
-    policy: Learned, layer: LayerState, query: Float[Array, "S N H"], times: Int[Array, " S"]
+    policy: Learned, layer: LayerState, probs: Float[Array, "K S G M"], times: Int[Array, " S"]
 ) -> Float[Array, ""]:
     """KL(attention || softmax of scores) over the tokens that could be forgotten, mean over queries and rows."""
-    grouped = jnp.moveaxis(query.reshape(query.shape[0], layer.keys.shape[0], -1, query.shape[2]), 0, 1)
-    products = lax.stop_gradient(attention_logits(grouped, layer.keys))  # [K, S, G, M]
+    attention = probs.mean(axis=2)  # [K, S, M]
+    attention = attention if policy.scope == "head" else attention.mean(axis=0, keepdims=True)
 
-    def of_query(t: Array, products: Array) -> Array:
-        held = layer.positions != EMPTY  # [#K, M]
-        attention = softmax(products, held & (layer.positions <= t), query.shape[2]).mean(axis=1)  # [K, M]
-        there = held & (layer.positions < t) & ~policy.protected(layer, t + 1)
-        attention = attention if policy.scope == "head" else attention.mean(axis=0, keepdims=True)
+    def of_query(t: Array, attention: Array) -> Array:
+        there = (layer.positions < t) & ~policy.protected(layer, t + 1)  # [#K, M]
         attention = jnp.where(there, attention, 0)
         attention = attention / jnp.maximum(attention.sum(axis=1, keepdims=True), 1e-30)
         guess = jax.nn.log_softmax(jnp.where(there, policy.score(layer, t), -1e9), axis=1)
         known = jnp.log(jnp.maximum(attention, 1e-30))
         return jnp.where(there, attention * (known - guess), 0).sum(axis=1)  # [#K]
 
-    return jax.vmap(of_query, in_axes=(0, 1))(times, products).mean()
+    return jax.vmap(of_query, in_axes=(0, 1))(times, attention).mean()
