@@ -60,9 +60,7 @@ def _check_for_orbax(path: pathlib.Path) -> None:
     """Refuses paths in which Orbax sees a pattern or another machine, and loses what it writes."""
     odd = [text for text in ("[", "]", "*", "?", "\\", "gs:", "s3:") if text in str(path)]
     if odd:
-        raise ValueError(
-            f"{str(path)!r} has {odd[0]!r} in it, which Orbax cannot write; choose another path"
-        )
+        raise ValueError(f"{str(path)!r} has {odd[0]!r} in it, which Orbax cannot write; choose another path")
 
 
 CHECKPOINT = FolderKind("checkpoint of msrnn_jax", is_checkpoint, _check_for_orbax)
