@@ -218,18 +218,22 @@ def _step_through(
     """
     args = layer, context.replace(angles=None), query, products
 
-    def scan(layer: LayerState, context: StepContext, query: Array, products: Array) -> tuple[Any, Array, Any]:
+    def scan(
+        layer: LayerState, context: StepContext, query: Array, products: Array, policy: Policy = policy
+    ) -> tuple[Any, Array, Any]:
         layer, visible, bias = _scan_masks(policy, layer, context, query, products, index, window)
         return _carried(layer), visible, bias
 
     def made(kernel: Kernel) -> Callable[..., tuple[Any, Array, Any]]:
+        slopes = partial(scan, policy=kernel.policy)  # which closes over no array
+
         @jax.custom_jvp
         def run(layer: LayerState, context: StepContext, query: Array, products: Array) -> tuple[Any, Array, Any]:
             del query
             positions, stats, visible = step_through(kernel, layer, context, products)
             return (positions, stats, None), visible, None  # `why_not` leaves what has more to the scan
 
-        run.defjvp(lambda primals, tangents: (run(*primals), jax.jvp(scan, primals, tangents)[1]))
+        run.defjvp(lambda primals, tangents: (run(*primals), jax.jvp(slopes, primals, tangents)[1]))
         return run
 
     kernels = kernels_for(policy, layer, context, products, index, window, query.shape[2])

@@ -90,12 +90,19 @@ def kernels_for(
     worth = len(context.token) >= LEAST and jax.default_backend() != "cpu"  # where tracing it would be in vain
     if switch == "off" or (switch == "auto" and not (known and worth)):
         return {}
-    kernels = {name: Kernel(policy, index, window, context.mode, width, name) for name in ("tpu", "cuda")}
+    bare = without_arrays(policy)
+    kernels = {name: Kernel(bare, index, window, context.mode, width, name) for name in ("tpu", "cuda")}
     if switch == "on":
         kernels["default"] = kernels["tpu"]._replace(interpret=True)
     assert context.hidden is not None
     hidden = jax.ShapeDtypeStruct(context.hidden.shape[1:], context.hidden.dtype)
     return {name: kernel for name, kernel in kernels.items() if not why_not(kernel, layer, products, hidden)}
+
+
+def without_arrays(policy: Policy) -> Policy:
+    """The same with None for its arrays: what a kernel runs where only `init_token` looks at them, before it."""
+    leaves, tree = jax.tree.flatten(policy)
+    return jax.tree.unflatten(tree, [None] * len(leaves)) if leaves else policy
 
 
 def why_not(
@@ -140,7 +147,10 @@ def _unknown(
     probs = jax.ShapeDtypeStruct((heads, group, slots), products.dtype)
     unseen = (query, layer.keys, layer.values, hidden)
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    traced = jax.make_jaxpr(decide)(unseen, layer.stats, layer.positions, probs, number)
+    try:
+        traced = jax.make_jaxpr(decide)(unseen, layer.stats, layer.positions, probs, number)
+    except Exception:  # it cannot do without its arrays, or fails anyway, as the scan will tell
+        return "the policy has arrays"
     if traced.consts:
         return "the policy has arrays"
     jaxpr = traced.jaxpr

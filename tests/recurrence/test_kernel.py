@@ -193,8 +193,26 @@ def read(switch, monkeypatch, policy):
     return ms.extend(tiny.CONFIG, policy, tiny.params(), state, tiny.tokens(23), length=20, chunk=9)
 
 
+GATE = ms.policies.init_gate(tiny.CONFIG, jax.random.key(0), lifetime=4)
+LEARNED = ms.policies.Learned(weights=GATE._replace(outward=GATE.outward + 1))
+
+
+def test_a_policy_whose_arrays_say_what_a_token_comes_with_has_a_kernel(monkeypatch):
+    monkeypatch.setenv(SWITCH, "on")
+    layer, context, products = situation(LEARNED)
+    assert sorted(kernels_for(LEARNED, layer, context, products, 0, None, WIDTH)) == ["cuda", "default", "tpu"]
+    assert kernels_for(Listener(weight=jnp.ones(2)), *situation(ms.TOVA()), 0, None, WIDTH) == {}
+
+    def loss(gate):
+        policy = LEARNED.replace(weights=gate)
+        state = ms.init_state(tiny.CONFIG, policy, 6)
+        return ms.nll(tiny.CONFIG, policy, tiny.params(), state, tiny.tokens(23)[:-1], tiny.tokens(23)[1:])[1].sum()
+
+    assert not any(leaf.any() for leaf in jax.tree.leaves(jax.grad(loss)(LEARNED.weights)))
+
+
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("policy", [ms.TOVA(sinks=2, recent=3), Sorting()], ids=str)
+@pytest.mark.parametrize("policy", [ms.TOVA(sinks=2, recent=3), Sorting(), LEARNED], ids=str)
 def test_extend_reads_as_without_it(policy, monkeypatch):
     """Logits and what is held; heads are three, which the kernel of a TPU takes."""
     state, logits = read("on", monkeypatch, policy)
