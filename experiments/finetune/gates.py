@@ -52,7 +52,7 @@ class Settings:
     gates: tuple[str, ...]
     data: tuple[str, ...]
     adapted: str = ""
-    policies: tuple[str, ...] = ("tova", "h2o", "window")
+    policies: tuple[str, ...] = ("tova", "tova:scope=head", "h2o", "window")
     budgets: tuple[int, ...] = (64, 128, 256)
     segment: int = 2048
     segments: int = 8
@@ -146,7 +146,8 @@ def main(
     data: Annotated[list[str], typer.Option("--data", help="Texts to measure on: files or folders of .txt.")],
     adapted: Annotated[str, typer.Option(help="A checkpoint with trained adapters, to read the same.")] = "",
     policies: Annotated[
-        list[str] | None, typer.Option("--policy", help="Compared with gates; repeat it. Default: tova, h2o, window.")
+        list[str] | None,
+        typer.Option("--policy", help="Compared with gates; repeat it. Default: TOVA (also per head), H2O, Window."),
     ] = None,
     budgets: Annotated[
         list[int] | None, typer.Option("--budget", help="Multi-state size; repeat it. Default: 64, 128, 256.")

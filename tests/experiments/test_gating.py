@@ -171,7 +171,7 @@ def test_gates_are_measured_beside_others_and_fading_beside_hard_choices(tmp_pat
     assert result.exit_code == 0, result.output
     found = json.loads((out / "gates.json").read_text())
     rows = {(row["model"], row["name"], row["budget"]): row for row in found["rows"]}
-    assert len(rows) == 2 * 5 * 2 and all(row["segments"] == 4 for row in rows.values())
+    assert len(rows) == 2 * 6 * 2 and all(row["segments"] == 4 for row in rows.values())
     for budget in (8, 12):
         window, slow, tova = (rows["model", name, budget] for name in ("window", "slow", "tova"))
         assert slow["above_full"] == pytest.approx(window["above_full"], abs=1e-6)  # all tokens fade alike
