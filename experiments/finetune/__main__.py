@@ -56,11 +56,14 @@ def main(
         float | None, typer.Option(help="Share of KL from the model as it was, with full attention, in the loss.")
     ] = None,
     gate: Annotated[
-        str | None, typer.Option(help="Train a gate instead, for the policy learned: soft, straight or attention.")
+        str | None, typer.Option(help="Train a gate, for the policy learned: soft, rank, straight or attention.")
     ] = None,
     gate_width: Annotated[int | None, typer.Option(help="Hidden units of each gate.")] = None,
     gate_hidden: Annotated[bool | None, typer.Option("--gate-hidden", help="It reads the layer's input too.")] = None,
     hinge: Annotated[float | None, typer.Option(help="Weight of the tokens held beyond the budget.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of rank and straight; lower is nearer to a choice.")
+    ] = None,
     start: Annotated[str | None, typer.Option(help="A gate to start from.")] = None,
     compute: Annotated[str | None, typer.Option(help="Dtype of the work: bfloat16 or float32.")] = None,
     chunk: Annotated[int | None, typer.Option(help="Tokens that go through a layer together.")] = None,
@@ -91,6 +94,7 @@ def main(
         gate_width=gate_width,
         gate_hidden=gate_hidden,
         hinge=hinge,
+        temperature=temperature,
         start=start,
         compute=compute,
         chunk=chunk,

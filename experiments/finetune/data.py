@@ -136,7 +136,7 @@ def make_plan(settings: Settings, console: Console) -> Plan:
             clip=settings.clip,
             accumulate=settings.accumulate,
         ),
-        gating=Gating(settings.gate, settings.hinge) if settings.gate else None,
+        gating=Gating(settings.gate, settings.hinge, settings.temperature) if settings.gate else None,
     )
     about = _about(settings, policy, books, places)
     about |= {"model_sha256": fingerprint(stored, params), "config_sha256": config_hash(stored)}

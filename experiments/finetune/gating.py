@@ -19,7 +19,7 @@ from msrnn_jax.recurrence.indexing import take_rows
 from msrnn_jax.recurrence.step import born_with
 from msrnn_jax.state import LayerState, StepContext
 
-OBJECTIVES = ("soft", "straight", "attention")
+OBJECTIVES = ("soft", "rank", "straight", "attention")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +27,19 @@ class Gating:
     """How a gate is trained.
 
     Attributes:
-      objective: "soft", every token fades out of attention as the gate says, and nothing is forgotten. "straight", the
-        state forgets as it will in use, by `extend`, but gradients are those of "soft" at the same tokens. "attention",
-        the gate alone must predict what every query attends to: KL(attention || softmax of scores), without a model
-        that reads with it.
+      objective: "soft", every token fades out of attention as the gate says, and nothing is forgotten. "rank", tokens
+        are weighed by how far their score is above that of the first which the budget would not hold: sigmoid(distance
+        / temperature). "straight", the state forgets as it will in use, by `extend`, but gradients are those of "rank"
+        at the same tokens. "attention", the gate alone must predict what every query attends to: KL(attention ||
+        softmax of scores), without a model that reads with it.
       hinge: what the number of tokens held is weighed with: mean of max(0, held / budget - 1), where held is the sum
         of the weights of all tokens.
+      temperature: of "rank" and "straight".
     """
 
     objective: str
     hinge: float
+    temperature: float = 0.3
 
 
 def read_gated(
@@ -104,7 +107,6 @@ def _read_layer(
     """
     query, key, value, context = attention_inputs(config, weights, x, context, index)
     layer = _hold_all(policy, empty, key, value, context, index)
-    soft = policy.replace(soft=True)
     grouped = jnp.moveaxis(query.reshape(query.shape[0], key.shape[1], -1, query.shape[2]), 0, 1)  # [K, S, G, H]
     products = attention_logits(grouped, layer.keys)
     visible = layer.positions[:, None] <= context.position[None, :, None]  # [#K, S, S]
@@ -112,7 +114,7 @@ def _read_layer(
         probs = softmax(products, visible, config.head_dim)
         asked = _surprise(policy, layer, lax.stop_gradient(probs), context.position)
     else:
-        bias = jax.vmap(soft.bias, (None, 0), 1)(layer, context.seen)  # [#K, S, S]
+        bias = _log_weights(policy, gating, layer, context, budget)
         probs = softmax(products, visible, config.head_dim, bias)
         held = jnp.where(visible, jnp.exp(jnp.where(visible, bias, 0)), 0).sum(axis=-1)  # [#K, S]
         asked = jax.nn.relu(held / budget - 1).mean()
@@ -122,6 +124,29 @@ def _read_layer(
         _, chosen = attend_chunk(config, policy, empty, query, key, value, now, index)
         mixed = mixed + lax.stop_gradient(chosen - mixed)
     return after_attention(config, weights, x, mixed), asked
+
+
+def _log_weights(
+    policy: Learned, gating: Gating, layer: LayerState, context: StepContext, budget: int
+) -> Float[Array, "#K S S"]:
+    """What is added to the attention logits of every query for every token; anything for those still to come."""
+    if gating.objective == "soft":
+        return jax.vmap(policy.replace(soft=True).bias, (None, 0), 1)(layer, context.seen)
+
+    def of_query(t: Array) -> Float[Array, "#K S"]:
+        score, before = policy.score(layer, t), layer.positions < t
+        stays = policy.protected(layer, t) if policy.protects else jnp.zeros_like(before)
+        ranked = jnp.where(before, jnp.where(stays, jnp.inf, score), -jnp.inf)
+        best = lax.top_k(ranked, min(budget + 1, before.shape[1]))[0]
+        if best.shape[1] <= budget:
+            return jnp.zeros_like(score)
+        last, first = best[:, budget - 1 : budget], best[:, budget:]  # that is held, and that is not
+        full = jnp.isfinite(first) & jnp.isfinite(last)  # else all are held, or all that are held are protected
+        edge = (jnp.where(full, first, 0) + jnp.where(full, last, 0)) / 2
+        weight = jax.nn.log_sigmoid((score - edge) / gating.temperature)
+        return jnp.where(full & before & ~stays, weight, 0)
+
+    return jax.vmap(of_query, out_axes=1)(context.position)
 
 
 def _hold_all(

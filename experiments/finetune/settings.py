@@ -15,7 +15,10 @@ RANGES = {  # of numbers that are no sizes
     "clip": (0.0, 1e9),
     "distill": (0.0, 1.0),
     "hinge": (0.0, 1e9),
+    "temperature": (0.0, 1e9),
 }
+
+POSITIVE = ("learning_rate", "clip", "temperature")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Settings:
       gate: the objective by which a gate is trained, and nothing else, for the policy `learned`; see `Gating`. Empty:
         the model is trained.
       gate_width, gate_hidden: see `init_gate`.
-      hinge: see `Gating`.
+      hinge, temperature: see `Gating`.
       start: a file to start the gate from; empty: all tokens fade alike, as many as the budget.
       compute: dtype of everything but the weights that are kept, which are float32.
       keep_every: steps after which all is kept for a run that goes on.
@@ -62,6 +65,7 @@ class Settings:
     gate_width: int = 16
     gate_hidden: bool = False
     hinge: float = 1.0
+    temperature: float = 0.3
     start: str = ""
     compute: str = "bfloat16"
     chunk: int = 128
@@ -88,8 +92,8 @@ def check(settings: Settings) -> None:
         raise ValueError(f"lora_weights is {', '.join(settings.lora_weights)}, but lora is 0; it must be a rank")
     for name, (least, most) in RANGES.items():
         value = getattr(settings, name)
-        if not least <= value <= most or (name in ("learning_rate", "clip") and not value):
-            above = "above" if name in ("learning_rate", "clip") else "from"
+        if not least <= value <= most or (name in POSITIVE and not value):
+            above = "above" if name in POSITIVE else "from"
             raise ValueError(f"{name} is {value!r}; it must be {above} {least:g} and at most {most:g}")
     _check_gate(settings)
     if settings.length % settings.segment:
@@ -102,7 +106,7 @@ def check(settings: Settings) -> None:
 
 def _check_gate(settings: Settings) -> None:
     if not settings.gate:
-        for name in ("gate_width", "gate_hidden", "hinge", "start"):
+        for name in ("gate_width", "gate_hidden", "hinge", "temperature", "start"):
             if getattr(settings, name) != getattr(Settings, name):
                 raise ValueError(f"{name} is {getattr(settings, name)!r}, but no gate is trained; give gate too")
         return
@@ -111,8 +115,8 @@ def _check_gate(settings: Settings) -> None:
     policy = parse_policy(settings.policy)
     if not isinstance(policy, Learned) or policy.gate or policy.soft:
         raise ValueError(f"policy is {policy}; a gate is trained for 'learned', without a file, and soft=False")
-    if not policy.ageing and settings.gate != "attention":
-        raise ValueError(f"policy is {policy}; with the objective {settings.gate!r} tokens fade with age: ageing=True")
+    if not policy.ageing and settings.gate == "soft":
+        raise ValueError(f"policy is {policy}; with the objective 'soft' tokens fade with age: ageing=True")
     if settings.lora or settings.merge:
         raise ValueError("a gate is trained alone; lora must be 0, and merge not given")
     if settings.start:

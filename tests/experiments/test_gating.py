@@ -46,7 +46,7 @@ def reading(objective, policy=HARD, config=FLOAT64, distill=0.5, hinge=0.3):
     return read
 
 
-@pytest.mark.parametrize("objective", ["soft", "attention"])
+@pytest.mark.parametrize("objective", ["soft", "rank", "attention"])
 @pytest.mark.parametrize("policy", [Learned(recent=2, sinks=1), tiny.more(Learned(scope="layer"))], ids=str)
 def test_the_gradient_is_that_of_finite_differences(objective, policy, x64) -> None:
     read, gate, tokens = reading(objective, policy), gate_of(FLOAT64), jnp.asarray(tiny.tokens(27))
@@ -75,17 +75,32 @@ def test_soft_is_the_model_whose_attention_fades_and_a_gate_that_keeps_all_is_th
     np.testing.assert_allclose(losses.gate, np.maximum(held, 0).mean(), rtol=1e-4)
 
 
-def test_straight_reads_as_in_use_and_learns_as_soft_where_nothing_is_forgotten(x64) -> None:
+def test_rank_comes_near_to_hard_choices_as_it_gets_colder(x64) -> None:
+    """Exactly where scores do not change with time: then the best so far are those that were never forgotten."""
+    policy, gate = Learned(ageing=False, sinks=1), gate_of(FLOAT64)
+    tokens = jnp.asarray(np.random.default_rng(0).permutation(50)[:LENGTH])  # none twice: equal ones would tie
+    params = tiny.params("float64", config=FLOAT64)
+    state = ms.init_state(FLOAT64, policy, BUDGET)
+    _, nats = ms.nll(FLOAT64, policy.replace(weights=gate), params, state, tokens[:-1], tokens[1:])
+    apart = []
+    for temperature in (1.0, 1e-7):
+        gating = Gating("rank", 0.0, temperature)
+        losses = read_gated(FLOAT64, policy, gating, gate, params, tokens, BUDGET, False, 5)
+        apart.append(abs(float(losses.nats - nats.mean())))
+    assert apart[1] < 1e-6 < 1e-3 < apart[0]
+
+
+def test_straight_reads_as_in_use_and_learns_as_rank_where_nothing_is_forgotten(x64) -> None:
     read, gate, tokens = reading("straight"), gate_of(FLOAT64), jnp.asarray(tiny.tokens(LENGTH))
     params, policy = tiny.params("float64", config=FLOAT64), Learned(weights=gate)
     _, nats = ms.nll(FLOAT64, policy, params, ms.init_state(FLOAT64, policy, BUDGET), tokens[:-1], tokens[1:])
     np.testing.assert_allclose(read(gate, tokens)[1].nats, nats.mean(), rtol=1e-9)
     slopes = jax.grad(lambda gate: read(gate, tokens)[0])(gate)
     assert all(np.abs(leaf).max() > 1e-6 for leaf in slopes)
-    # Of a single token nothing can be forgotten, and of two the older one hardly fades.
+    # Of fewer tokens than the budget holds none is forgotten.
     slow = init_gate(FLOAT64, jax.random.key(0), lifetime=1e9)
     few = jnp.asarray(tiny.tokens(BUDGET))
-    both = [jax.grad(lambda gate, read=one: read(gate, few)[0])(slow) for one in (read, reading("soft"))]
+    both = [jax.grad(lambda gate, read=one: read(gate, few)[0])(slow) for one in (read, reading("rank"))]
     for mine, theirs in zip(*both, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-18)
 
@@ -202,7 +217,7 @@ def test_gates_are_measured_beside_others_and_fading_beside_hard_choices(tmp_pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"gate": "firm"}, "gate is 'firm'; it must be one of soft, straight, attention"),
+        ({"gate": "firm"}, "gate is 'firm'; it must be one of soft, rank, straight, attention"),
         ({"gate": "soft"}, "policy is tova; a gate is trained for 'learned', without a file, and soft=False"),
         ({"gate": "soft", "policy": "learned:ageing=False"}, "tokens fade with age"),
         ({"gate": "soft", "policy": "learned", "lora": 2}, "a gate is trained alone; lora must be 0"),
