@@ -113,6 +113,25 @@ def test_a_token_keeps_what_it_came_with_beside_what_is_observed(x64):
         )
 
 
+def test_biases_that_are_worked_out_at_once_see_what_is_held_then(x64):
+    class Crowded(ms.Window):
+        def bias(self, layer, t):
+            newer = (layer.positions[:, None, :] > layer.positions[:, :, None]).sum(axis=-1)
+            return -0.5 * newer.astype(jnp.float64)
+
+    policy, params = Crowded(), params_of(DEEP)
+    ms.check_contract(policy, DEEP)
+    (logits, _), (_, found) = read(DEEP, policy, params, TOKENS, np.array([T, SHORT], np.int32), "absolute")
+    np.testing.assert_allclose(found[0], logits, rtol=0, atol=1e-9)
+    prompt = jnp.asarray(TOKENS[:BUDGET])  # nothing has to go yet, whichever way it is read
+    by_mode = [
+        ms.prefill(DEEP, policy, params, ms.init_state(DEEP, policy, BUDGET), prompt, mode=mode)[1]
+        for mode in ("stepwise", "oneshot")
+    ]
+    np.testing.assert_allclose(by_mode[1], by_mode[0], rtol=0, atol=1e-9)
+    assert np.abs(by_mode[0] - logits[BUDGET - 1]).max() < 1e-9
+
+
 def test_a_new_gate_is_the_window():
     config, params = tiny.CONFIG, tiny.params()
     held = []
