@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -24,15 +23,11 @@ from msrnn_jax.checkpoint.identity import config_hash, fingerprint
 from msrnn_jax.io.environment import keep_compilations
 from msrnn_jax.io.provenance import environment, tokens_hash
 from msrnn_jax.params import is_low_rank
-from msrnn_jax.policies import parse_policy
+from msrnn_jax.policies import Learned, parse_policy
+from msrnn_jax.policies.source import source_hash
 
-FREE = (
-    "checkpoint",
-    "data",
-    "keep_every",
-    "merge",
-    "start",
-)  # may differ in a run that goes on, or hashes stand for them
+# What may differ in a run that goes on; hashes stand for checkpoint, data and start.
+FREE = ("checkpoint", "data", "keep_every", "merge", "start")
 
 
 class Reading(NamedTuple):
@@ -152,13 +147,9 @@ def _about(settings: Settings, policy: ms.Policy, books: list[Book], places: Pla
         # In their order, which is that of the stretches.
         "data_sha256": [[book.name, tokens_hash(book.tokens)] for book in books],
         "environment": {**environment(), "optax": importlib.metadata.version("optax")},
-        "start_sha256": _file_hash(settings.start) if settings.start else None,
+        "start_sha256": source_hash(Learned(gate=settings.start)),
         "devices": places.devices,
     }
-
-
-def _file_hash(path: str) -> str:
-    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()[:16]
 
 
 def check_same(folder: pathlib.Path, kept: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

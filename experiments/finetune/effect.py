@@ -8,7 +8,7 @@ Every model reads the same segments. Differences are paired: trained minus untra
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
 from rich.console import Console
@@ -39,6 +39,19 @@ NAME = "finetune_effect"
 UNTRAINED = "untrained"
 PICTURE = "losses.png"
 WINDOW = 16  # steps of the mean that is drawn
+
+
+class Texts(Protocol):
+    """Settings that say what is read."""
+
+    @property
+    def data(self) -> tuple[str, ...]: ...
+    @property
+    def segment(self) -> int: ...
+    @property
+    def segments(self) -> int: ...
+    @property
+    def dtype(self) -> str | None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +91,8 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[dict[st
     losses = {name: read_losses(pathlib.Path(run)) for name, run in zip(names, settings.runs, strict=True)}
     models = {UNTRAINED: settings.checkpoint}
     models |= {name: str(pathlib.Path(run) / MODEL) for name, run in zip(names, settings.runs, strict=True)}
-    lines = {name: read(_reading(settings, model), out / f"{name}.jsonl", console) for name, model in models.items()}
+    asked = (settings.policy,), (settings.budget,), settings
+    lines = {name: read(reading(model, *asked), out / f"{name}.jsonl", console) for name, model in models.items()}
     rows = summarise(lines, str(parse_policy(settings.policy)), settings.budget)
     plot_runs(out / PICTURE, losses, WINDOW)
     write_result(out / "effect.json", NAME, settings, {"rows": rows})
@@ -106,13 +120,14 @@ def _check_runs(settings: Settings, console: Console) -> None:
                 say(console, f"note: run {run!r} was trained on {name}, of which numbers say nothing about other texts")
 
 
-def _reading(settings: Settings, checkpoint: str) -> Reading:
+def reading(checkpoint: str, policies: Sequence[str], budgets: Sequence[int], settings: Texts) -> Reading:
+    """What `language_modeling` is to read: these policies at these budgets on all segments."""
     return Reading(
         checkpoint=checkpoint,
         data=settings.data,
-        policies=(settings.policy,),
+        policies=tuple(policies),
         others=(),
-        budgets=(settings.budget,),
+        budgets=tuple(budgets),
         segment=settings.segment,
         segments=settings.segments,
         other_segments=settings.segments,

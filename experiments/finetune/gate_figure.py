@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.common.figures import budget_axis, canvas, legend_below, ours, png
+from experiments.common.figures import GREY, budget_axis, canvas, legend_below, ours, png
 from experiments.finetune.gate_tables import BASE, TOVA
 
 
@@ -18,7 +18,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> bytes:
             mine = [row for row in own if row["policy"] == policy]
             points = [(row["budget"], row["above_tova"], 2 * row["above_tova_stderr"]) for row in mine]
             ours(place, policy, points, color=f"C{number}", label=mine[0]["name"])
-        place.axhline(0.0, color="0.55", linestyle=":", linewidth=1)
+        place.axhline(0.0, color=GREY, linestyle=":", linewidth=1)
         place.set_title("the model as it was" if model == BASE else "with adapters of its own")
         budget_axis(place, sorted({row["budget"] for row in own}))
     axes[0].set_ylabel(f"nats per token above {TOVA.upper()}, untrained")

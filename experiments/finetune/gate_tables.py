@@ -8,8 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.common.draws import select
-from experiments.common.estimates import Estimate, columns, exp, mean_of, minus, over
+from experiments.common.estimates import Estimate, by, columns, exp, mean_of, minus, over
 from experiments.common.figures import Column, Grid
 from experiments.common.markdown import table as markdown
 from experiments.common.policies import FULL
@@ -20,23 +19,23 @@ from msrnn_jax.policies import Learned, parse_policy
 BASE, ADAPTED = "model", "adapted"
 TOVA, H2O = "tova", "h2o"
 LOSSES = (
-    ("model", "model", 0, 1.0),
-    ("name", "policy", 0, 1.0),
-    ("budget", "budget", 0, 1.0),
-    ("perplexity", "perplexity", 2, 1.0),
-    ("above_full", "nats above full", 4, 1.0),
-    ("against_tova", "against TOVA", 4, 1.0),
-    ("against_h2o", "against H2O", 4, 1.0),
-    ("closed", "won back, %", 1, 100.0),
-    ("kl", "KL from full", 4, 1.0),
-    ("agreement", "top-1, %", 1, 100.0),
+    Column("model", "model"),
+    Column("name", "policy"),
+    Column("budget", "budget"),
+    Column("perplexity", "perplexity", 2),
+    Column("above_full", "nats above full", 4),
+    Column("against_tova", "against TOVA", 4),
+    Column("against_h2o", "against H2O", 4),
+    Column("closed", "won back, %", 1, 100),
+    Column("kl", "KL from full", 4),
+    Column("agreement", "top-1, %", 1, 100),
 )
 SOFT = (
-    ("name", "gate", 0, 1.0),
-    ("against", "against", 0, 1.0),
-    ("apart", "nats", 4, 1.0),
-    ("kl", "KL", 4, 1.0),
-    ("agreement", "top-1, %", 1, 100.0),
+    Column("name", "gate"),
+    Column("against", "against"),
+    Column("apart", "nats", 4),
+    Column("kl", "KL", 4),
+    Column("agreement", "top-1, %", 1, 100),
 )
 
 
@@ -57,24 +56,22 @@ def summarise(
       TOVA costs the untrained model that has come back; `kl` and `agreement` with the same model's full attention. Each
       with a standard error over segments.
     """
+    found = {model: by(own, "policy", "budget") for model, own in lines.items()}
+    full = _nats(by(lines[BASE], "policy")[FULL,])
     rows = []
     for budget in budgets:
-        before, full = _nats(lines[BASE], TOVA, budget), _nats(lines[BASE], FULL, None)
-        for model, own in lines.items():
-            rivals = {name: _nats(own, name, budget) for name in (TOVA, H2O) if name in policies}
+        before = _nats(found[BASE][TOVA, budget])
+        for model, own in found.items():
             for policy in policies:
-                mine = list(_draws(own, policy, budget).values())
-                nats = _nats(own, policy, budget)
+                nats = _nats(own[policy, budget])
                 row: dict[str, Any] = {"model": model, "policy": policy, "name": name_of(policy), "budget": budget}
-                row |= {"segments": len(mine), **columns("perplexity", exp(nats))}
-                row |= columns("above_full", above_full(mine)) | columns("above_tova", minus(nats, before))
-                for rival, theirs in rivals.items():
-                    if rival != policy:
-                        row |= columns(f"against_{rival}", minus(nats, theirs))
+                row |= columns("perplexity", exp(nats)) | columns("above_tova", minus(nats, before))
+                for rival in (TOVA, H2O):
+                    if rival in policies and rival != policy:
+                        row |= columns(f"against_{rival}", minus(nats, _nats(own[rival, budget])))
                 if (model, policy) != (BASE, TOVA):
                     row |= columns("closed", over(minus(before, nats), minus(before, full)))
-                row |= columns("kl", mean_of(mine, "kl", "tokens"))
-                rows.append(row | columns("agreement", mean_of(mine, "agreement", "tokens")))
+                rows.append(row | _nearness(own[policy, budget], "above_full"))
     return rows
 
 
@@ -85,33 +82,29 @@ def summarise_soft(lines: Sequence[Line]) -> list[dict[str, Any]]:
       Against "full", how far fading is from full attention; against "hard at B", how far hard choices at the budget B
       are from fading: `apart` in nats per token, KL divergence and agreement, with standard errors over segments.
     """
-    rows = []
-    for policy in dict.fromkeys(line["setting"]["policy"] for line in lines):
-        own = [line for line in lines if line["setting"]["policy"] == policy]
-        for against in dict.fromkeys(line["setting"]["against"] for line in own):
-            mine = [line for line in own if line["setting"]["against"] == against]
-            row: dict[str, Any] = {"policy": policy, "name": name_of(policy), "against": against}
-            row |= {"segments": len(mine), **columns("apart", above_full(mine))}
-            row |= columns("kl", mean_of(mine, "kl", "tokens"))
-            rows.append(row | columns("agreement", mean_of(mine, "agreement", "tokens")))
-    return rows
+    return [
+        {"policy": policy, "name": name_of(policy), "against": against, **_nearness(mine, "apart")}
+        for (policy, against), mine in by(lines, "policy", "against").items()
+    ]
 
 
-def _draws(lines: Sequence[Line], policy: str, budget: int | None) -> dict[str, Line]:
-    wanted = {"policy": policy} if budget is None else {"policy": policy, "budget": budget}
-    return {line["document"]: line for line in select(lines, **wanted).values()}
+def _nats(lines: Sequence[Line]) -> Estimate:
+    return mean_of(lines, "nats", "tokens")
 
 
-def _nats(lines: Sequence[Line], policy: str, budget: int | None) -> Estimate:
-    """Nats per token, by segments in the order of their names."""
-    found = _draws(lines, policy, budget)
-    return mean_of([found[name] for name in sorted(found)], "nats", "tokens")
+def _nearness(lines: Sequence[Line], name: str) -> dict[str, Any]:
+    """How near a reading is to what it is held against: nats above it by that name, KL divergence, agreement."""
+    near = {name: above_full(lines), **{one: mean_of(lines, one, "tokens") for one in ("kl", "agreement")}}
+    row: dict[str, Any] = {"segments": len(lines)}
+    for one, estimate in near.items():
+        row |= columns(one, estimate)
+    return row
 
 
 def grids(rows: Sequence[Mapping[str, Any]], soft: Sequence[Mapping[str, Any]]) -> list[Grid]:
     """Both tables."""
     made = [("Losses on texts that no gate was trained on", LOSSES, rows), ("Fading beside hard choices", SOFT, soft)]
-    return [Grid(title, [Column(*column) for column in wanted], lines) for title, wanted, lines in made if lines]
+    return [Grid(title, wanted, lines) for title, wanted, lines in made if lines]
 
 
 def table(rows: Sequence[Mapping[str, Any]], soft: Sequence[Mapping[str, Any]]) -> list[Table]:

@@ -7,26 +7,27 @@ gets gates.json, gates.md, gates.png, and the results of every segment; the same
 """
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from experiments.common.books import read_books, spread
+from experiments.common.books import Passage, read_books, spread
 from experiments.common.console import show
 from experiments.common.model import Model, open_model
 from experiments.common.options import Checkpoint, Dtype
 from experiments.common.origin import check_out, write_result
 from experiments.common.policies import named
 from experiments.common.study import Key, Unit, complete
+from experiments.finetune.effect import reading
 from experiments.finetune.gate_figure import draw
 from experiments.finetune.gate_tables import ADAPTED, BASE, TOVA, as_markdown, name_of, summarise, summarise_soft, table
-from experiments.language_modeling.__main__ import Settings as Reading
 from experiments.language_modeling.__main__ import run as read
 from experiments.language_modeling.fields import check
-from experiments.language_modeling.reading import compare_whole, read_budgets, read_full
+from experiments.language_modeling.reading import Full, compare_whole, read_budgets, read_full
 from msrnn_jax.cli.errors import plain_errors
 from msrnn_jax.cli.usage import Command
 from msrnn_jax.io.atomic import write_bytes, write_text
@@ -66,10 +67,7 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> dict[str, li
     Raises:
       ValueError: for a policy that is no gate, two of one name, and what cannot be read.
     """
-    gates = [parse_policy(text) for text in settings.gates]
-    for policy in gates:
-        if not isinstance(policy, Learned) or not policy.gate:
-            raise ValueError(f"policy {policy} is no gate of a file; it must be learned:PATH")
+    gates = list(map(_gate, settings.gates))
     names = list(map(name_of, map(str, gates)))
     if len(set(names)) < len(names):
         raise ValueError(f"gates are called {', '.join(names)}; no two may have one name, that of their folder")
@@ -77,8 +75,9 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> dict[str, li
         raise ValueError(f"policies are {', '.join(settings.policies)}; {TOVA} must be among them")
     check_out(out / "gates.json")
     models = {BASE: settings.checkpoint, **({ADAPTED: settings.adapted} if settings.adapted else {})}
-    lines = {name: read(_reading(settings, path), out / f"{name}.jsonl", console) for name, path in models.items()}
-    soft = _read_soft(settings, [gate for gate in gates if isinstance(gate, Learned)], out, console)
+    asked = (*settings.policies, *settings.gates), settings.budgets, settings
+    lines = {name: read(reading(path, *asked), out / f"{name}.jsonl", console) for name, path in models.items()}
+    soft = _read_soft(settings, gates, out, console)
     policies = [str(parse_policy(text)) for text in (*settings.policies, *settings.gates)]
     found = {"rows": summarise(lines, policies, settings.budgets), "soft": summarise_soft(soft)}
     write_bytes(out / "gates.png", draw(found["rows"]))
@@ -87,35 +86,34 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> dict[str, li
     return found
 
 
-def _reading(settings: Settings, checkpoint: str) -> Reading:
-    return Reading(
-        checkpoint=checkpoint,
-        data=settings.data,
-        policies=(*settings.policies, *settings.gates),
-        others=(),
-        budgets=settings.budgets,
-        segment=settings.segment,
-        segments=settings.segments,
-        other_segments=settings.segments,
-        dtype=settings.dtype,
-    )
+def _gate(text: str) -> Learned:
+    policy = parse_policy(text)
+    if not isinstance(policy, Learned) or not policy.gate:
+        raise ValueError(f"policy {policy} is no gate of a file; it must be learned:PATH")
+    return policy
 
 
 def _read_soft(settings: Settings, gates: list[Learned], out: pathlib.Path, console: Console) -> list[Line]:
     model, size = open_model(settings.checkpoint, settings.dtype), settings.segment
     books = read_books(model.tokenizer, settings.data, size * max(1, settings.segments), console)
+    fading = [gate for gate in gates if gate.ageing]  # other scores say who goes, and nothing of how fast
+    passages = [passage for book in books for passage in spread(book, size, settings.segments)]
+
+    @functools.lru_cache(maxsize=1)  # gates take turns on one segment
+    def full(place: int) -> Full:
+        return read_full(model, passages[place].tokens)
+
     units = [
-        unit
-        for book in books
-        for passage in spread(book, size, settings.segments)
-        for gate in gates
-        if gate.ageing  # other scores say who goes, and nothing of how fast
-        for unit in _soft_units(model, gate, passage, settings.budgets)
+        _soft_unit(model, gate, passage, functools.partial(full, place), settings.budgets)
+        for place, passage in enumerate(passages)
+        for gate in fading
     ]
     return complete(out / "soft.jsonl", "gates_soft", settings, model.about, units, console, check)
 
 
-def _soft_units(model: Model, gate: Learned, passage: Any, budgets: tuple[int, ...]) -> Iterator[Unit]:
+def _soft_unit(
+    model: Model, gate: Learned, passage: Passage, full: Callable[[], Full], budgets: tuple[int, ...]
+) -> Unit:
     """What every query finds faded, held against the full model, and hard choices held against that."""
     size = len(passage.tokens)
     against = {"full": size - 1, **{f"hard at {budget}": budget for budget in budgets}}
@@ -126,13 +124,12 @@ def _soft_units(model: Model, gate: Learned, passage: Any, budgets: tuple[int, .
 
     def work() -> list[dict[str, Any]]:
         faded = read_full(model, passage.tokens, gate.replace(soft=True))
-        full = read_full(model, passage.tokens)
         return [
-            compare_whole(model, faded, passage.tokens, full),
+            compare_whole(model, faded, passage.tokens, full()),
             *read_budgets(model, gate, passage.tokens, faded, budgets),
         ]
 
-    yield Unit(keys, work)
+    return Unit(keys, work)
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -14,9 +14,8 @@ from msrnn_jax.model.llama import after_attention, attention_inputs, context_of
 from msrnn_jax.params import LayerParams
 from msrnn_jax.policies import Gate, Learned
 from msrnn_jax.recurrence.attention import attention_logits, softmax, weighted_values
-from msrnn_jax.recurrence.chunk import attend_chunk
+from msrnn_jax.recurrence.chunk import all_born_with, attend_chunk
 from msrnn_jax.recurrence.indexing import take_rows
-from msrnn_jax.recurrence.step import born_with
 from msrnn_jax.state import LayerState, StepContext
 
 OBJECTIVES = ("soft", "rank", "straight", "attention")
@@ -158,12 +157,11 @@ def _hold_all(
     index: int,
 ) -> LayerState:
     """The state of a layer that holds all tokens of a stretch, in their order, each with what its gate says."""
-    born = jax.vmap(partial(born_with, policy, empty, index=index), out_axes=1)
     return empty.replace(
         keys=jnp.moveaxis(key, 0, 1),
         values=jnp.moveaxis(value, 0, 1),
         positions=jnp.broadcast_to(context.position, (empty.num_rows, len(context.position))),
-        stats=born(value, context.replace(angles=None)),
+        stats=all_born_with(policy, empty, value, context, index),
         index=index,
     )
 

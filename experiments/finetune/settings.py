@@ -17,7 +17,6 @@ RANGES = {  # of numbers that are no sizes
     "hinge": (0.0, 1e9),
     "temperature": (0.0, 1e9),
 }
-
 POSITIVE = ("learning_rate", "clip", "temperature")
 
 
@@ -123,5 +122,3 @@ def _check_gate(settings: Settings) -> None:
         read_gate(settings.start)
     if settings.segment != settings.length:
         raise ValueError(f"segment is {settings.segment}; for a gate it must be the length, {settings.length}")
-    if settings.budget < 2:
-        raise ValueError(f"budget is {settings.budget}; for a gate it must be at least 2")

@@ -172,10 +172,10 @@ def train(
         params = model_of(method, trained, frozen)
 
         def row(state: Any, behind: Any, tokens: Array) -> tuple[Losses, Any]:
-            teacher = Teacher(frozen, behind) if method.distill and frozen is not None else None
             if method.gating is not None and isinstance(method.policy, Learned):
                 how = method.config, method.policy, method.gating, trained, params, tokens
                 return read_gated(*how, method.budget, method.distill > 0, method.chunk), (state, behind)
+            teacher = Teacher(frozen, behind) if method.distill and frozen is not None else None
             return read_segment(method.config, method.policy, params, state, tokens, teacher, method.chunk)
 
         losses, after = jax.vmap(row)(training.states, training.teachers, tokens)

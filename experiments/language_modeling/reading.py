@@ -22,9 +22,6 @@ from msrnn_jax.recurrence.slots import init_state, slots_of
 ALIKE = 512  # budgets up to it cost about the same: attention is the smaller part of a chunk
 
 
-FULL = ms.Full()
-
-
 class Full(NamedTuple):
     """What the full model makes of a segment."""
 
@@ -32,9 +29,9 @@ class Full(NamedTuple):
     nats: np.ndarray  # [T - 1], of every next token
 
 
-def read_full(model: Model, tokens: Int[np.ndarray, " T"], policy: Policy = FULL) -> Full:
+def read_full(model: Model, tokens: Int[np.ndarray, " T"], policy: Policy | None = None) -> Full:
     """Reads a segment with full attention, or with what a policy makes of it while nothing is forgotten."""
-    kept = _read_full(model.config, policy, model.params, jnp.asarray(tokens))
+    kept = _read_full(model.config, ms.Full() if policy is None else policy, model.params, jnp.asarray(tokens))
     return Full(kept["x"], np.asarray(kept["nats"]))
 
 
@@ -42,9 +39,8 @@ def read_full(model: Model, tokens: Int[np.ndarray, " T"], policy: Policy = FULL
 def _read_full(config: ms.Config, policy: Policy, params: Params, tokens: Int[Array, " T"]) -> dict[str, Array]:
     empty, forgetting = init_state(config, policy, tokens.shape[0] - 1), not policy.forgets
     inputs, beside = tokens[:-1], {"targets": tokens[1:]}
-    return scan_chunks(config, policy, params, empty, inputs, beside, None, reader=_read_stream, forgetting=forgetting)[
-        2
-    ]
+    how = {"reader": _read_stream, "forgetting": forgetting}
+    return scan_chunks(config, policy, params, empty, inputs, beside, None, **how)[2]
 
 
 def _read_stream(config: ms.Config, params: Params, x: Float[Array, "C D"], beside: dict[str, Array]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def attend_chunk(
     count, before = context.token.shape[0], layer
     # What padding is worth has probability 0, and must be finite to count for nothing.
     value = jnp.where((context.position != EMPTY)[:, None, None], value, jnp.zeros_like(value))
-    born = _born_with(policy, layer, value, context, index)
+    born = all_born_with(policy, layer, value, context, index)
     context = context.replace(key=None)  # which nobody else asks for
     layer = append_tokens(policy, layer.replace(index=index), key, value, born)
     grouped = jnp.moveaxis(query.reshape(count, key.shape[1], -1, query.shape[2]), 0, 1)  # [K, T, G, H]
@@ -60,7 +60,7 @@ def attend_chunk(
     return settle(before, layer).replace(index=0), mixed.reshape(query.shape)
 
 
-def _born_with(
+def all_born_with(
     policy: Policy, layer: LayerState, value: Float[Array, "T K H"], context: StepContext, index: int
 ) -> Any:
     """The statistics that the tokens come with, leaves [#K, T, ...]; None for those that every new one has."""

@@ -118,8 +118,6 @@ def why_not(
         return "every head has its own budget"
     if products.dtype != jnp.float32 and not kernel.interpret:
         return f"attention is computed in {products.dtype}"
-    if jax.tree.leaves(kernel.policy):
-        return "the policy has arrays"
     # Two blocks of products, and what is computed of one token's.
     if kernel.platform == "tpu" and 6 * _tiled(heads, group, slots) > VMEM:
         return "a token's products do not fit into a TPU's memory"

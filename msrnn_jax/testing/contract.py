@@ -213,8 +213,8 @@ def _check_variation(
     undo: Callable[[Array], Array],
 ) -> None:
     rule = f"{{}}, but {{}} with {what}; it must not depend on that"
-    changed = change(before)
-    observed = _observe(policy, changed.layer, changed.view)
+    varied = change(before)
+    observed = _observe(policy, varied.layer, varied.view)
     _compare(policy, "observe", rule, after, after.layer.stats, jax.tree.map(undo, observed.stats))
     _compare_rows(policy, rule, after, after.layer.row_stats, observed.row_stats)
     t, changed = after.view.t + 1, change(after).layer
