@@ -42,6 +42,11 @@ def blocks(page: str, language: str | None = None) -> list[Block]:
     return [block for block in found if language in (None, block.language)]
 
 
+def shell_lines(page: str) -> list[str]:
+    """The lines of the `sh` blocks of a page, those that end with a backslash joined to the next."""
+    return [line for block in blocks(page, "sh") for line in block.text.replace("\\\n", " ").splitlines()]
+
+
 def pages_with(language: str) -> list[str]:
     """The pages that have a block in a language."""
     return [page for page in PAGES if blocks(page, language)]

@@ -78,6 +78,14 @@ def params(dtype: str = "float32", seed: int = 0, config: ms.Config = CONFIG) ->
         return jax.tree.map(lambda leaf: leaf.astype(dtype), made.replace(layers=layers))
 
 
+def gate(config: ms.Config = CONFIG, lifetime: int | float = 9, *, hidden: bool = False) -> ms.policies.Gate:
+    """A gate whose tokens differ: some are gone after two more, some fade over fifty."""
+    made = ms.policies.init_gate(config, jax.random.key(1), width=5, lifetime=lifetime, hidden=hidden)
+    keys = jax.random.split(jax.random.key(2), len(made))
+    noise = [jax.random.normal(key, leaf.shape, config.dtype) for leaf, key in zip(made, keys, strict=True)]
+    return ms.policies.Gate(*(leaf.astype(more.dtype) + more for leaf, more in zip(made, noise, strict=True)))
+
+
 def tokens(count: int, seed: int = 0) -> np.ndarray:
     """Random token numbers [count] int32."""
     return np.random.default_rng(seed).integers(0, CONFIG.vocab_size, count).astype(np.int32)

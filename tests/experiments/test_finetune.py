@@ -73,6 +73,22 @@ def losses_of(out: pathlib.Path) -> list[dict]:
     return [line for line in lines if line["kind"] == "finetune step"]
 
 
+def run_cut_off(settings: Settings, out: pathlib.Path, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is interrupted when it takes its step number `call`."""
+    calls = []
+
+    def interrupted(*args):
+        calls.append(None)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return train(*args)
+
+    with monkeypatch.context() as breaking:
+        breaking.setattr(running, "train", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings, out, QUIET)
+
+
 # What is read.
 
 
@@ -475,18 +491,7 @@ def test_everything_at_once_goes_on_to_the_bit(tmp_path, monkeypatch) -> None:
     """Adapters, a teacher, steps that are put together and bfloat16, interrupted between two steps of one update."""
     settings = make_settings(tmp_path, steps=8, accumulate=2, keep_every=3, lora=2, distill=0.5, compute="bfloat16")
     run(settings, tmp_path / "undisturbed", QUIET)
-    calls = []
-
-    def interrupted(*args):
-        calls.append(None)
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-        return train(*args)
-
-    with monkeypatch.context() as breaking:
-        breaking.setattr(running, "train", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(settings, tmp_path / "out", QUIET)
+    run_cut_off(settings, tmp_path / "out", 6, monkeypatch)
     run(settings, tmp_path / "out", QUIET)
     assert losses_of(tmp_path / "out") == losses_of(tmp_path / "undisturbed")
 

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from test_finetune import QUIET, losses_of, make_settings
+from test_finetune import QUIET, losses_of, make_settings, run_cut_off
 from typer.testing import CliRunner
 
 import experiments.finetune.gates as gates
-import experiments.finetune.run as running
 import msrnn_jax as ms
 from experiments.finetune.__main__ import app
 from experiments.finetune.gating import OBJECTIVES, Gating, loss_of, read_gated
@@ -21,14 +20,6 @@ from msrnn_jax.policies import Gate, Learned, init_gate, save_gate
 
 FLOAT64 = tiny.CONFIG.replace(dtype="float64")
 LENGTH, BUDGET = 40, 6
-
-
-def gate_of(config: ms.Config, lifetime: float = 6.0) -> Gate:
-    """A gate whose tokens differ."""
-    made = init_gate(config, jax.random.key(1), width=5, lifetime=lifetime)
-    keys = jax.random.split(jax.random.key(2), len(made))
-    noise = [jax.random.normal(key, leaf.shape, config.dtype) for leaf, key in zip(made, keys, strict=True)]
-    return Gate(*(leaf.astype(more.dtype) + more for leaf, more in zip(made, noise, strict=True)))
 
 
 HARD = Learned()
@@ -49,7 +40,7 @@ def reading(objective, policy=HARD, config=FLOAT64, distill=0.5, hinge=0.3):
 @pytest.mark.parametrize("objective", ["soft", "rank", "attention"])
 @pytest.mark.parametrize("policy", [Learned(recent=2, sinks=1), tiny.more(Learned(scope="layer"))], ids=str)
 def test_the_gradient_is_that_of_finite_differences(objective, policy, x64) -> None:
-    read, gate, tokens = reading(objective, policy), gate_of(FLOAT64), jnp.asarray(tiny.tokens(27))
+    read, gate, tokens = reading(objective, policy), tiny.gate(FLOAT64, 6), jnp.asarray(tiny.tokens(27))
     slopes = jax.grad(lambda gate: read(gate, tokens)[0])(gate)
     along = Gate(*(jax.random.normal(jax.random.key(place), leaf.shape) for place, leaf in enumerate(gate)))
     size = 1e-5
@@ -61,7 +52,7 @@ def test_the_gradient_is_that_of_finite_differences(objective, policy, x64) -> N
 
 
 def test_soft_is_the_model_whose_attention_fades_and_a_gate_that_keeps_all_is_the_full_one(x64) -> None:
-    read, gate, tokens = reading("soft"), gate_of(FLOAT64), jnp.asarray(tiny.tokens(LENGTH))
+    read, gate, tokens = reading("soft"), tiny.gate(FLOAT64, 6), jnp.asarray(tiny.tokens(LENGTH))
     _, losses = read(gate, tokens)
     params, policy = tiny.params("float64", config=FLOAT64), Learned(weights=gate, soft=True)
     state = ms.init_state(FLOAT64, policy, LENGTH)
@@ -77,7 +68,7 @@ def test_soft_is_the_model_whose_attention_fades_and_a_gate_that_keeps_all_is_th
 
 def test_rank_comes_near_to_hard_choices_as_it_gets_colder(x64) -> None:
     """Exactly where scores do not change with time: then the best so far are those that were never forgotten."""
-    policy, gate = Learned(ageing=False, sinks=1), gate_of(FLOAT64)
+    policy, gate = Learned(ageing=False, sinks=1), tiny.gate(FLOAT64, 6)
     tokens = jnp.asarray(np.random.default_rng(0).permutation(50)[:LENGTH])  # none twice: equal ones would tie
     params = tiny.params("float64", config=FLOAT64)
     state = ms.init_state(FLOAT64, policy, BUDGET)
@@ -91,7 +82,7 @@ def test_rank_comes_near_to_hard_choices_as_it_gets_colder(x64) -> None:
 
 
 def test_straight_reads_as_in_use_and_learns_as_rank_where_nothing_is_forgotten(x64) -> None:
-    read, gate, tokens = reading("straight"), gate_of(FLOAT64), jnp.asarray(tiny.tokens(LENGTH))
+    read, gate, tokens = reading("straight"), tiny.gate(FLOAT64, 6), jnp.asarray(tiny.tokens(LENGTH))
     params, policy = tiny.params("float64", config=FLOAT64), Learned(weights=gate)
     _, nats = ms.nll(FLOAT64, policy, params, ms.init_state(FLOAT64, policy, BUDGET), tokens[:-1], tokens[1:])
     np.testing.assert_allclose(read(gate, tokens)[1].nats, nats.mean(), rtol=1e-9)
@@ -128,18 +119,7 @@ def test_a_run_makes_a_policy_and_goes_on_to_the_bit(objective, tmp_path, monkey
     assert lines == losses_of(tmp_path / "whole")
     first, last = (np.mean([line["loss"] for line in part]) for part in (lines[:4], lines[-4:]))
     assert last < first or objective == "straight"  # whose slope is that of another function
-    train, calls = running.train, []
-
-    def interrupted(*given):
-        calls.append(None)
-        if len(calls) == 8:
-            raise KeyboardInterrupt
-        return train(*given)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(running, "train", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(settings, tmp_path / "cut", QUIET)
+    run_cut_off(settings, tmp_path / "cut", 8, monkeypatch)
     assert run(settings, tmp_path / "cut", QUIET) == lines
     files = [tmp_path / name / "gate.safetensors" for name in ("whole", "cut")]
     assert files[0].read_bytes() == files[1].read_bytes()
@@ -157,7 +137,7 @@ def test_a_run_makes_a_policy_and_goes_on_to_the_bit(objective, tmp_path, monkey
 def test_a_gate_starts_from_another(tmp_path) -> None:
     settings = make_settings(tmp_path, gate="soft", policy="learned", segment=32, steps=1, learning_rate=1e-9)
     config, _ = ms.load(settings.checkpoint)
-    save_gate(tmp_path / "start.safetensors", gate_of(config, 20.0))
+    save_gate(tmp_path / "start.safetensors", tiny.gate(config, 20))
     out = tmp_path / "out"
     options = ["--gate", "soft", "--policy", "learned", "--steps", "1", "--learning-rate", "1e-9", "--batch", "2"]
     sizes = ["--length", "32", "--segment", "32", "--chunk", "8", "--budget", "8", "--compute", "float32"]
@@ -166,7 +146,7 @@ def test_a_gate_starts_from_another(tmp_path) -> None:
     result = CliRunner().invoke(app, [*given, *start, "--out", str(out)])
     assert result.exit_code == 0 and "gate.safetensors" in result.stdout
     made = ms.parse_policy(f"learned:{out}/gate.safetensors")
-    for mine, theirs in zip(made.weights, gate_of(config, 20.0), strict=True):
+    for mine, theirs in zip(made.weights, tiny.gate(config, 20), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-7)
     result = CliRunner().invoke(app, [*given, "--out", str(out)])
     assert result.exit_code == 2 and "was begun with start_sha256" in result.output
@@ -176,7 +156,7 @@ def test_gates_are_measured_beside_others_and_fading_beside_hard_choices(tmp_pat
     settings = make_settings(tmp_path)
     config, _ = ms.load(settings.checkpoint)
     policies = []
-    for name, gate in (("slow", init_gate(config, jax.random.key(0), lifetime=1e12)), ("fast", gate_of(config))):
+    for name, gate in (("slow", init_gate(config, jax.random.key(0), lifetime=1e12)), ("fast", tiny.gate(config, 6))):
         save_gate(tmp_path / name / "gate.safetensors", gate)
         policies.append(f"learned:gate={tmp_path / name / 'gate.safetensors'}")
     out, sizes = tmp_path / "gates", ["--budget", "8", "--budget", "12", "--segment", "48", "--segments", "2"]

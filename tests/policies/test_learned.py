@@ -9,7 +9,7 @@ import tiny
 from test_family import BUDGET, CHUNK, DEEP, MODES, SHORT, TOKENS, T, params_of, read
 
 import msrnn_jax as ms
-from msrnn_jax.policies import Gate, Learned, init_gate, save_gate
+from msrnn_jax.policies import Learned, init_gate, save_gate
 
 OPTIONS = (
     ({}, {"soft": True}, {"scope": "layer", "sinks": 1}, {"ageing": False}, {"ageing": False, "every": 3})
@@ -24,14 +24,6 @@ CHOSEN = [
     (OPTIONS[3], "absolute"),
     (OPTIONS[5], "gap"),
 ]
-
-
-def gate_of(config, hidden=True):
-    """A gate whose tokens differ: some are gone after two more, some fade over fifty."""
-    made = init_gate(config, jax.random.key(1), width=5, lifetime=9, hidden=hidden)
-    keys = jax.random.split(jax.random.key(2), len(made))
-    noise = [jax.random.normal(key, leaf.shape) for leaf, key in zip(made, keys, strict=True)]
-    return Gate(*(leaf.astype(more.dtype) + more for leaf, more in zip(made, noise, strict=True)))
 
 
 def in_numpy(gate):
@@ -54,7 +46,7 @@ def spelled(options):
 
 @pytest.mark.parametrize(("options", "mode"), tiny.few(ALL, *CHOSEN))
 def test_step_extend_and_the_oracle_are_one(options, mode, x64):
-    gate = gate_of(DEEP, hidden="scope" not in options)
+    gate = tiny.gate(DEEP, hidden="scope" not in options)
     policy, lengths = Learned(weights=gate, **options), np.array([T, SHORT], np.int32)
     params = params_of(DEEP)
     (logits, kept), (states, found) = jax.device_get(read(DEEP, policy, params, TOKENS, lengths, mode))
@@ -72,7 +64,7 @@ def test_step_extend_and_the_oracle_are_one(options, mode, x64):
 @pytest.mark.parametrize("options", [{"soft": True}, {"soft": True, "recent": 3}])
 def test_a_prompt_fades_before_it_is_cut(options, x64):
     """Nothing is forgotten while a prompt is read, and biases are then worked out for all tokens at once."""
-    gate, params = gate_of(DEEP), params_of(DEEP)
+    gate, params = tiny.gate(DEEP, hidden=True), params_of(DEEP)
     policy, asked = Learned(weights=gate, **options), in_numpy(gate)
     for mode in MODES:
         state = ms.init_state(DEEP, policy, BUDGET, positions=mode)
@@ -145,7 +137,7 @@ def test_a_new_gate_is_the_window():
 
 def test_gradients_are_those_of_finite_differences(x64):
     """In `step` and `extend`; beside the choice of who goes, which these small changes leave alone."""
-    config, params, gate = DEEP, params_of(DEEP), gate_of(DEEP)
+    config, params, gate = DEEP, params_of(DEEP), tiny.gate(DEEP, hidden=True)
     empty = ms.init_state(config, Learned(soft=True), BUDGET)
 
     def loss(gate, chunk):
@@ -164,7 +156,7 @@ def test_gradients_are_those_of_finite_differences(x64):
 
 
 def test_hard_choices_give_a_gate_no_gradient():
-    gate = gate_of(tiny.CONFIG)
+    gate = tiny.gate(hidden=True)
 
     def loss(gate):
         policy = Learned(weights=gate)
@@ -175,7 +167,7 @@ def test_hard_choices_give_a_gate_no_gradient():
 
 
 def test_a_file_is_a_policy(tmp_path):
-    gate, path = gate_of(tiny.CONFIG), tmp_path / "gate.safetensors"
+    gate, path = tiny.gate(hidden=True), tmp_path / "gate.safetensors"
     save_gate(path, gate, trained_by="nobody")
     policy = ms.parse_policy(f"learned:{path},sinks=2")
     assert policy == ms.parse_policy(str(policy)) == Learned(gate=str(path), sinks=2)
@@ -190,7 +182,7 @@ def test_a_file_is_a_policy(tmp_path):
 
 def test_what_is_no_gate_is_refused(tmp_path):
     path = tmp_path / "gate.safetensors"
-    save_gate(path, gate_of(tiny.CONFIG))
+    save_gate(path, tiny.gate(hidden=True))
     whole = path.read_bytes()
 
     def refused(content, said):
@@ -202,9 +194,9 @@ def test_what_is_no_gate_is_refused(tmp_path):
     refused(b"", "gate '.*' cannot be read")
     refused(whole.replace(b"msrnn_jax gate", b"msrnn_jax goat"), "is no file that save_gate has written")
     refused(whole.replace(b'format\\": 1', b'format\\": 9'), "is no file that save_gate has written")
-    save_gate(path, gate_of(tiny.CONFIG)._replace(outward=jnp.full((2, 3, 5), jnp.nan)))
+    save_gate(path, tiny.gate(hidden=True)._replace(outward=jnp.full((2, 3, 5), jnp.nan)))
     refused(path.read_bytes(), "has numbers that are not finite")
-    save_gate(path, gate_of(tiny.CONFIG)._replace(outward=jnp.zeros((2, 3, 4))))
+    save_gate(path, tiny.gate(hidden=True)._replace(outward=jnp.zeros((2, 3, 4))))
     refused(path.read_bytes(), "is no file that save_gate has written")
     with pytest.raises(ValueError, match="gate 'nowhere' cannot be read"):
         ms.parse_policy("learned:nowhere")

@@ -53,9 +53,8 @@ def _is_text(node: ast.AST) -> bool:
 
 @pytest.mark.parametrize("page", pages.pages_with("sh"))
 def test_shell_blocks_are_read_by_the_programs_they_call(page):
-    for block in pages.blocks(page, "sh"):
-        for line in block.text.replace("\\\n", " ").splitlines():
-            pages.read_command(line)
+    for line in pages.shell_lines(page):
+        pages.read_command(line)
 
 
 @pytest.mark.parametrize(

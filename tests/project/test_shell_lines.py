@@ -43,9 +43,8 @@ VERIFY = "--verify"  # needs torch
 
 
 def lines(page: str) -> list[str]:
-    """All lines of a page, each whole, that can be run here."""
-    texts = (block.text.replace("\\\n", " ") for block in pages.blocks(page, "sh"))
-    found = [line.partition("  #")[0] for text in texts for line in text.splitlines() if line.strip()]
+    """All lines of a page that can be run here."""
+    found = [line.partition("  #")[0] for line in pages.shell_lines(page) if line.strip()]
     return [line for line in found if not any(word in line for word in ELSEWHERE)]
 
 
@@ -105,5 +104,5 @@ def test_lines_do_their_work(page, smollm2, tmp_path):
 
 def test_what_is_not_run_is_on_a_page():
     """No exception for what is no more."""
-    everything = "\n".join(block.text for page in pages.PAGES for block in pages.blocks(page, "sh"))
+    everything = "\n".join(line for page in pages.PAGES for line in pages.shell_lines(page))
     assert all(word in everything for word in ELSEWHERE)
