@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,23 +16,26 @@ ACROSS = 3  # panels side by side: 1,200 pixels
 LINEAR = 0.05  # nats; differences beyond are drawn by their logarithm
 TICKS = (-1.0, -0.3, -0.1, -0.05, 0.0, 0.05, 0.1, 0.3, 1.0, 3.0)
 MARKERS = "osv^DP"
+MANY = 4  # entries of a legend in one column
 SHADES = 256  # bands lie over each other
 
 
 def draw(rows: Sequence[Row]) -> Picture:
     """The difference from TOVA by budget, two standard errors around it, of every policy in the panel of its family."""
     panels = _panels(rows)
-    figure, axes = canvas(min(ACROSS, len(panels)), -(-len(panels) // ACROSS), width=4.0, height=3.4)
+    across = min(ACROSS, max(Counter(every for every, _ in panels).values()))
+    places = _places(panels, across)
+    figure, axes = canvas(across, places[-1] // across + 1, width=4.0, height=3.4)
     apart = [row["apart"] for row in rows if math.isfinite(row["apart"])]
     low, high = max([LINEAR, *_gaps(rows), *(-one for one in apart)]), max([LINEAR, *apart])
-    for place, (every, family) in zip(axes, panels, strict=False):
+    for place, (every, family) in zip([axes[place] for place in places], panels, strict=True):
         group = [row for row in rows if row["every"] == every]
         _panel(place, group, family)
         place.set_title(f"{family}, cut {when(every)}")
-        place.set_ylim(-1.3 * low, 1.5 * high)
-    for place in axes[len(panels) :]:
-        place.set_visible(False)
-    for place in axes[::ACROSS]:
+        place.set_ylim(-1.3 * low, 4 * high)  # legends above the lines
+    for place in set(range(len(axes))) - set(places):
+        axes[place].set_visible(False)
+    for place in axes[::across]:
         place.set_ylabel("nats per token above TOVA")
     return Picture(
         "comparison",
@@ -49,6 +53,16 @@ def _panels(rows: Sequence[Row]) -> list[tuple[int, str]]:
     found = {(row["every"], row["family"]) for row in rows if not _is_tova(row)}
     found = found or {(row["every"], row["family"]) for row in rows}
     return sorted(found, key=lambda one: (one[0], families.index(one[1])))
+
+
+def _places(panels: Sequence[tuple[int, str]], across: int) -> list[int]:
+    """Where in the grid each panel is: policies that cut as often begin a row of their own."""
+    places: list[int] = []
+    for number, (every, _) in enumerate(panels):
+        last = places[-1] if places else -1
+        begins = not number or every != panels[number - 1][0]
+        places.append((last // across + 1) * across if begins else last + 1)
+    return places
 
 
 def _is_tova(row: Row) -> bool:
@@ -76,4 +90,4 @@ def _panel(axes: Any, group: Sequence[Row], family: str) -> None:
     axes.set_yscale("symlog", linthresh=LINEAR)
     axes.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS], fontsize="small")
     budget_axis(axes, sorted({row["budget"] for row in group}))
-    legend(axes)
+    legend(axes, ncols=1 + len(names) // MANY)
