@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh
 
-from msrnn_jax.recurrence.kernel import SWITCH
+from msrnn_jax.recurrence.kernel_choice import SWITCH
 
 # As an H100 of 80 GB describes itself to XLA.
 H100 = """

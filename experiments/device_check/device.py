@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 
-from msrnn_jax.recurrence.kernel import SWITCH
+from msrnn_jax.recurrence.kernel_choice import SWITCH
 
 
 class Peak(NamedTuple):

@@ -13,7 +13,8 @@ from msrnn_jax.config import Config
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.attention import attention_logits, softmax, weighted_values
 from msrnn_jax.recurrence.eviction import eviction_order
-from msrnn_jax.recurrence.kernel import Kernel, kernels_for, step_through
+from msrnn_jax.recurrence.kernel import Kernel, step_through
+from msrnn_jax.recurrence.kernel_choice import kernels_for
 from msrnn_jax.recurrence.positions import Frame, close_gaps, make_frame, place_token
 from msrnn_jax.recurrence.sliding_window import visible_in_window, window_in
 from msrnn_jax.recurrence.slots import append_tokens, hold_next, settle
@@ -212,7 +213,7 @@ def _step_through(
     index: int,
     window: int | None,
 ) -> tuple[LayerState, Bool[Array, "#K T M"], Float[Array, "#K T M"] | None]:
-    """`_scan_masks`, on TPU and GPU as one kernel where that can do it (see `kernel.why_not`).
+    """`_scan_masks`, on TPU and GPU as one kernel where that can do it (see `kernel_choice.why_not`).
 
     The kernel has no derivative: which slots are held has none, and that of statistics is the scan's.
     """

@@ -9,7 +9,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import msrnn_jax as ms
 from experiments.compiled.targets import described, target_devices
-from msrnn_jax.recurrence.kernel import Kernel, step_through, why_not
+from msrnn_jax.recurrence.kernel import Kernel, step_through
+from msrnn_jax.recurrence.kernel_choice import why_not
 from msrnn_jax.state import LayerState, StepContext
 
 pytestmark = pytest.mark.optimised

@@ -13,7 +13,7 @@ import msrnn_jax as ms
 from experiments.common.shapes import SHAPES
 from experiments.compiled import targets
 from msrnn_jax.params import abstract_params
-from msrnn_jax.recurrence.kernel import SWITCH
+from msrnn_jax.recurrence.kernel_choice import SWITCH
 
 PLATFORMS = ("cuda", "tpu")
 BUDGET, READ = 512, 1024

@@ -19,7 +19,7 @@ from experiments.device_check.speed import Speed, layers_that_fit
 from msrnn_jax.devices.memory import state_bytes
 from msrnn_jax.io.units import tree_bytes
 from msrnn_jax.params import abstract_params
-from msrnn_jax.recurrence.kernel import SWITCH
+from msrnn_jax.recurrence.kernel_choice import SWITCH
 
 SMALL = "--batch 2 --tokens 24 --budget 8 --steps 2 --turns 1".split()
 OUT_OF_MEMORY = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")

@@ -15,7 +15,8 @@ from flax import struct
 
 import msrnn_jax as ms
 from msrnn_jax.recurrence import chunk, kernel
-from msrnn_jax.recurrence.kernel import SWITCH, Kernel, kernels_for, step_through, why_not
+from msrnn_jax.recurrence.kernel import Kernel, step_through
+from msrnn_jax.recurrence.kernel_choice import LEAST, SWITCH, kernels_for, why_not
 from msrnn_jax.state import LayerState, StepContext
 
 HEADS, GROUP, COUNT, SLOTS, WIDTH = 4, 2, 11, 9, 10
@@ -149,7 +150,7 @@ def test_the_kernel_is_the_scan(policy, platform):
 def test_blocks_of_a_chunk_go_on_from_each_other(policy, monkeypatch):
     """Of four tokens, the last of three."""
     case = situation(policy)
-    monkeypatch.setattr(kernel, "BLOCK", 4 * kernel._tiled(HEADS, GROUP, SLOTS + COUNT))
+    monkeypatch.setattr(kernel, "BLOCK", 4 * kernel.tiled(HEADS, GROUP, SLOTS + COUNT))
     assert_same(by_kernel(policy, *case), by_scan(policy, *case))
 
 
@@ -291,7 +292,7 @@ def test_the_switch(monkeypatch):
         return sorted(kernels_for(ms.TOVA(), layer, context, products, 0, None, WIDTH))
 
     assert made("on") == ["cuda", "default", "tpu"] and made("off") == []
-    longer = context.replace(token=jnp.zeros(kernel.LEAST, jnp.int32))
+    longer = context.replace(token=jnp.zeros(LEAST, jnp.int32))
     assert made("auto", longer) == []  # on a CPU
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert made("auto", longer) == ["cuda", "tpu"]
