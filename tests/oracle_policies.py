@@ -320,8 +320,8 @@ def keydiff(view: View, head: int) -> np.ndarray:
 
 
 def cur(view: View, head: int) -> np.ndarray:
-    """The shares of a token in the squared lengths of its neighbourhood's keys and values, multiplied."""
-    groups = view.positions // view.rule.options.window
+    """The shares of a token in the squared lengths of the keys and values of its block of held tokens, multiplied."""
+    groups = np.arange(len(view.row)) // view.rule.options.window
     together = groups[:, None] == groups[None, :]  # [J, J]
     keys, values = (lengths_of(heads) ** 2 for heads in (view.keys(head), view.values(head)))
     return (keys / (together @ keys)) * (values / (together @ values))

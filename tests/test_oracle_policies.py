@@ -279,11 +279,11 @@ def test_keydiff():
     )
 
 
-def test_cur_knows_the_groups_of_the_text():
+def test_cur_takes_blocks_of_what_is_held():
     keys, values = single([[1, 0], [0, 1], [1, 1], [3, 0]]), single([[2, 0], [0, 4], [5, 0], [0, 0]])
-    seen = view("cur:window=4", keys, values, positions=[2, 3, 5, 8])  # groups {2, 3}, {5}, {8}
+    seen = view("cur:window=3", keys, values, positions=[2, 3, 15, 80])  # blocks {2, 3, 15} and {80}
     seen.row[3].value[0, 0] = 1
-    assert scores(seen) == close([1 / 2 * 4 / 20, 1 / 2 * 16 / 20, 1, 1])
+    assert scores(seen) == close([1 / 4 * 4 / 45, 1 / 4 * 16 / 45, 2 / 4 * 25 / 45, 1])
 
 
 def test_lagkv():

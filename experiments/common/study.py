@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from rich.console import Console
 
 from experiments.common.console import say
@@ -75,8 +76,11 @@ class Study:
         self._journal.append(lines)
         self._found |= find(self._journal.lines[count:], self._identity)
 
-    def complete(self, units: Iterable[Unit], console: Console) -> list[Line]:
+    def complete(self, units: Sequence[Unit], console: Console) -> list[Line]:
         """Works through the units that have something missing, and returns the lines of the plan, in its order.
+
+        Compiled programs are freed wherever no policy that was measured comes again. A process can hold those of some
+        thirty policies; with more, its memory map is full and compilation fails.
 
         Lines of what came to no number are left out, and spoken of.
 
@@ -87,7 +91,10 @@ class Study:
         if done:
             console.print(f"{self.name}: {done} of {len(self.plan)} results are there already", highlight=False)
         with console.status(f"{self.name}: starting") as status:
-            for unit in units:
+            free = _frees(units)
+            for index, unit in enumerate(units):
+                if index in free:
+                    jax.clear_caches()
                 missing = sum(map(self.lacks, unit.keys))
                 if not missing:
                     continue
@@ -110,6 +117,18 @@ class Study:
                 raise ValueError(f"{self.name}: {said}; the model must compute numbers")
             say(console, f"note: {said}, and are left out")
         return [line for line in lines if not failed(line)]
+
+
+def _frees(units: Sequence[Unit]) -> set[int]:
+    """The units before which all policies are done that were begun, and others come."""
+    policies = [unit.keys[0].setting.get("policy") for unit in units]
+    last = {policy: index for index, policy in enumerate(policies)}
+    free, end = set(), 0
+    for index, policy in enumerate(policies):
+        if index > end:
+            free.add(index)
+        end = max(end, last[policy])
+    return free
 
 
 def _are_numbers(numbers: Numbers) -> bool:

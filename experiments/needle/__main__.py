@@ -13,8 +13,8 @@ reads text and question with full attention and cuts once, when it has seen the 
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -23,12 +23,12 @@ from experiments.common.books import read_books
 from experiments.common.console import show
 from experiments.common.model import Model, open_model
 from experiments.common.options import Books, Budgets, Checkpoint, Dtype, Mode, Out, Policies, Preset, settings_of
-from experiments.common.policies import check_keeps_no_prompt, named, policies_of
+from experiments.common.policies import FULL, check_keeps_no_prompt, named, policies_of
 from experiments.common.study import Key, Unit, complete
 from experiments.needle.asking import Asked, ask
 from experiments.needle.fields import check
-from experiments.needle.haystack import Case, draw_case, needle_tokens
-from experiments.needle.prompts import ORDERS, Room, rooms_for, write_prompt
+from experiments.needle.haystack import draw_case, needle_tokens
+from experiments.needle.prompts import ORDERS, rooms_for, write_prompt
 from experiments.needle.tables import depth_table, summarise, summarise_depths, table
 from msrnn_jax.cli.errors import plain_errors
 from msrnn_jax.cli.options import MeshText
@@ -106,12 +106,29 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> list[Line]:
         for length in settings.lengths
         for depth in settings.depths
     }
+
+    @functools.cache
+    def asked(order: str, length: int, depth: float) -> list[Asked]:
+        drawn = cases[length, depth]
+        return [Asked(case, write_prompt(model.tokenizer, case, order, settings.chat)) for case in drawn]
+
+    def unit(policy: Policy, budgets: Sequence[int], order: str, length: int, depth: float) -> Unit:
+        """The draws of one length and depth in one order, under all budgets together."""
+        about = {"order": order, "length": length, "depth": depth, "mode": settings.mode, "chat": settings.chat}
+        keys = [
+            Key({**named(policy), "budget": budget, **about}, case.name, case.sha256)
+            for budget in budgets
+            for case in cases[length, depth]
+        ]
+        where = order, length, depth
+        return Unit(keys, lambda: ask(model, policy, asked(*where), budgets, rooms[length], settings.mode))
+
     units = [
-        unit
+        unit(parse_policy(text), [length] if text == FULL else settings.budgets, order, length, depth)
+        for text in (FULL, *settings.policies)  # one after the other, so that the programs of each can be freed
         for length in settings.lengths
         for order in settings.orders
         for depth in settings.depths
-        for unit in _units(settings, model, order, cases[length, depth], rooms[length])
     ]
     return complete(out, NAME, settings, model.about, units, console, check)
 
@@ -131,32 +148,6 @@ def _check(settings: Settings, model: Model) -> None:
         if order not in ORDERS:
             raise ValueError(f"order is {order!r}; it must be one of {', '.join(ORDERS)}")
     check_keeps_no_prompt(policies_of(model.config, settings.policies, settings.budgets, min(settings.lengths)))
-
-
-def _units(settings: Settings, model: Model, order: str, cases: Sequence[Case], room: Room) -> Iterator[Unit]:
-    """The draws of one length and depth in one order, full attention first; all budgets of a policy together."""
-    length, depth = cases[0].length, cases[0].depth
-
-    @functools.cache
-    def asked() -> list[Asked]:
-        return [Asked(case, write_prompt(model.tokenizer, case, order, settings.chat)) for case in cases]
-
-    def unit(policy: Policy, budgets: Sequence[int]) -> Unit:
-        about = {"order": order, "length": length, "depth": depth, "mode": settings.mode, "chat": settings.chat}
-        keys = [
-            Key({**named(policy), "budget": budget, **about}, case.name, case.sha256)
-            for budget in budgets
-            for case in cases
-        ]
-
-        def work() -> list[dict[str, Any]]:
-            return ask(model, policy, asked(), budgets, room, settings.mode)
-
-        return Unit(keys, work)
-
-    yield unit(parse_policy("full"), [length])
-    for text in settings.policies:
-        yield unit(parse_policy(text), settings.budgets)
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

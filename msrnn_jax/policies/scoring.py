@@ -62,6 +62,11 @@ def softmax_over(logits: Float[Array, "*T S"], mask: Bool[Array, "*#T S"]) -> Fl
     return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), jnp.finfo(logits.dtype).tiny)
 
 
+def in_order(positions: Int[Array, "*K S"], mask: Bool[Array, "*K S"]) -> Int[Array, "*K S"]:
+    """The slots of the mask in order of position, then all others."""
+    return jnp.argsort(jnp.where(mask, positions, jnp.iinfo(jnp.int32).max), axis=-1)
+
+
 def neighbours(
     scores: Float[Array, "K S"],
     mask: Bool[Array, "K S"],
@@ -70,7 +75,7 @@ def neighbours(
     outside: float,
 ) -> Float[Array, "kernel K S"]:
     """The scores of `kernel` slots around each slot of the mask, in order of position; `outside` beyond the ends."""
-    order = jnp.argsort(jnp.where(mask, positions, jnp.iinfo(jnp.int32).max), axis=1)  # [K, S]
+    order = in_order(positions, mask)
     line = jnp.take_along_axis(jnp.where(mask, scores, outside), order, axis=1)
     padded = jnp.pad(line, ((0, 0), (kernel // 2, kernel // 2)), constant_values=outside)
     around = jnp.stack([padded[:, shift : shift + line.shape[1]] for shift in range(kernel)])

@@ -7,7 +7,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from msrnn_jax.policies.base import Policy, Score, is_size
-from msrnn_jax.policies.scoring import by_heads, by_rows, widen
+from msrnn_jax.policies.scoring import by_heads, by_rows, in_order, widen
 from msrnn_jax.state import EMPTY, LayerState
 
 
@@ -43,7 +43,7 @@ class LagKV(Policy):
         blocks = slots // self.lag
         if blocks < 2:
             return jnp.ones(slots, widen(keys).dtype)
-        order = jnp.argsort(jnp.where(counted, positions, jnp.iinfo(jnp.int32).max))[: blocks * self.lag]
+        order = in_order(positions, counted)[: blocks * self.lag]
         shares = self._shares(keys[order], blocks) + self._shares(values[order], blocks)  # [blocks - 1, lag]
         rank = jnp.argsort(jnp.argsort(shares, axis=1), axis=1).astype(shares.dtype) / self.lag
         whole = counted.sum() // self.lag
