@@ -1,6 +1,8 @@
 """Whether a policy keeps the contract: `check_contract` shows it made-up tokens and says what is broken, and where."""
 
 import copy
+import difflib
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,6 +15,7 @@ from jax import Array
 from msrnn_jax.config import Config
 from msrnn_jax.io.errors import typed_line
 from msrnn_jax.policies import Policy
+from msrnn_jax.policies.base import option_fields
 from msrnn_jax.policies.budgets import rows_for
 from msrnn_jax.recurrence.checks import check_observed, check_policy, check_score, check_statistics, layer_info
 from msrnn_jax.state import EMPTY, Arrival, LayerInfo, LayerState, View
@@ -30,14 +33,19 @@ Entry = np.ndarray | np.generic  # what a slot has of a leaf
 
 FAR = 100_000  # the first position of a text that is under way for long
 
-# What a policy may define in the belief that somebody calls it, and what there is instead.
-UNCALLED = {
-    "budget": "a budget is given to init_state; `adaptive` and `pyramid` share it out",
-    "budgets": "a budget is given to init_state; `adaptive` and `pyramid` share it out",
-    "evict": "what goes is decided by `score`",
-    "select": "what goes is decided by `score`",
+# What the engine calls, and with what.
+CALLED = {
+    name: list(inspect.signature(getattr(Policy, name)).parameters)[1:]
+    for name in ("init", "init_token", "observe", "score", "init_rows", "observe_rows", "revise", "bias")
+}
+# What a policy may define in the belief that somebody asks for it, and what there is instead.
+_SHARED_OUT = "a budget is given to init_state; `adaptive` and `pyramid` share it out"
+_PROTECTED = "`sinks`, `recent` and `prompt` protect tokens"
+UNASKED = {
+    **dict.fromkeys(("budget", "budgets", "layer_budget", "slots"), _SHARED_OUT),
+    **dict.fromkeys(("evict", "forget", "select", "compress"), "what goes is decided by `score`"),
     "keep": "what stays is decided by `score`",
-    "protect": "`sinks`, `recent` and `prompt` protect tokens",
+    **dict.fromkeys(("protect", "protected", "protects"), _PROTECTED),
     "merge": "what is freed is gone: no policy changes keys or values",
     "update": "statistics change in `observe` and `revise`",
     "prefill": "`observe` is called for every token, those of a prompt too",
@@ -96,10 +104,24 @@ def _check_value(policy: Policy) -> None:
 
 
 def _check_names(policy: Policy) -> None:
-    """Refuses what would be ignored: a function that nobody calls."""
-    for name, instead in UNCALLED.items():
-        if callable(getattr(type(policy), name, None)):
-            raise _broken(policy, f"it defines {name}, which nobody calls; {instead}")
+    """Refuses what would be ignored: what nobody asks for, and arguments that nobody gives."""
+    own = {name: thing for kind in reversed(type(policy).__mro__) for name, thing in vars(kind).items()}
+    own = {name: thing for name, thing in own.items() if thing is not getattr(Policy, name, None)}
+    for name in {**own, **option_fields(type(policy))}:
+        if name in UNASKED:
+            raise _broken(policy, f"it defines {name}, which nobody asks for; {UNASKED[name]}")
+        if name in CALLED:
+            _check_arguments(policy, name)
+        elif callable(own.get(name)) and not hasattr(Policy, name):
+            for near in difflib.get_close_matches(name, CALLED, 1, 0.8):
+                raise _broken(policy, f"it defines {name}, which nobody asks for; the engine calls {near}")
+
+
+def _check_arguments(policy: Policy, name: str) -> None:
+    given = CALLED[name]
+    for number, (argument, taken) in enumerate(inspect.signature(getattr(policy, name)).parameters.items()):
+        if number >= len(given) and taken.kind not in (taken.VAR_POSITIONAL, taken.VAR_KEYWORD):
+            raise _broken(policy, f"{name} takes {argument}, which nobody gives; it gets {', '.join(given)}")
 
 
 def _check_init_rows(policy: Policy, info: LayerInfo) -> None:
@@ -287,7 +309,10 @@ def _score(policy: Policy, layer: LayerState, t: Array) -> Array:
 
 
 def _numbers(policy: Policy, name: str, function: Callable[..., Any], layer: LayerState, t: Array) -> Array:
+    shown = jax.tree.leaves(layer)
     score = _call(policy, name, function, layer, t)
+    if any(now is not before for now, before in zip(jax.tree.leaves(layer), shown, strict=True)):
+        raise _broken(policy, f"{name} changed its layer; only what it returns counts")
     if not isinstance(score, jax.Array | np.ndarray):
         raise _broken(policy, f"{name} returned {score!r}; it must be an array {layer.positions.shape}, [#K, S]")
     check_score(policy, score, layer, name)

@@ -232,6 +232,22 @@ class NewbornInNumpy(Good):
         return jnp.asarray(np.asarray(arrival.value)[0, :1])
 
 
+class Fixing(Good):
+    """Says its budget as an option."""
+
+    budget: int = struct.field(pytree_node=False, default=8)
+
+
+class Guarding(Good):
+    def protected(self, layer, t):
+        return layer.positions < 4
+
+
+class AlmostSpelled(Good):
+    def observe_row(self, rows, view):
+        return rows
+
+
 class Merging(Good):
     def merge(self, layer, t):
         return layer
@@ -248,6 +264,25 @@ class Greedy(Good):
 
     def score(self, layer, t, view):
         return view.probs.mean(axis=(0, 1))[None]
+
+
+class Hoping(Good):
+    """Might use more than it gets."""
+
+    def score(self, layer, t, view=None):
+        return super().score(layer, t)
+
+
+class Writing(Good):
+    def init(self, rows, slots):
+        return {"received": super().init(rows, slots)}
+
+    def observe(self, stats, view):
+        return {"received": view.probs.mean(axis=(0, 1))[None]}
+
+    def score(self, layer, t):
+        layer.stats["received"] = 2 * layer.stats["received"]
+        return layer.stats["received"]
 
 
 class RowsOfSlots(Good):
@@ -302,6 +337,7 @@ ARGUMENT = (
     "an option that is an array must be a plain field, one that Python code looks at static, "
     "struct.field(pytree_node=False, default=...)"
 )
+UNASKED = "which nobody asks for"
 STATIC = "leave static out, or score by the token alone"
 
 # "..." stands for words of JAX's own.
@@ -363,11 +399,19 @@ BROKEN = [
     (Picky(), f"it cannot be an argument of jit: TracerBoolConversionError: ...; {ARGUMENT}"),
     (
         Budgeting(),
-        "it defines budget, which nobody calls; a budget is given to init_state; `adaptive` and `pyramid` share it out",
+        f"it defines budget, {UNASKED}; a budget is given to init_state; `adaptive` and `pyramid` share it out",
     ),
-    (Merging(), "it defines merge, which nobody calls; what is freed is gone: no policy changes keys or values"),
+    (
+        Fixing(),
+        f"it defines budget, {UNASKED}; a budget is given to init_state; `adaptive` and `pyramid` share it out",
+    ),
+    (Guarding(), f"it defines protected, {UNASKED}; `sinks`, `recent` and `prompt` protect tokens"),
+    (AlmostSpelled(), f"it defines observe_row, {UNASKED}; the engine calls observe_rows"),
+    (Merging(), f"it defines merge, {UNASKED}; what is freed is gone: no policy changes keys or values"),
     (Editing(), "observe changed its view; only what it returns counts"),
-    (Greedy(), "score failed: TypeError: ...missing 1 required positional argument: 'view'"),
+    (Greedy(), "score takes view, which nobody gives; it gets layer, t"),
+    (Hoping(), "score takes view, which nobody gives; it gets layer, t"),
+    (Writing(), "score changed its layer; only what it returns counts"),
     (NewbornFlat(), "init_token returned shapes (); they must be those of init, (1,)"),
     (NewbornByChance(), "init_token returned other numbers when called again; it must return the same ones"),
     (NewbornInNumpy(), f"init_token {COMPILED}: TracerArrayConversionError: ..."),
