@@ -147,7 +147,8 @@ class View:
 
     @property
     def recent(self) -> int:
-        return resolved(self.rule.recent, self.budget)
+        """MorphKV's window lies before the newest token, which is kept as well."""
+        return resolved(self.rule.recent, self.budget) + (self.rule.name == "morphkv")
 
     @property
     def protected(self) -> np.ndarray:
@@ -365,7 +366,7 @@ def similarity(keys: np.ndarray) -> np.ndarray:
 def morphkv(view: View, head: int) -> np.ndarray:
     """The greatest probability, or the sum, that queries before the newest give, of what they give distant tokens."""
     distant = view.distant
-    queries = range(max(view.t - view.recent, 0), view.t)
+    queries = range(max(view.t + 1 - view.recent, 0), view.t)
     if not queries:
         return np.zeros(distant.sum())
     probs = np.array([softmax(view.products(i, head).sum(axis=0)[distant]) for i in queries])  # [w, |D|]

@@ -469,14 +469,14 @@ def test_gkv_changes_nothing_between_cuts():
 def test_morphkv_leaves_out_the_newest_query():
     queries = [[[0]]] * 3 + [[[1]], [[2]], [[100]]]  # of those the second and third last count
     seen = view("morphkv:recent=2", logarithmic(WEIGHTS), queries=queries)
-    assert scores(seen) == close([1 / 10, 2 / 10, 3 / 10, 16 / 30, 0, 0])
+    assert scores(seen) == close([1 / 6, 2 / 6, 9 / 14, 0, 0, 0])
     seen.rule.options.fuse = "sum"
-    assert scores(seen) == close([4 / 30, 10 / 30, 18 / 30, 28 / 30, 0, 0])
+    assert scores(seen) == close([10 / 42, 26 / 42, 48 / 42, 0, 0, 0])
 
 
 def test_morphkv_adds_the_logits_of_the_group():
-    seen = view("morphkv:recent=1", logarithmic([1, 2, 9]), queries=[[[1], [1]]] * 3, group_size=2)
-    assert scores(seen) == close([1 / 5, 4 / 5, 0])
+    seen = view("morphkv:recent=1", logarithmic([1, 2, 9, 9]), queries=[[[1], [1]]] * 4, group_size=2)
+    assert scores(seen) == close([1 / 5, 4 / 5, 0, 0])
 
 
 # Scores of queries yet to come

@@ -19,8 +19,9 @@ class MorphKV(ObservationWindow):
     """Keeps what the recent tokens' queries attend to, the current one left out, fused by maximum or sum.
 
     For each of the `recent` queries before the current one, softmax over what is older than the window of the logits
-    summed over a group's heads. Ghadia et al., Dialogue Without Limits: Constant-Sized KV Caches for Extended Responses
-    in LLMs, 2025 (arXiv:2503.00979). Their example has a window of 200 in 4,000; 32 is ours.
+    summed over a group's heads. The current token is kept beside the window. Ghadia et al., Dialogue Without Limits:
+    Constant-Sized KV Caches for Extended Responses in LLMs, 2025 (arXiv:2503.00979). Their example has a window of 200
+    in 4,000; 32 is ours.
     """
 
     recent: int | float | None = struct.field(pytree_node=False, default=32, kw_only=True)

@@ -1,6 +1,6 @@
 """The observation window: the queries of the newest tokens, kept by every row."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import struct
@@ -22,8 +22,9 @@ def is_odd(kernel: int) -> bool:
 class ObservationWindow(Policy):
     """Keeps the queries of the newest `recent` tokens, for subclasses that score by what these attend to.
 
-    The window is protected; what is older is distant. In the position modes "cache" and "gap" queries and keys are
-    not rotated, so their products leave distances out. A row keeps `recent` queries of its heads, whatever the budget.
+    The window is protected, and newer tokens that are left out of it; what is older is distant. In the position modes
+    "cache" and "gap" queries and keys are not rotated, so their products leave distances out. A row keeps `recent`
+    queries of its heads, whatever the budget.
     """
 
     scope: str = struct.field(pytree_node=False, default="head", kw_only=True)
@@ -51,6 +52,11 @@ class ObservationWindow(Policy):
         assert isinstance(self.recent, int)
         return self.recent + self.lag
 
+    def recent_of(self, budget: Any) -> int:
+        """The window, with the tokens whose queries are left out."""
+        del budget
+        return self.size
+
     def window(
         self, layer: LayerState, t: Int[Array, ""]
     ) -> tuple[Float[Array, "K W G S"], Int[Array, " W"], Bool[Array, " W"]]:
@@ -64,8 +70,7 @@ class ObservationWindow(Policy):
 
     def distant(self, layer: LayerState, t: Int[Array, ""]) -> Bool[Array, "K S"]:
         """What is held and older than the window."""
-        assert isinstance(self.recent, int)
-        return by_heads(layer, (layer.positions != EMPTY) & (layer.positions < t - self.recent))
+        return by_heads(layer, (layer.positions != EMPTY) & (layer.positions < t - self.size))
 
     def seen(self, layer: LayerState, born: Int[Array, " W"]) -> Bool[Array, "K W 1 S"]:
         """What is held and was there for each of the queries."""
