@@ -57,7 +57,7 @@ def import_(
 ) -> None:
     """Turns a LLaMA-family checkpoint into one of ours.
 
-    Example: python -m convert smollm2-135m checkpoints/smollm2-135m
+    Example: msrnn convert smollm2-135m checkpoints/smollm2-135m
     """
     from .conversion import convert
     from .progress import bar
@@ -76,7 +76,7 @@ def export(
 ) -> None:
     """Turns a checkpoint of ours into a Hugging Face folder, which transformers loads.
 
-    Example: python -m convert export checkpoints/smollm2-135m smollm2-hf
+    Example: msrnn convert export checkpoints/smollm2-135m smollm2-hf
     """
     from msrnn_jax.io.units import parse_bytes
 

@@ -11,7 +11,7 @@ from msrnn_jax.cli.options import budgets_option
 
 T = TypeVar("T")
 
-Checkpoint = Annotated[str, typer.Argument(help="Folder made by `python -m convert`.", metavar="CKPT")]
+Checkpoint = Annotated[str, typer.Argument(help="Folder made by `msrnn convert`.", metavar="CKPT")]
 Preset = Annotated[str, typer.Option(help="small: hours on a CPU, for a small model; paper: the paper's sizes.")]
 Dtype = Annotated[str | None, typer.Option(help="Cast the weights: bfloat16, float16 or float32.")]
 Policies = Annotated[list[str] | None, typer.Option("--policy", help="As in msrnn perplexity; repeat it.")]

@@ -166,7 +166,7 @@ def main(
     books: NumBooks = None,
     slow_segments: Annotated[int | None, typer.Option(help="Of every book, for the slowest policies.")] = None,
     needle_length: Annotated[int | None, typer.Option(help="Tokens of a text with a needle.")] = None,
-    needle_budget: Annotated[list[int] | None, budgets_option("Asked for needles. Default: 64,128.")] = None,
+    needle_budget: Annotated[list[int] | None, budgets_option("Asked for needles.", "--needle-budget")] = None,
     draws: Annotated[int | None, typer.Option(help="Texts for every depth; 0 for no needles.")] = None,
     dtype: Dtype = None,
     mesh: MeshText = None,

@@ -145,7 +145,7 @@ def tagger_version() -> str:
     try:
         return f"textblob {importlib.metadata.version('textblob')}"
     except importlib.metadata.PackageNotFoundError:
-        message = "retention needs textblob, which is not installed: pip install 'msrnn_jax[experiments]'"
+        message = "retention needs textblob, which is not installed: pip install textblob"
         raise ValueError(message) from None
 
 

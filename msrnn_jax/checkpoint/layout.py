@@ -23,11 +23,11 @@ def existing(path: str | os.PathLike[str]) -> pathlib.Path:
     """The absolute folder of a checkpoint that is there."""
     folder = pathlib.Path(path).absolute()
     if not folder.exists():
-        raise ValueError(f"checkpoint {str(path)!r} does not exist; `python -m convert SRC DST` makes one")
+        raise ValueError(f"checkpoint {str(path)!r} does not exist; `msrnn convert SRC DST` makes one")
     if not is_checkpoint(folder):
         raise ValueError(
             f"{str(path)!r} is not a checkpoint of this project: it needs {CONFIG_FILE} and {PARAMS_FOLDER}/; "
-            "`python -m convert SRC DST` makes one"
+            "`msrnn convert SRC DST` makes one"
         )
     _stay_inside(folder)
     return folder

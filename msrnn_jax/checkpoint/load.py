@@ -45,7 +45,7 @@ def load(path: str | os.PathLike[str], *, dtype: str | None = None, sharding: An
     """Reads a checkpoint.
 
     Args:
-      path: a folder written by `save` or `python -m convert`.
+      path: a folder written by `save` or `msrnn convert`.
       dtype: cast the weights to it; by default they stay as they are.
       sharding: where the weights go: a `jax.sharding.Sharding` for all, or a tree of them shaped like the params
         (or like the top of that tree). Every device reads its own part only, straight from the files. By default

@@ -64,9 +64,9 @@ def _in_one(several: list[list[int]] | None) -> list[int] | None:
     return None if several is None else [number for numbers in several for number in numbers]
 
 
-def budgets_option(help: str) -> Any:
-    """`--budget` of a `list[int]`: given more than once, or once with commas, 32,64, which is the same."""
-    return typer.Option("--budget", help=help, metavar="N[,N...]", parser=_whole_numbers, callback=_in_one)
+def budgets_option(help: str, name: str = "--budget") -> Any:
+    """An option of a `list[int]`: given more than once, or once with commas, 32,64, which is the same."""
+    return typer.Option(name, help=help, metavar="N[,N...]", parser=_whole_numbers, callback=_in_one)
 
 
 Seed = Annotated[int, typer.Option(help="Seed of the draws, which a temperature above 0 makes.", min=0, max=2**32 - 1)]

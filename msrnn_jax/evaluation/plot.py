@@ -27,7 +27,7 @@ def check_plot(path: str | os.PathLike[str]) -> None:
       ValueError: where matplotlib is missing, or the path is no .png that can be written.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("plot needs matplotlib, which is not installed: pip install 'msrnn_jax[plot]'")
+        raise ValueError("plot needs matplotlib, which is not installed: pip install matplotlib")
     path = pathlib.Path(path)
     if path.suffix != ".png":
         raise ValueError(f"plot is {str(path)!r}; it must end in .png")

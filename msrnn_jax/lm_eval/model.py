@@ -57,6 +57,7 @@ class MultiStateLM(TemplateLM):
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
         device: str | None = None,
+        **unknown: Any,
     ):
         """Loads a checkpoint; the harness calls this with --model_args.
 
@@ -85,6 +86,8 @@ class MultiStateLM(TemplateLM):
         """
         super().__init__()
         del device
+        for name in unknown:
+            raise ValueError(f"model argument {name!r} is unknown; within a policy, write a plus for a comma")
         keep_compilations()
         devices = None if mesh is None else parse_mesh(with_commas(mesh))
         config, params = load_onto(devices, str(pretrained), dtype)

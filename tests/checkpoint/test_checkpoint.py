@@ -148,7 +148,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
 
 
 def test_damage_is_named(saved, tmp_path):
-    refused("checkpoint 'nowhere' does not exist; `python -m convert SRC DST` makes one", ms.load, "nowhere")
+    refused("checkpoint 'nowhere' does not exist; `msrnn convert SRC DST` makes one", ms.load, "nowhere")
     (tmp_path / "empty").mkdir()
     refused("is not a checkpoint of this project: it needs config.json and params/", ms.load, tmp_path / "empty")
     refused("dtype is 'int8'; it must be one of bfloat16", ms.load, saved, dtype="int8")

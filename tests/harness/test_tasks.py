@@ -97,7 +97,7 @@ def test_questions_that_are_refused(tmp_path, change, message):
 @pytest.mark.exhaustive
 def test_the_command(tmp_path, questions):
     toy = make_toy(tmp_path / "toy", tiny.SHALLOW)
-    command = [sys.executable, "-m", "msrnn_jax.lm_eval", "--model", "msrnn", "--tasks", "msrnn_choices"]
+    command = [sys.executable, "-m", "msrnn_jax.lm_eval", "--tasks", "msrnn_choices"]
     command += ["--metadata", f"choices={questions}", "--output_path", str(tmp_path / "out.json"), "--log_samples"]
     given = [*command, "--use_cache", str(tmp_path / "cache"), "--model_args"]
     for _ in range(2):

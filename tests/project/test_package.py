@@ -23,10 +23,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def python(code: str, *flags: str) -> str:
     """Runs code in a fresh interpreter and returns what it printed."""
-    command = [sys.executable, *flags, "-c", textwrap.dedent(code)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    result = run(code, *flags)
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+def run(code: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *flags, "-c", textwrap.dedent(code)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
 @pytest.mark.exhaustive
@@ -111,6 +115,21 @@ def test_the_library_needs_no_torch_and_no_extra():
         """
     )
     assert printed == "ready\n"
+
+
+def test_the_harness_needs_no_torch_and_is_asked_for_in_one_line():
+    code = """
+        import runpy, sys
+        sys.modules["{}"] = None
+        sys.argv = ["lm_eval", "--model_args", "pretrained=nowhere", "--tasks", "msrnn_choices"]
+        runpy.run_module("msrnn_jax.lm_eval", run_name="__main__")
+        """
+    for missing, said in (
+        ("torch", "error: checkpoint 'nowhere' does not exist"),
+        ("lm_eval", "error: lm_eval is not"),
+    ):
+        done = run(code.format(missing))
+        assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(said), done.stderr
 
 
 @pytest.mark.exhaustive
