@@ -164,7 +164,7 @@ def main(
     gib: Annotated[float, typer.Option(help="Weights, at least, in GiB.", min=0.001)] = 4.0,
     vocab_size: Annotated[int, typer.Option(help="V, on which the largest tensor depends.", min=1)] = 128256,
     model_dim: Annotated[int, typer.Option(help="D, a multiple of 256.", min=256)] = 2048,
-    seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Dtype of the weights.")] = 0,
     folder: Annotated[pathlib.Path | None, typer.Option(help="Where checkpoints are made for a while.")] = None,
     out: Annotated[pathlib.Path, typer.Option(help="JSON to write.")] = pathlib.Path("results/conversion.json"),
 ) -> None:

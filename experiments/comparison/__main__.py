@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from experiments.common.markdown import table
-from experiments.common.options import Books, Budgets, Checkpoint, Dtype, NumBooks, Policies, settings_of
+from experiments.common.options import Books, Budgets, Checkpoint, Dtype, NumBooks, Policies, command_of, settings_of
 from experiments.common.policies import check_keeps_no_prompt
 from experiments.comparison.differences import reference_of
 from experiments.comparison.figure import draw
@@ -27,7 +27,6 @@ from experiments.needle import __main__ as needle
 from experiments.needle import tables as needle_tables
 from msrnn_jax.cli.errors import plain_errors
 from msrnn_jax.cli.options import MeshText, budgets_option
-from msrnn_jax.cli.usage import Command
 from msrnn_jax.evaluation.plot import check_plot
 from msrnn_jax.io.atomic import check_writable, write_bytes, write_text
 from msrnn_jax.io.journal import Line
@@ -154,19 +153,21 @@ def _of_fewer(rows: list[Row], segments: int) -> str:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(cls=Command, help=__doc__)
+@app.command(cls=command_of({NAME: Settings()}), help=__doc__)
 @plain_errors
 def main(
     checkpoint: Checkpoint,
     data: Books = None,
     policy: Policies = None,
     budget: Budgets = None,
-    segment: Annotated[int | None, typer.Option(help="Tokens of a segment. Default: 1,024.")] = None,
-    segments: Annotated[int | None, typer.Option(help="Of every book, evenly spread; 0 for all.")] = None,
+    segment: Annotated[int | None, typer.Option(help="Tokens of a segment.")] = None,
+    segments: Annotated[int | None, typer.Option(help="Segments of every book, evenly spread; 0 for all.")] = None,
     books: NumBooks = None,
-    slow_segments: Annotated[int | None, typer.Option(help="Of every book, for the slowest policies.")] = None,
+    slow_segments: Annotated[int | None, typer.Option(help="Segments of every book for the slowest policies.")] = None,
     needle_length: Annotated[int | None, typer.Option(help="Tokens of a text with a needle.")] = None,
-    needle_budget: Annotated[list[int] | None, budgets_option("Asked for needles.", "--needle-budget")] = None,
+    needle_budget: Annotated[
+        list[int] | None, budgets_option("Budgets at which needles are asked for.", "--needle-budget")
+    ] = None,
     draws: Annotated[int | None, typer.Option(help="Texts for every depth; 0 for no needles.")] = None,
     dtype: Dtype = None,
     mesh: MeshText = None,

@@ -19,13 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common.console import say, show
-from experiments.common.options import settings_of
+from experiments.common.options import command_of, settings_of
 from experiments.common.origin import check_out, write_result
 from experiments.common.shapes import SHAPES
 from experiments.compiled.programs import PROGRAMS, Case, compile_case
 from experiments.compiled.targets import TOPOLOGIES, target_devices
 from msrnn_jax.cli.errors import plain_errors
-from msrnn_jax.cli.usage import Command
 from msrnn_jax.io.units import spell_bytes
 
 NAME = "compiled"
@@ -102,18 +101,18 @@ def table(rows: Sequence[dict[str, Any]], settings: Settings) -> Table:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(cls=Command, help=__doc__)
+@app.command(cls=command_of({NAME: Settings()}), help=__doc__)
 @plain_errors
 def main(
     target: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(TOPOLOGIES)}; repeat it.")] = None,
     program: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(PROGRAMS)}; repeat it.")] = None,
     batch: Annotated[list[int] | None, typer.Option(min=0, help="Rows, 0 for one state alone; repeat it.")] = None,
-    layers: Annotated[list[int] | None, typer.Option(min=1, help="Of the model; repeat it. Default: 1.")] = None,
+    layers: Annotated[list[int] | None, typer.Option(min=1, help="Layers of the model; repeat it. Default: 1.")] = None,
     shape: Annotated[str, typer.Option(help=f"Of a model: {', '.join(SHAPES)}.")] = Settings.shape,
     policy: Annotated[str, typer.Option(help="As in msrnn perplexity.")] = Settings.policy,
     budget: Annotated[int, typer.Option(help="Multi-state size.")] = Settings.budget,
     positions: Annotated[str, typer.Option(help="As in msrnn perplexity.")] = Settings.positions,
-    dtype: Annotated[str, typer.Option(help="Of weights and states.")] = Settings.dtype,
+    dtype: Annotated[str, typer.Option(help="Dtype of weights and states.")] = Settings.dtype,
     out: Annotated[pathlib.Path, typer.Option(help="JSON to write.")] = pathlib.Path("results/compiled.json"),
 ) -> None:
     check_out(out)

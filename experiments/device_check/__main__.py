@@ -137,19 +137,22 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @plain_errors
 def main(
     shape: Annotated[
-        str | None, typer.Option(help=f"Of the timed model: {', '.join(SHAPES)}. Default: llama-2-7b; tiny on a CPU.")
+        str | None,
+        typer.Option(help=f"Shape of the timed model: {', '.join(SHAPES)}. Default: llama-2-7b; tiny on a CPU."),
     ] = None,
-    layers: Annotated[int | None, typer.Option(min=1, help="Of it. Default: all that fit into the memory.")] = None,
-    policy: Annotated[str, typer.Option(help="Of the timed model, as in msrnn perplexity.")] = Settings.policy,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Its layers. Default: all that fit into the memory.")
+    ] = None,
+    policy: Annotated[str, typer.Option(help="Policy of the timed model, as in msrnn perplexity.")] = Settings.policy,
     budget: Annotated[int, typer.Option(min=1, help="Multi-state size.")] = Settings.budget,
-    batch: Annotated[int, typer.Option(min=1, help="Rows beside 1, or what fits of them.")] = Settings.batch,
-    tokens: Annotated[int, typer.Option(min=1, help="Of the text of the perplexity.")] = Settings.tokens,
-    steps: Annotated[int, typer.Option(min=1, help="In a call of decoding.")] = Settings.steps,
-    turns: Annotated[int, typer.Option(min=1, help="Timed calls, of which the median is told.")] = Settings.turns,
-    minutes: Annotated[float, typer.Option(min=0, help="In all; what there is no time for is skipped.")] = 5.0,
+    batch: Annotated[int, typer.Option(min=1, help="Rows of the larger batch, or as many as fit.")] = Settings.batch,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of the text of the perplexity.")] = Settings.tokens,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a call of decoding.")] = Settings.steps,
+    turns: Annotated[int, typer.Option(min=1, help="Timed calls; their median counts.")] = Settings.turns,
+    minutes: Annotated[float, typer.Option(min=0, help="Time for all; what does not fit into it is skipped.")] = 5.0,
     bandwidth: Annotated[float | None, typer.Option(help="GB/s that the device has. Default: its maker's.")] = None,
     flops: Annotated[float | None, typer.Option(help="TFLOP/s in bfloat16. Default: its maker's.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the small model and its text.")] = Settings.seed,
+    seed: Annotated[int, typer.Option(help="Seed of the small model and its text.")] = Settings.seed,
     out: Annotated[pathlib.Path, typer.Option(help="JSON to write.")] = pathlib.Path("results/device_check.json"),
 ) -> None:
     check_out(out)

@@ -15,7 +15,7 @@ from rich.console import Console
 from experiments.common.books import Passage, read_books
 from experiments.common.console import show
 from experiments.common.model import Model, open_model
-from experiments.common.options import Books, Checkpoint, Dtype, Out, Policies, Preset, settings_of
+from experiments.common.options import Books, Checkpoint, Dtype, Out, Policies, Preset, command_of, settings_of
 from experiments.common.policies import named, policies_of
 from experiments.common.study import Key, Unit, complete
 from experiments.extrapolation.fields import check
@@ -23,7 +23,6 @@ from experiments.extrapolation.reading import read_streams
 from experiments.extrapolation.tables import summarise, table
 from msrnn_jax.cli.errors import plain_errors
 from msrnn_jax.cli.options import MeshText
-from msrnn_jax.cli.usage import Command
 from msrnn_jax.io.journal import Line
 from msrnn_jax.policies import Policy
 from msrnn_jax.recurrence.checks import check_int
@@ -94,7 +93,7 @@ def _unit(settings: Settings, model: Model, policy: Policy, positions: str, pass
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(cls=Command, help=__doc__)
+@app.command(cls=command_of(PRESETS), help=__doc__)
 @plain_errors
 def main(
     checkpoint: Checkpoint,
@@ -103,8 +102,8 @@ def main(
     policy: Policies = None,
     budget: Annotated[int | None, typer.Option(help="Multi-state size.")] = None,
     positions: Annotated[list[str] | None, typer.Option(help="absolute, cache or gap; repeat it.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="Of every book, from its beginning.")] = None,
-    books: Annotated[int | None, typer.Option(help="The first ones that are long enough; 0 for all.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens of every book, from its beginning.")] = None,
+    books: Annotated[int | None, typer.Option(help="Take the first books that are long enough; 0 for all.")] = None,
     batch: Annotated[int | None, typer.Option(help="Books read side by side.")] = None,
     dtype: Dtype = None,
     mesh: MeshText = None,

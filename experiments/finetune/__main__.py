@@ -16,11 +16,10 @@ import typer
 from rich.console import Console
 
 from experiments.common.console import say
-from experiments.common.options import Checkpoint, settings_of
+from experiments.common.options import Checkpoint, command_of, settings_of
 from experiments.finetune.run import GATE, MODEL, run
 from experiments.finetune.settings import Settings
 from msrnn_jax.cli.errors import plain_errors
-from msrnn_jax.cli.usage import Command
 
 NAME = "finetune"
 PRESETS = {"small": Settings()}
@@ -28,7 +27,7 @@ PRESETS = {"small": Settings()}
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(cls=Command, help=__doc__)
+@app.command(cls=command_of(PRESETS), help=__doc__)
 @plain_errors
 def main(
     checkpoint: Checkpoint,
@@ -42,14 +41,15 @@ def main(
     batch: Annotated[int | None, typer.Option(help="Rows, stretches of text side by side.")] = None,
     length: Annotated[int | None, typer.Option(help="Tokens read from an empty state, in segments.")] = None,
     segment: Annotated[int | None, typer.Option(help="Tokens of a step; gradients end there.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="The highest, after the warm-up.")] = None,
-    warmup: Annotated[int | None, typer.Option(help="Updates until then.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Of matrices.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The highest rate, which the warm-up ends at.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Updates of the warm-up.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay of matrices.")] = None,
     clip: Annotated[float | None, typer.Option(help="Largest norm of a gradient.")] = None,
     accumulate: Annotated[int | None, typer.Option(help="Steps that make one update.")] = None,
     lora: Annotated[int | None, typer.Option(help="Rank of adapters, which alone are trained; 0: all weights.")] = None,
     lora_weights: Annotated[
-        list[str] | None, typer.Option("--lora-weight", help="A matrix that gets one; repeat it. Default: all seven.")
+        list[str] | None,
+        typer.Option("--lora-weight", help="Matrix that gets an adapter; repeat it. Default: all seven."),
     ] = None,
     merge: Annotated[bool | None, typer.Option("--merge", help="Add the adapters into the weights.")] = None,
     distill: Annotated[
@@ -59,16 +59,18 @@ def main(
         str | None, typer.Option(help="Train a gate, for the policy learned: soft, rank, straight or attention.")
     ] = None,
     gate_width: Annotated[int | None, typer.Option(help="Hidden units of each gate.")] = None,
-    gate_hidden: Annotated[bool | None, typer.Option("--gate-hidden", help="It reads the layer's input too.")] = None,
+    gate_hidden: Annotated[
+        bool | None, typer.Option("--gate-hidden", help="Let the gate read the layer's input, too.")
+    ] = None,
     hinge: Annotated[float | None, typer.Option(help="Weight of the tokens held beyond the budget.")] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Of rank and straight; lower is nearer to a choice.")
+        float | None, typer.Option(help="For rank and straight; lower is nearer to a hard choice.")
     ] = None,
     start: Annotated[str | None, typer.Option(help="A gate to start from.")] = None,
     compute: Annotated[str | None, typer.Option(help="Dtype of the work: bfloat16 or float32.")] = None,
     chunk: Annotated[int | None, typer.Option(help="Tokens that go through a layer together.")] = None,
     keep_every: Annotated[int | None, typer.Option(help="Steps after which all is kept.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the order of the text, and of adapters.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the order of the text, and of adapters.")] = None,
 ) -> None:
     settings = settings_of(
         PRESETS,

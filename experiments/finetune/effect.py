@@ -197,7 +197,9 @@ def main(
     policy: Annotated[str, typer.Option(help="As in msrnn perplexity.")] = Settings.policy,
     budget: Annotated[int, typer.Option(help="Multi-state size.")] = Settings.budget,
     segment: Annotated[int, typer.Option(help="Tokens of a segment.")] = Settings.segment,
-    segments: Annotated[int, typer.Option(help="Of every text, evenly spread; 0 for all.")] = Settings.segments,
+    segments: Annotated[
+        int, typer.Option(help="Segments of every text, evenly spread; 0 for all.")
+    ] = Settings.segments,
     dtype: Dtype = Settings.dtype,
     out: Annotated[pathlib.Path, typer.Option(help="Folder to write, or to go on with.")] = pathlib.Path(
         "results/finetune_effect"

@@ -150,7 +150,9 @@ def main(
         list[int] | None, typer.Option("--budget", help="Multi-state size; repeat it. Default: 64, 128, 256.")
     ] = None,
     segment: Annotated[int, typer.Option(help="Tokens of a segment.")] = Settings.segment,
-    segments: Annotated[int, typer.Option(help="Of every text, evenly spread; 0 for all.")] = Settings.segments,
+    segments: Annotated[
+        int, typer.Option(help="Segments of every text, evenly spread; 0 for all.")
+    ] = Settings.segments,
     dtype: Dtype = Settings.dtype,
     out: Annotated[pathlib.Path, typer.Option(help="Folder to write, or to go on with.")] = pathlib.Path(
         "results/gates"

@@ -18,7 +18,18 @@ from rich.console import Console
 
 from experiments.common.console import left_out_note, show
 from experiments.common.model import Model, open_model
-from experiments.common.options import Budgets, Chat, Checkpoint, Dtype, Mode, Out, Policies, Preset, settings_of
+from experiments.common.options import (
+    Budgets,
+    Chat,
+    Checkpoint,
+    Dtype,
+    Mode,
+    Out,
+    Policies,
+    Preset,
+    command_of,
+    settings_of,
+)
 from experiments.common.policies import named, policies_of
 from experiments.common.study import Key, Unit, complete
 from experiments.generation.endpoint import Judge
@@ -29,7 +40,6 @@ from experiments.generation.tables import judge_table, summarise, summarise_judg
 from experiments.generation.writing import Manner, Story, distinct, foreseen, same_until, shape_of, write_stories
 from msrnn_jax.cli.errors import plain_errors
 from msrnn_jax.cli.options import MeshText
-from msrnn_jax.cli.usage import Command
 from msrnn_jax.generation.sampling import make_sampler
 from msrnn_jax.io.files import OnProblem, refuse
 from msrnn_jax.io.journal import Line
@@ -178,25 +188,29 @@ def _numbers(model: Model, manner: Manner, prompt: Prompt, story: Story, full: S
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(cls=Command, help=__doc__)
+@app.command(cls=command_of(PRESETS), help=__doc__)
 @plain_errors
 def main(
     checkpoint: Checkpoint,
     data: Annotated[
         str | None, typer.Option(help="A .jsonl of prompts. Default: one instruction to tell a story.")
     ] = None,
-    field: Annotated[str | None, typer.Option(help="Of a row, its prompt. Default: prompt or turns.")] = None,
+    field: Annotated[
+        str | None, typer.Option(help="Field of a row that holds its prompt. Default: prompt or turns.")
+    ] = None,
     preset: Preset = "small",
-    stories: Annotated[int | None, typer.Option(help="One for each of the first prompts.")] = None,
+    stories: Annotated[int | None, typer.Option(help="Stories, one for each of the first prompts.")] = None,
     policy: Policies = None,
     budget: Budgets = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Of a story, at most; 0: what fits the context.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of a story; 0: what fits the context.")
+    ] = None,
     context: Annotated[
         int | None, typer.Option(help="Tokens of prompt and story, at most. Default: the model's, at most 4,096.")
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token always.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens that have this together.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of all draws.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of all draws.")] = None,
     chat: Chat = None,
     mode: Mode = None,
     batch: Annotated[int | None, typer.Option(help="Stories that are written at once.")] = None,
@@ -208,7 +222,7 @@ def main(
         str | None, typer.Option(help="Variable that holds the key. Default: OPENAI_API_KEY, if it is set.")
     ] = None,
     judge_timeout: Annotated[float | None, typer.Option(help="Seconds to wait for an answer. Default: 60.")] = None,
-    judge_tries: Annotated[int | None, typer.Option(help="Of one question, at most. Default: 5.")] = None,
+    judge_tries: Annotated[int | None, typer.Option(help="Most tries of one question. Default: 5.")] = None,
     judge_out: Annotated[
         pathlib.Path | None, typer.Option(help="Judgements. Default: beside --out, its name with _judge.")
     ] = None,

@@ -28,6 +28,7 @@ from experiments.common.options import (
     Policies,
     Preset,
     Segment,
+    command_of,
     settings_of,
 )
 from experiments.common.policies import BASELINE, FULL, named, policies_of
@@ -37,7 +38,6 @@ from experiments.language_modeling.reading import Full, read_budgets, read_full,
 from experiments.language_modeling.tables import summarise, table
 from msrnn_jax.cli.errors import plain_errors
 from msrnn_jax.cli.options import MeshText
-from msrnn_jax.cli.usage import Command
 from msrnn_jax.io.journal import Line
 from msrnn_jax.policies import parse_policy
 from msrnn_jax.recurrence.checks import check_int
@@ -133,7 +133,7 @@ def _units(
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(cls=Command, help=__doc__)
+@app.command(cls=command_of(PRESETS), help=__doc__)
 @plain_errors
 def main(
     checkpoint: Checkpoint,
@@ -143,8 +143,8 @@ def main(
     other: Annotated[list[str] | None, typer.Option(help="Policies for the fewer segments; repeat it.")] = None,
     budget: Budgets = None,
     segment: Segment = None,
-    segments: Annotated[int | None, typer.Option(help="Of every book, evenly spread; 0 for all.")] = None,
-    other_segments: Annotated[int | None, typer.Option(help="Of every book, for --other.")] = None,
+    segments: Annotated[int | None, typer.Option(help="Segments of every book, evenly spread; 0 for all.")] = None,
+    other_segments: Annotated[int | None, typer.Option(help="Segments of every book for --other.")] = None,
     books: NumBooks = None,
     dtype: Dtype = None,
     mesh: MeshText = None,

@@ -22,7 +22,18 @@ from rich.console import Console
 from experiments.common.books import read_books
 from experiments.common.console import show
 from experiments.common.model import Model, open_model
-from experiments.common.options import Books, Budgets, Checkpoint, Dtype, Mode, Out, Policies, Preset, settings_of
+from experiments.common.options import (
+    Books,
+    Budgets,
+    Checkpoint,
+    Dtype,
+    Mode,
+    Out,
+    Policies,
+    Preset,
+    command_of,
+    settings_of,
+)
 from experiments.common.policies import FULL, check_keeps_no_prompt, named, policies_of
 from experiments.common.study import Key, Unit, complete
 from experiments.needle.asking import Asked, ask
@@ -32,7 +43,6 @@ from experiments.needle.prompts import ORDERS, rooms_for, write_prompt
 from experiments.needle.tables import depth_table, summarise, summarise_depths, table
 from msrnn_jax.cli.errors import plain_errors
 from msrnn_jax.cli.options import MeshText
-from msrnn_jax.cli.usage import Command
 from msrnn_jax.io.journal import Line
 from msrnn_jax.model.prefill import check_mode
 from msrnn_jax.policies import Policy, parse_policy
@@ -153,7 +163,7 @@ def _check(settings: Settings, model: Model) -> None:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(cls=Command, help=__doc__)
+@app.command(cls=command_of(PRESETS), help=__doc__)
 @plain_errors
 def main(
     checkpoint: Checkpoint,
@@ -171,7 +181,7 @@ def main(
     ] = None,
     mode: Mode = None,
     chat: Annotated[bool | None, typer.Option("--chat/--no-chat", help="Use the model's chat template.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the draws.")] = None,
     dtype: Dtype = None,
     mesh: MeshText = None,
     out: Out = pathlib.Path("results/needle.jsonl"),

@@ -27,6 +27,7 @@ from experiments.common.options import (
     Policies,
     Preset,
     Segment,
+    command_of,
     settings_of,
 )
 from experiments.common.policies import named, policies_of
@@ -39,7 +40,6 @@ from experiments.retention.tables import summarise, table, table_of_tags
 from experiments.retention.tags import tag_tokens, tagger_version
 from msrnn_jax.cli.errors import plain_errors
 from msrnn_jax.cli.options import MeshText
-from msrnn_jax.cli.usage import Command
 from msrnn_jax.io.journal import Line
 from msrnn_jax.policies import parse_policy
 from msrnn_jax.recurrence.checks import check_int
@@ -123,7 +123,7 @@ def _unit(model: Model, setting: dict[str, Any], passages: Sequence[Passage], ma
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(cls=Command, help=__doc__)
+@app.command(cls=command_of(PRESETS), help=__doc__)
 @plain_errors
 def main(
     checkpoint: Checkpoint,

@@ -102,10 +102,10 @@ def main(
         Names, typer.Option(help=f"Repeat it: {', '.join(SECTIONS)}. Default: all but policies.")
     ] = None,
     dtype: Annotated[
-        Names, typer.Option(help="Of weights; repeat it. Default: float32 and bfloat16, a shape's own.")
+        Names, typer.Option(help="Dtype of weights; repeat it. Default: float32 and bfloat16, a shape's own.")
     ] = None,
     policy: Annotated[
-        str, typer.Option(help="Of all states but the variations of extend and policies.")
+        str, typer.Option(help="Budget of all states but the variations of extend and policies.")
     ] = Settings.policy,
     text: Annotated[Names, typer.Option(help="UTF-8 file; repeat it. Default: Python's help.")] = None,
     turns: Annotated[int, typer.Option(help="Turns of roofline and decode.")] = Settings.turns,

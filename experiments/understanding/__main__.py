@@ -19,7 +19,7 @@ from rich.console import Console
 
 from experiments.common.console import show
 from experiments.common.model import Model, open_model
-from experiments.common.options import Budgets, Chat, Checkpoint, Dtype, Out, Policies, Preset, settings_of
+from experiments.common.options import Budgets, Chat, Checkpoint, Dtype, Out, Policies, Preset, command_of, settings_of
 from experiments.common.policies import policies_of
 from experiments.common.study import complete
 from experiments.understanding.data import read_data
@@ -31,7 +31,6 @@ from experiments.understanding.tasks import TASKS
 from experiments.understanding.units import Exam, Trunk, make_units, read_full
 from msrnn_jax.cli.errors import plain_errors
 from msrnn_jax.cli.options import MeshText
-from msrnn_jax.cli.usage import Command
 from msrnn_jax.io.journal import Line
 from msrnn_jax.model.prefill import PROMPT_MODES, check_mode
 from msrnn_jax.policies import parse_policy
@@ -141,7 +140,7 @@ def _choose(document: Document, count: int, index: int) -> list[Question]:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(cls=Command, help=__doc__)
+@app.command(cls=command_of(PRESETS), help=__doc__)
 @plain_errors
 def main(
     checkpoint: Checkpoint,
@@ -161,11 +160,11 @@ def main(
         int | None, typer.Option(help="Tokens of a prompt. Default: the model's context, at most 4,096.")
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Of an answer. Default: 256 for squality, 48 for qasper.")
+        int | None, typer.Option(help="Most tokens of an answer. Default: 256 for squality, 48 for qasper.")
     ] = None,
     chat: Chat = None,
-    documents: Annotated[int | None, typer.Option(help="Of each task, the first ones; 0 for all.")] = None,
-    questions: Annotated[int | None, typer.Option(help="Of each document; 0 for all.")] = None,
+    documents: Annotated[int | None, typer.Option(help="Take the first documents of each task; 0 for all.")] = None,
+    questions: Annotated[int | None, typer.Option(help="Questions of each document; 0 for all.")] = None,
     dtype: Dtype = None,
     mesh: MeshText = None,
     out: Out = pathlib.Path("results/understanding.jsonl"),

@@ -12,7 +12,7 @@ from msrnn_jax.cli.launch import launch
 from msrnn_jax.cli.perplexity import perplexity
 from msrnn_jax.cli.policies import policies
 from msrnn_jax.cli.trace import trace
-from msrnn_jax.cli.usage import Program
+from msrnn_jax.cli.usage import Command, Program
 from msrnn_jax.convert.cli import app as convert  # pyright: ignore[reportMissingImports], see pyproject.toml
 
 app = typer.Typer(
@@ -43,5 +43,5 @@ def main(
 
 
 for command in (generate, chat, perplexity, policies, calibrate, info, trace, launch):
-    app.command()(command)
+    app.command(cls=Command)(command)
 app.add_typer(convert, name="convert")

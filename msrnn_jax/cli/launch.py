@@ -25,7 +25,10 @@ SHARED = ("perplexity",)  # commands that several processes can run together
 @plain_errors
 def launch(
     command: Annotated[
-        list[str], typer.Argument(metavar="-- COMMAND...", help=f"One of {', '.join(SHARED)}, with its options.")
+        list[str],
+        typer.Argument(
+            metavar="-- COMMAND...", help=f"{' or '.join(SHARED)} and its options; no other command can be shared."
+        ),
     ],
     processes: Annotated[int, typer.Option(help="Number of processes, of all hosts together.")] = 1,
     process: Annotated[
@@ -46,7 +49,7 @@ def launch(
     Example: msrnn launch --processes 2 -- perplexity checkpoints/smollm2-135m --text books --mesh data=2
     """
     if command[0] not in SHARED:
-        raise ValueError(f"command is {command[0]!r}; it must be one of {', '.join(SHARED)}")
+        raise ValueError(f"command is {command[0]!r}; only {', '.join(SHARED)} can be shared")
     if processes < 1:
         raise ValueError(f"processes is {processes}; it must be at least 1")
     if any(part == "-" or part.endswith("=-") for part in command):

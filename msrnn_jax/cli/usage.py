@@ -1,5 +1,7 @@
 """How programs end: wrong options in one line and exit code 2, output that nobody reads in 141 and silence."""
 
+import inspect
+import re
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -74,4 +76,9 @@ class WithDefault(Program):
 
 
 class Command(_OneLine, TyperCommand):
-    """For `app.command(cls=Command)`, the only command of a program."""
+    """For `app.command(cls=Command)`: its help fills the lines of a paragraph, however wide the terminal is."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        paragraphs = inspect.cleandoc(self.help or "").split("\n\n")
+        self.help = "\n\n".join(re.sub(r"\n\s*", " ", paragraph) for paragraph in paragraphs)

@@ -1,4 +1,4 @@
-"""How commands end where nobody reads what they write, and where XLA fails."""
+"""How commands end where nobody reads what they write, and where XLA fails; and what their help says."""
 
 import importlib
 import io
@@ -7,10 +7,12 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import pytest
 import tiny
+import typer
 from toy import make_toy
 
 from experiments import reproduce
@@ -84,6 +86,23 @@ def test_a_command_ends_quietly_where_nobody_reads(name, toy, tmp_path, monkeypa
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_ends_quietly_where_nobody_reads(name, monkeypatch):
     ends_quietly(monkeypatch, importlib.import_module(name).app, ["--help"])
+
+
+@pytest.mark.parametrize("name", ["msrnn_jax.cli.app", *EXPERIMENTS])
+def test_no_option_has_the_name_of_another(name):
+    program = typer.main.get_command(importlib.import_module(name).app)
+    for command in [program, *getattr(program, "commands", {}).values()]:
+        names = [one for option in command.params for one in (*option.opts, *option.secondary_opts)]
+        assert len(names) == len(set(names)), names
+
+
+def test_help_tells_what_presets_have_and_fills_its_lines():
+    command: Any = typer.main.get_command(importlib.import_module("experiments.needle.__main__").app)
+    told = {option.name: option.help for option in command.params}
+    assert told["draws"].endswith(" Default: 5; paper: 10.") and told["budget"].endswith(
+        "128,256; paper: 64,128,256,512."
+    )
+    assert "Default" not in told["dtype"] and all("\n" not in part for part in command.help.split("\n\n"))
 
 
 def test_a_mistake_is_one_whoever_reads_of_it(monkeypatch):

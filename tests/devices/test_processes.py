@@ -190,7 +190,7 @@ def test_the_reason_is_shown_and_not_what_it_leads_to(folder: pathlib.Path) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--", "generate", "x"], "command is 'generate'; it must be one of perplexity"),
+        (["--", "generate", "x"], "command is 'generate'; only perplexity can be shared"),
         (["--processes", "0", "--", "perplexity", "x"], "processes is 0"),
         (["--processes", "2", "--process", "1", "--", "perplexity", "x"], "--coordinator HOST:PORT must be given"),
         (["--processes", "2", "--process", "2", "--coordinator", "a:1", "--", "perplexity", "x"], "from 0 to 1"),
