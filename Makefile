@@ -10,12 +10,13 @@ NEWEST := 3.13
 NEWEST_VENV := .venv-newest
 NEWEST_TESTS := project/test_readme cli/test_commands checkpoint/test_checkpoint convert/huggingface/test_roundtrip checkpoint/test_state_file model/test_llama
 COMPILERS := .venv-compiled
+PYTHONS ?= $(BIN)/python
 # The recurrence, the policies and conversion, for every change in between.
 QUICK_TESTS := model/test_extend recurrence/test_policies recurrence/test_slots convert/huggingface/test_roundtrip
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
-.PHONY: demo reproduce test quick test-newest exhaustive compiled mutants check docs torch clean
+.PHONY: demo reproduce test quick test-newest exhaustive compiled mutants check release docs torch clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.experiments $(CHECKPOINT)/config.json
@@ -68,6 +69,17 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+# What a release would publish, in build/dist: twine checks both files, and each is installed where nothing else is.
+release: $(VENV)/.release
+	rm -rf build/dist
+	$(BIN)/python -m build --outdir build/dist .
+	$(BIN)/python -m twine check --strict build/dist/*
+	for python in $(PYTHONS); do $$python -m venv --clear build/alone || exit 1; for file in build/dist/*; do \
+	  build/alone/bin/python -m pip install --quiet --force-reinstall --no-deps $$file && \
+	  build/alone/bin/python -m pip install --quiet $$file && build/alone/bin/python -m pip check && \
+	  (cd build && alone/bin/msrnn --version) || exit 1; \
+	done; done
 
 # The site, in build/site: every warning is an error, and no page may load anything from the network.
 docs: $(VENV)/.docs

@@ -19,4 +19,7 @@ def versions() -> dict[str, str]:
 
 if __name__ == "__main__":
     wrong = [f"{name}: {version or 'none'}" for name, version in versions().items() if version != sys.argv[1]]
-    sys.exit(f"version {sys.argv[1]} is not that of {', '.join(wrong)}" if wrong else 0)
+    if wrong:
+        sys.exit(f"version {sys.argv[1]} is not that of {', '.join(wrong)}")
+    if f"## {sys.argv[1]} (unreleased)" in (ROOT / "CHANGELOG.md").read_text():
+        sys.exit(f"CHANGELOG.md calls {sys.argv[1]} unreleased; it must have its date")
