@@ -90,8 +90,9 @@ def _fields(thing: type) -> list[str]:
 
 
 def equations(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Dollar signs become the role that they stand for."""
-    text = re.sub(r"(?<![$\\`])\$([^$`]+)\$", lambda found: f":math:`{found[1]}`", "\n".join(lines))
+    """Dollar signs become the role or, two of them around a line, the directive that they stand for."""
+    text = re.sub(r"^\$\$([^$]+)\$\$$", lambda found: f".. math:: {found[1]}", "\n".join(lines), flags=re.M)
+    text = re.sub(r"(?<![$\\`])\$([^$`]+)\$", lambda found: f":math:`{found[1]}`", text)
     lines[:] = text.split("\n")
 
 

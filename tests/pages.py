@@ -117,7 +117,7 @@ def read_command(line: str) -> None:
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         wanted = re.fullmatch(r"\.(?:\[(.*)\])?", arguments[-1])
         _require("extra", set((wanted and wanted[1] or "").split(",")) - {""}, extras)
-    elif words != [".", ".venv/bin/activate"]:
+    elif words not in (["python3", "-m", "venv", ".venv"], [".", ".venv/bin/activate"]):
         raise ValueError(f"{line!r} calls a program that no test knows")
 
 

@@ -1,1 +1,1 @@
-"""All results in one page: figures, tables, and what of the paper they bear out."""
+"""All results in one page: figures, tables, and which claims of the paper they confirm."""

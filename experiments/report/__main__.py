@@ -1,4 +1,4 @@
-"""All results in one page: figures, tables, and what of the paper they bear out.
+"""All results in one page: figures, tables, and which claims of the paper they confirm.
 
 python -m experiments.report results --out experiments/results
 

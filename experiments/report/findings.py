@@ -10,11 +10,12 @@ from experiments.report.report import Decided, Report, spell_number, spell_paper
 
 TITLES = {AGREES: "What agrees", DISAGREES: "What disagrees", UNDECIDED: "What is undecided"}
 ABOUT = {
-    AGREES: "The paper claims this, and it holds here. Of several numbers the nearest to its bound is given.",
-    DISAGREES: "The paper claims this, and it does not hold here. Of several numbers the furthest beyond its bound is "
-    "given, in standard errors.",
-    UNDECIDED: "The paper claims this, and the numbers here are too near their bound to tell. Of several the worst is "
-    "given.",
+    AGREES: "The paper claims this, and it holds here. If a claim has several numbers, the one nearest to its bound is "
+    "shown.",
+    DISAGREES: "The paper claims this, and it does not hold here. If a claim has several numbers, the one furthest "
+    "beyond its bound is shown, in standard errors.",
+    UNDECIDED: "The paper claims this, and the numbers here are too near their bound to tell. If a claim has several "
+    "numbers, the worst one is shown.",
 }
 LEADING = (  # what the paper is cited for, and our questions whose answers a user of a bounded state needs
     "Window explodes: at least 33 times the topline's perplexity at every k below the context",

@@ -34,8 +34,8 @@ def step(
 
     Args:
       token: a scalar, from 0 to V - 1. The room of a policy that forgets nothing is not checked: beyond its budget
-        it forgets the oldest. Nor is the end of int32: once 2**31 - 1 tokens were seen, `t` stays there, and every
-        further token is read at the last position, 2**31 - 2.
+        it forgets the oldest. The end of int32 is not checked either: after 2**31 - 1 tokens, `t` stays there, and
+        every further token is read at the last position, 2**31 - 2.
 
     Returns:
       The next state and the logits of the next token, at least float32.

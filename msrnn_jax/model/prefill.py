@@ -42,8 +42,8 @@ def prefill(
       length: how many of the tokens are real, from 1; by default all.
       mode: "stepwise" is the recurrence, T steps. "oneshot" is the authors' `generate`: from an empty state,
         full attention over the whole prompt (within the window, in layers that have one), the policy observing
-        every row, then one cut to the budget, before which goes what no later query can see (under `jit`, where
-        nobody can see that a state is not empty, over what it holds as well).
+        every row, then one cut to the budget. Tokens that no later query can see go first. (Under `jit` a state that
+        is not empty is not refused; full attention then goes over what it holds as well.)
       chunk: as in `extend`.
 
     Returns:

@@ -39,8 +39,8 @@ of slots (a KV head's, or a whole layer's), for 8 KV heads of width 128 with 4 q
 position, k and v are key and value, a is attention and l its logits, g counts the query heads of a KV head, t is the
 time.
 
-*step* and *extend* are times over Window's, for the policy as its name makes it; in brackets where it cuts at each
-token instead of every 128. Measured on SmolLM2-135M with a budget of {budget}, {batch} rows in a step, {dtype},
+*step* and *extend* are times divided by Window's, with default options. Brackets: the policy cuts at each token instead
+of every 128. Measured on SmolLM2-135M with a budget of {budget}, {batch} rows in a step, {dtype},
 {hardware}, jax {jax}. [All numbers and the command](costs.md).
 """
 

@@ -10,7 +10,7 @@ from msrnn_jax.state import LayerState, View
 
 
 class A2SF(Policy):
-    r"""Forgets the token least attended to of late: H2O's sum, of which the past counts ever less.
+    r"""Forgets the token least attended to of late: H2O's sum, but older attention counts less and less.
 
     $A_j \leftarrow f A_j + \sum_g a_{g,j}$ with every token, f = `decay`: 0 is TOVA, 1 is H2O. Jo and Shin, A2SF:
     Accumulative Attention Scoring with Forgetting Factor for Token Pruning in Transformer Decoder, 2024

@@ -14,7 +14,7 @@ PRIMES = (0x9E3779B1, 0x85EBCA77, 0x27D4EB2F)
 
 
 class Keyformer(Policy):
-    r"""Keeps the tokens of the largest sum of attention, of which every share was drawn with Gumbel noise.
+    r"""Keeps the tokens with the largest sum of attention, with Gumbel noise added before each softmax.
 
     $A_j \leftarrow A_j + \sum_g \mathrm{softmax}_j((l_{g,j} + \gamma)/\tau)$ with logits l and noise γ, a hash of
     seed, layer, head, time and position; τ rises from `start` to `end` over `horizon` tokens. Adnan et al., Keyformer:

@@ -12,9 +12,9 @@ from msrnn_jax.state import EMPTY, LayerState, View
 class RoCo(Policy):
     """Forgets the token of the smallest mean attention, but none whose attention varies most.
 
-    With $m_j$ and $s_j$ mean and standard deviation of the attention that j received from every token since it came,
-    the `budget - share * budget - sinks` unprotected tokens of smallest $s_j$ may go, and of them the one of smallest
-    $m_j$ does. Ren and Zhu, On the Efficacy of Eviction Policy for Key-Value Constrained Generative Language Model
+    $m_j$ and $s_j$ are mean and standard deviation of the attention that j received from every token since it came.
+    The `budget - share * budget - sinks` unprotected tokens of smallest $s_j$ may go. Among them, the one of smallest
+    $m_j$ goes. Ren and Zhu, On the Efficacy of Eviction Policy for Key-Value Constrained Generative Language Model
     Inference, 2024 (arXiv:2402.06262). Their code works by query head; here the heads of a group are averaged.
     """
 

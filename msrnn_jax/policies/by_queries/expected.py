@@ -14,8 +14,8 @@ from msrnn_jax.state import LayerInfo, LayerState, View
 class ExpectedAttention(Policy):
     r"""Keeps what queries like those so far are expected to attend to, weighted by the length of values.
 
-    With mean μ and covariance C of the queries read so far, before rotation and without the sinks', and R the mean
-    rotation of the next `future` positions: $z_j = k_j^\top R\mu/\sqrt d + k_j^\top R C R^\top k_j/2d$, softmax,
+    μ and C are mean and covariance of the queries read so far, before rotation and without the sinks'. R is the mean
+    rotation of the next `future` positions. $z_j = k_j^\top R\mu/\sqrt d + k_j^\top R C R^\top k_j/2d$, softmax,
     mean over a group's heads, times $\|v_j\|$. Devoto et al., Expected Attention: KV Cache Compression by Estimating
     Attention from Future Queries Distribution, 2025 (arXiv:2510.00636). Keys count as rotated by their true position
     in every position mode.

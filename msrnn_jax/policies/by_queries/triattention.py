@@ -18,12 +18,14 @@ DISTANCES = 2 ** np.arange(17)  # from now to the queries that are expected
 class TriAttention(Policy):
     r"""Keeps the keys that the mean query would attend to at distances from 1 to 65,536; the prompt is kept.
 
-    With $\bar q_f$ the mean and $m_f$ the mean length of every pair f of a query before rotation, and $u_f$ of a key,
-    the mean over distances d of
-    $\sum_f |\bar q_f||u_f| \cos(\omega_f (t - p_j + d) + \arg(\bar q_f u_f^*)) + (m_f - |\bar q_f|)|u_f|$,
-    normalised over what was generated, maximum over a group's heads. Mao et al., TriAttention, 2026 (arXiv:2604.04921),
-    of whose modes this is the one by layer and head. The means are those of a file that `msrnn calibrate` wrote, as
-    theirs are calibrated beforehand; without one they are those of the queries read so far.
+    $\bar q_f$ is the mean and $m_f$ the mean length of every pair f of a query before rotation, and $u_f$ is that pair
+    of a key. The score is the mean over distances d of
+
+    $$\sum_f |\bar q_f||u_f| \cos(\omega_f (t - p_j + d) + \arg(\bar q_f u_f^*)) + (m_f - |\bar q_f|)|u_f|,$$
+
+    normalised over what was generated, maximum over a group's heads. Mao et al., TriAttention, 2026 (arXiv:2604.04921);
+    this is their mode by layer and head. The means come from a file that `msrnn calibrate` wrote. Theirs are calibrated
+    beforehand too. Without a file, they are the means of the queries read so far.
     """
 
     scope: str = struct.field(pytree_node=False, default="head", kw_only=True)
