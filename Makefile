@@ -8,7 +8,7 @@ PRESET ?= small
 # The newest Python that is supported, and what `make test-newest` runs on it: the core, checkpoints, commands, the README.
 NEWEST := 3.13
 NEWEST_VENV := .venv-newest
-NEWEST_TESTS := project/test_readme cli/test_commands checkpoint/test_checkpoint convert/huggingface/test_roundtrip checkpoint/test_state_file model/test_llama
+NEWEST_TESTS := project/test_readme cli/test_commands checkpoint/test_checkpoint convert/huggingface/test_roundtrip checkpoint/test_state_file model/test_llama harness/test_tasks
 COMPILERS := .venv-compiled
 PYTHONS ?= $(BIN)/python
 # The recurrence, the policies and conversion, for every change in between.

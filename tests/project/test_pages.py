@@ -13,6 +13,8 @@ import typer
 from pages import PAGES, ROOT
 
 import msrnn_jax as ms
+import msrnn_jax.convert  # pyright: ignore[reportMissingImports], see pyproject.toml
+import msrnn_jax.lm_eval
 import msrnn_jax.policies
 
 # Pages whose Python is run by a file of their own, which looks at what it leaves.
@@ -88,8 +90,9 @@ DOCUMENTED = re.findall(r"^\.\. (?:autoclass|autofunction|py:data):: (\S+)", "".
 
 def test_every_public_name_stands_in_the_reference_once():
     public = {f"msrnn_jax.{name}" for name in ms.__all__}
-    policies = {f"msrnn_jax.policies.{name}" for name in msrnn_jax.policies.__all__ if not hasattr(ms, name)}
-    assert public | policies <= set(DOCUMENTED)
+    for package in (msrnn_jax.policies, msrnn_jax.lm_eval, msrnn_jax.convert):
+        public |= {f"{package.__name__}.{name}" for name in package.__all__ if not hasattr(ms, name)}
+    assert public <= set(DOCUMENTED)
     assert len(DOCUMENTED) == len(set(DOCUMENTED))
 
 
@@ -105,6 +108,10 @@ def test_drawings_are_those_of_their_script():
     files = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "pictures").glob("*.svg")}
     assert files == {name: draw().svg() for name, draw in drawings["DRAWINGS"].items()}
     assert all(f"pictures/{name}.svg" in "".join(PAGES.values()) for name in files)
+
+
+def test_pictures_say_what_they_show():
+    assert not [page for page, text in PAGES.items() if "![](" in text]
 
 
 def test_pictures_are_small():
