@@ -40,7 +40,7 @@ KINDS = (
     Kind("gkv", "G-KV", "newest queries", BOTH),
     Kind("morphkv:recent=16", "MorphKV", "newest queries", BOTH),
     Kind("expectedattention", "Expected Attention", "queries to come", BOTH),
-    Kind("triattention:prompt=False", "TriAttention", "queries to come", BOTH),
+    Kind("triattention:prompt=False", "TriAttention, own means", "queries to come", BOTH),
     Kind("knorm", "Knorm", "keys", BOTH),
     Kind("keydiff", "KeyDiff", "keys", BOTH),
     Kind("cur", "CUR", "keys", BOTH),

@@ -39,10 +39,11 @@ class Policy(struct.PyTreeNode, kw_only=True):
       every: a row that holds `budget + every` tokens after a step is cut to its budget at once.
       prompt: what `prefill` reads first is protected (see `LayerState.pinned`), whatever its length.
       adaptive: with the scope "head", the heads of a layer share their budgets out by score: each keeps at least this
-        share of the budget, its best, and the rest goes to the best of all heads. Feng et al., Ada-KV, 2024
-        (arXiv:2407.11550). None: every head has the same budget.
+        share of the budget, its best, protected tokens first, and the rest goes to the best of all heads. Feng et al.,
+        Ada-KV, 2024 (arXiv:2407.11550), whose share is 0.2. None: every head has the same budget.
       pyramid: budgets fall linearly from the first layer to the last, which has 1 / `pyramid` of the mean, without
-        recent tokens. Cai et al., PyramidKV, 2024 (arXiv:2406.02069). None: every layer has the same.
+        recent tokens. Cai et al., PyramidKV, 2024 (arXiv:2406.02069), whose code has 20, and gives no layer
+        more than the prompt's length. None: every layer has the same.
     """
 
     scope: str = struct.field(pytree_node=False, default="layer")

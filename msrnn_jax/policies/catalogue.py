@@ -11,7 +11,7 @@ from msrnn_jax.config import Config
 from msrnn_jax.policies.base import Policy, option_fields, spell_option
 from msrnn_jax.policies.budgets import rows_for
 from msrnn_jax.policies.costs import cost_of, measured
-from msrnn_jax.policies.registry import POLICIES
+from msrnn_jax.policies.registry import POLICIES, unknown
 from msrnn_jax.state import LayerInfo
 
 # Shapes of statistics are told for LLaMA-3-8B: 8 KV heads of width 128, and four query heads for each.
@@ -30,9 +30,10 @@ PAGE = """
 # Policies
 
 Every policy takes the options `scope`, `sinks`, `recent`, `every`, `prompt`, `adaptive` and `pyramid`
-(`msrnn policies NAME` explains them). It works in `step`, `extend`, `generate`, perplexity, traces and experiments, in
-every position mode. The tests hold it to an oracle in numpy that was written from the equations alone. This page is
-what `msrnn policies --markdown` prints.
+([explained below](#options-of-every-policy)). Two of them are methods of their own: Ada-KV is `adaptive`, as in
+`tova:scope=head,adaptive=0.2`, and PyramidKV is `pyramid`, as in `tova:pyramid=20`. Every policy works in `step`,
+`extend`, `generate`, perplexity, traces and experiments, in every position mode. The tests hold it to an
+oracle in numpy that was written from the equations alone. This page is what `msrnn policies --markdown` prints.
 
 *Per slot* and *per row* count the numbers that a policy keeps besides keys and values: of every slot, and of every row
 of slots (a KV head's, or a whole layer's), for 8 KV heads of width 128 with 4 query heads each. In equations p is a
@@ -73,7 +74,7 @@ def describe(name: str) -> Entry:
       ValueError: for a name that is none.
     """
     if name not in POLICIES:
-        raise ValueError(f"policy {name!r} is unknown; it must be one of {', '.join(POLICIES)}")
+        raise unknown(name)
     kind = POLICIES[name]
     text = inspect.getdoc(kind) or ""
     fields, common = option_fields(kind), option_fields(Policy)
@@ -117,6 +118,8 @@ def as_markdown() -> str:
         times = spell_cost(entry, "step"), spell_cost(entry, "extend")
         cells = entry.scored_by, spell(entry.defaults), *kept, *times, link
         lines.append(f"| [`{entry.name}`](#{entry.name}) | " + " | ".join(map(str, cells)) + " |")
+    lines += ["", "## Options of every policy", ""]
+    lines += [f"* `{name}`: {said}" for name, said in common_options().items()]
     for entry in catalogue():
         lines += ["", f"## {entry.name}", "", _listed(entry.text)]
         if entry.options:

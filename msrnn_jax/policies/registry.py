@@ -43,6 +43,7 @@ OURS = (
     + (Knorm, KeyDiff, CUR, LagKV, Learned)
 )
 POLICIES: dict[str, type[Policy]] = {policy_name(policy): policy for policy in OURS}
+OPTIONS = {"adakv": "tova:scope=head,adaptive=0.2", "pyramidkv": "tova:pyramid=20"}  # methods that share budgets out
 WHERE_MODULES_ARE = (
     "; a file may import what Python finds, and modules of the current folder; "
     "one that imports by dots is given as package.module:Class"
@@ -71,9 +72,7 @@ def parse_policy(text: str) -> Policy:
     elif name.endswith(".py"):
         raise ValueError(f"policy {text!r} names no class; it must be {name}:Class{_there_is(_load_file(name))}")
     else:
-        raise ValueError(
-            f"policy {text!r} is unknown; it must be one of {', '.join(POLICIES)}, or module:Class, or file.py:Class"
-        )
+        raise unknown(text, ", or module:Class, or file.py:Class")
     try:
         return policy(**_parse_options(text, policy, options))
     except ValueError:
@@ -93,6 +92,14 @@ def _split(text: str) -> tuple[str, str]:
     if not found and not text.endswith(".py"):
         raise ValueError(f"policy {text!r}: {name!r} is no Python file; it must be path/to/file.py:Class")
     return (f"{path}.py", rest) if found else (text, "")
+
+
+def unknown(text: str, others: str = "") -> ValueError:
+    """The error for what names no policy."""
+    if text.split(":")[0] in OPTIONS:
+        written = OPTIONS[text.split(":")[0]]
+        return ValueError(f"policy {text!r} is an option of every policy; it must be written as in {written}")
+    return ValueError(f"policy {text!r} is unknown; it must be one of {', '.join(POLICIES)}{others}")
 
 
 def _parse_options(text: str, policy: type[Policy], options: str) -> dict[str, Any]:

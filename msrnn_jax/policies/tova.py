@@ -9,10 +9,10 @@ from msrnn_jax.state import LayerState, View
 
 
 class TOVA(Policy):
-    r"""Forgets the token the newest query attends to least, averaged over heads: $\frac{1}{N} \sum_n a_{n,j}$.
+    r"""Forgets the token the newest query attends to least, averaged over heads.
 
-    The newest token itself may go. Oren et al., Transformers are Multi-State RNNs, 2024
-    (arXiv:2401.06104).
+    Its score is $\frac{1}{N} \sum_n a_{n,j}$. The newest token itself may go. Oren et al., Transformers are Multi-State
+    RNNs, 2024 (arXiv:2401.06104).
     """
 
     def init(self, rows: int, slots: int) -> Stats:

@@ -10,9 +10,9 @@ from msrnn_jax.state import LayerState
 
 
 class Window(Policy):
-    """Forgets the oldest token; with `sinks=i`, the oldest but the first i (Window+i): $p_j$.
+    """Forgets the oldest token; with `sinks=i`, the oldest but the first i (Window+i).
 
-    Xiao et al., Efficient Streaming Language Models with Attention Sinks, 2023 (arXiv:2309.17453);
+    Its score is $p_j$. Xiao et al., Efficient Streaming Language Models with Attention Sinks, 2023 (arXiv:2309.17453);
     Han et al., LM-Infinite, 2023 (arXiv:2308.16137).
     """
 

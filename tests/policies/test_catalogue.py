@@ -32,6 +32,10 @@ def test_numbers_kept_are_counted_by_slot_and_row():
     assert (describe("gkv").per_slot, describe("gkv").per_row) == (1, 8 * 4 * 128)
 
 
+def test_summaries_are_words():
+    assert not [entry.name for entry in catalogue() if "$" in entry.summary]
+
+
 def test_the_command_lists_and_explains():
     run = CliRunner().invoke
     listed = run(app, ["policies"]).stdout
@@ -41,6 +45,10 @@ def test_the_command_lists_and_explains():
     assert run(app, ["policies", "rkv", "--json"]).stdout.startswith('{"name": "rkv"')
     assert run(app, ["policies", "--markdown"]).stdout == as_markdown()
     wrong = run(app, ["policies", "lru"])
+    option = CliRunner().invoke(app, ["policies", "pyramidkv"])
+    assert (
+        option.exit_code == 2 and "an option of every policy; it must be written as in tova:pyramid=20" in option.stderr
+    )
     assert wrong.exit_code == 2 and "policy 'lru' is unknown; it must be one of full, window" in wrong.stderr
 
 

@@ -10,10 +10,11 @@ from msrnn_jax.state import LayerState
 
 
 class KeyDiff(Policy):
-    r"""Forgets the token whose key is most like the mean of all: $-\cos(k_j, \bar k)$, $\bar k$ the mean direction.
+    r"""Forgets the token whose key is most like the mean of all.
 
-    Park et al., KeyDiff: Key Similarity-Based KV Cache Eviction for Long-Context LLM Inference in Resource-Constrained
-    Environments, 2025 (arXiv:2504.15364), which cuts blocks of 128 tokens.
+    Its score is $-\cos(k_j, \bar k)$, with $\bar k$ the mean direction. Park et al., KeyDiff: Key Similarity-Based KV
+    Cache Eviction for Long-Context LLM Inference in Resource-Constrained Environments, 2025 (arXiv:2504.15364), which
+    cuts blocks of 128 tokens.
     """
 
     scope: str = struct.field(pytree_node=False, default="head", kw_only=True)

@@ -12,9 +12,10 @@ from msrnn_jax.state import LayerState
 
 
 class Knorm(Policy):
-    r"""Forgets the token of the longest key: $-\|k_j\|$, since long keys get little attention.
+    r"""Forgets the token of the longest key, since long keys get little attention.
 
-    Devoto et al., A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression, 2024 (arXiv:2406.11430).
+    Its score is $-\|k_j\|$. Devoto et al., A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression, 2024
+    (arXiv:2406.11430).
     """
 
     scope: str = struct.field(pytree_node=False, default="head", kw_only=True)

@@ -13,11 +13,11 @@ from msrnn_jax.state import Arrival, LayerState
 
 
 class Learned(Policy):
-    r"""Forgets the token that has faded most: $(t - p_j) \log \beta_j$, where a network gives $\beta_j$ as it comes.
+    r"""Forgets the token that has faded most, at a rate that a network gave it when it came.
 
-    $\log \beta_j = \log \sigma(w^\top \tanh(W [k_j; v_j] + b) + c)$, with weights of their own for every layer and KV
-    head and the key before rotation. The idea is that of Bui et al., TRIM-KV, 2025 (arXiv:2512.03324). Without a file
-    all tokens fade alike, and the oldest goes.
+    Its score is $(t - p_j) \log \beta_j$ with $\log \beta_j = \log \sigma(w^\top \tanh(W [k_j; v_j] + b) + c)$, with
+    weights of their own for every layer and KV head and the key before rotation. The idea is that of Bui et al.,
+    TRIM-KV, 2025 (arXiv:2512.03324). Without a file all tokens fade alike, and the oldest goes.
 
     Attributes:
       gate: path of a file of weights; `learned:PATH` is enough.

@@ -15,12 +15,12 @@ ALIKE = 0.5  # keys of a larger cosine are taken for each other
 
 
 class RKV(SnapKVD):
-    r"""Keeps what the window attends to and no other key is like (R-KV): $\lambda I_j - (1 - \lambda) R_j$.
+    r"""Keeps what the window attends to and no other key is like (R-KV).
 
-    I is SnapKV-D's score. R is the softmax over all tokens of the mean cosine of their keys with those of all others,
-    where each key leaves out the newest of those that are like it. Cai et al., R-KV: Redundancy-aware KV Cache
-    Compression for Reasoning Models, 2025 (arXiv:2505.24133). `mix` is λ, 0.07 in their code and 0.1 in the paper. A
-    key that is like no other leaves out the oldest token, as their code does.
+    Its score is $\lambda I_j - (1 - \lambda) R_j$. I is SnapKV-D's score. R is the softmax over all tokens of the mean
+    cosine of their keys with those of all others, where each key leaves out the newest of those that are like it. Cai
+    et al., R-KV: Redundancy-aware KV Cache Compression for Reasoning Models, 2025 (arXiv:2505.24133). `mix` is λ, 0.07
+    in their code and 0.1 in the paper. A key that is like no other leaves out the oldest token, as their code does.
     """
 
     mix: float = struct.field(pytree_node=False, default=0.07)
