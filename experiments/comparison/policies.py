@@ -30,10 +30,10 @@ KINDS = (
     Kind("tova:scope=head,adaptive=0.2", "TOVA, Ada-KV", "TOVA", (EVERY_TOKEN,)),
     Kind("tova:pyramid=20.0", "TOVA, pyramid", "TOVA", (EVERY_TOKEN,)),
     Kind("h2o", "H2O", "summed attention", BOTH),
-    Kind("h2o:normalize=True", "H2O, mean", "summed attention", (EVERY_TOKEN,)),
+    Kind("h2o:normalize=True", "H2O, mean", "summed attention", BOTH),
     Kind("h2o:weigh=True", "H2O, values", "summed attention", (EVERY_TOKEN,)),
     Kind("a2sf", "A2SF", "summed attention", BOTH),
-    Kind("roco", "RoCo", "other attention", (EVERY_TOKEN,)),
+    Kind("roco", "RoCo", "other attention", BOTH),
     Kind("keyformer", "Keyformer", "other attention", (EVERY_TOKEN,)),
     Kind("snapkvd", "SnapKV-D", "newest queries", BOTH),
     Kind("rkv", "R-KV", "newest queries", BOTH),
@@ -66,7 +66,7 @@ def held(budget: int, every: int) -> float:
 
 DEFAULT = tuple(cut(kind.policy, every) for every in BOTH for kind in KINDS if every in kind.every)
 # They compare or turn all keys at each token, which takes minutes for a thousand tokens: of fewer segments.
-SLOW = tuple(cut(policy, EVERY_TOKEN) for policy in ("rkv", "expectedattention", "cur"))
+SLOW = tuple(cut(policy, EVERY_TOKEN) for policy in ("rkv", "expectedattention"))
 _KNOWN = {cut(kind.policy, EVERY_TOKEN): kind for kind in KINDS}
 
 

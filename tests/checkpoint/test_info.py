@@ -42,7 +42,8 @@ def real_bytes(tree) -> int:
 
 
 def test_info_counts_what_is_there(hollow):
-    policies = ["--policy", "tova", "--policy", "h2o", "--policy", "full", "--budget", "4,9"]
+    named = ["tova", "h2o", "full", "h2o:every=5", "tova:pyramid=2", "tova:scope=head,adaptive=0.5"]
+    policies = [*(word for policy in named for word in ("--policy", policy)), "--budget", "4,9"]
     facts = json.loads(info(hollow, *policies, "--memory", "1MiB", "--dtype", "bfloat16", "--json"))
     params = tiny.params("bfloat16")
     assert facts["dtype"] == "bfloat16" and facts["config"]["dtype"] == "float32"
@@ -54,7 +55,9 @@ def test_info_counts_what_is_there(hollow):
     assert facts["parameters"][-1]["count"] == total == sum(row["count"] for row in facts["parameters"][:-1])
     assert facts["parameters"][-1]["bytes"] == {"float32": 4 * total, "bfloat16": 2 * total}
     assert [(row["policy"], row["budget"]) for row in facts["states"]] == [
-        ("tova", 4), ("tova", 9), ("h2o", 4), ("h2o", 9), ("full", 2048),
+        ("tova", 4), ("tova", 9), ("h2o", 4), ("h2o", 9), ("full", 2048), ("h2o:every=5", 4), ("h2o:every=5", 9),
+        ("tova:pyramid=2", 4), ("tova:pyramid=2", 9),
+        ("tova:scope=head,adaptive=0.5", 4), ("tova:scope=head,adaptive=0.5", 9),
     ]  # fmt: skip
     config = tiny.CONFIG.replace(dtype="bfloat16")
     for row in facts["states"]:

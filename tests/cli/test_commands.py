@@ -52,6 +52,20 @@ def test_generate_continues_every_prompt(toy):
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def test_one_policy_reads_the_prompt_and_another_goes_on(toy):
+    arguments = ["generate", toy, "--prompt", "hello again", "--budget", "4", "--max-new-tokens", "6", "--json"]
+    reading = ["--prompt-policy", "knorm:scope=layer", "--mode", "oneshot"]
+    (row,) = map(json.loads, run(*arguments, *reading).stdout.splitlines())
+    config, params = ms.load(toy)
+    given = [ms.load_tokenizer(toy).encode("hello again")], 4, 6
+    named = dict(zip(("prompts", "budget", "max_new_tokens"), given, strict=True))
+    reader = ms.parse_policy("knorm:scope=layer")
+    expected = ms.generate(config, ms.TOVA(), params, **named, mode="oneshot", prompt_policy=reader, stop=(3,))
+    assert row["prompt_policy"] == "knorm:scope=layer" and row["tokens"] == expected[0][0, : expected[1][0]].tolist()
+    other = ms.generate(config, ms.TOVA(), params, **named, mode="oneshot", stop=(3,))
+    assert row["tokens"] != other[0][0, : other[1][0]].tolist()
+
+
 def test_a_prompt_may_come_from_a_file_or_standard_input(toy, tmp_path):
     """Without the end of its last line, which no prompt is to be continued after."""
     (tmp_path / "prompt.txt").write_text("hello\n")
