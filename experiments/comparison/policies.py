@@ -65,7 +65,7 @@ def held(budget: int, every: int) -> float:
 
 
 DEFAULT = tuple(cut(kind.policy, every) for every in BOTH for kind in KINDS if every in kind.every)
-# They compare or turn all keys at each token, which takes minutes for a thousand tokens: of fewer segments.
+# They compare or turn all keys at each token, which takes minutes for a thousand tokens: on fewer segments.
 SLOW = tuple(cut(policy, EVERY_TOKEN) for policy in ("rkv", "expectedattention"))
 _KNOWN = {cut(kind.policy, EVERY_TOKEN): kind for kind in KINDS}
 

@@ -188,7 +188,7 @@ def test_cutting_seldom_is_told_to_cost_or_to_gain(seldom: float, count: str) ->
 
 
 def test_the_policies_are_in_one_spelling_with_a_label_each() -> None:
-    assert len(DEFAULT) == 41 and list(DEFAULT) == [str(parse_policy(text)) for text in DEFAULT]
+    assert len(DEFAULT) == 43 and list(DEFAULT) == [str(parse_policy(text)) for text in DEFAULT]
     for every in (1, 128):
         labels = [kind_of(policy).label for policy in DEFAULT if every_of(policy) == every]
         assert len(set(labels)) == len(labels)
@@ -218,9 +218,9 @@ def test_the_slowest_are_measured_on_fewer_segments_and_asked_for_no_needles(fol
     for name in (BOOKS, NEEDLES):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     before = settings_for(tmp_path)
-    settings = dataclasses.replace(before, policies=("window:sinks=4", "cur"), slow_segments=2)
+    settings = dataclasses.replace(before, policies=("window:sinks=4", "rkv:every=1"), slow_segments=2)
     page = comparison.run(settings, tmp_path, QUIET)
-    cur = [line for line in read(tmp_path / BOOKS) if line["setting"]["policy"] == "cur"]
-    assert len(cur) == 2 * len(BUDGETS) and {line["setting"]["budget"] for line in cur} == set(BUDGETS)
-    assert "Of fewer segments, at every token: CUR (2)." in page
+    slow = [line for line in read(tmp_path / BOOKS) if line["setting"]["policy"] == "rkv:every=1"]
+    assert len(slow) == 2 * len(BUDGETS) and {line["setting"]["budget"] for line in slow} == set(BUDGETS)
+    assert "Of fewer segments, at every token: R-KV (2)." in page
     assert read(tmp_path / NEEDLES) == read(folder / NEEDLES)

@@ -85,6 +85,18 @@ def test_a_unit_that_was_cut_off_is_worked_out_again_whole_and_counts_once(tmp_p
     assert [line["document"] for line in results] == ["three", "one"]
 
 
+def test_programs_are_freed_where_no_policy_of_before_comes_again(tmp_path, monkeypatch) -> None:
+    freed: list[int] = []
+    for order, expected in (("aabbc", [2, 4]), ("aabab", []), ("abac", [3])):
+        count = Count([key(policy, str(number)) for number, policy in enumerate(order)])
+        monkeypatch.setattr("jax.clear_caches", lambda done=count.done: freed.append(len(done)))
+        path = tmp_path / f"{order}.jsonl"
+        with open_study(path, "trial", Settings(), MODEL, [unit.keys[0] for unit in count.units]) as study:
+            study.complete(count.units, QUIET)
+        assert freed == expected
+        freed.clear()
+
+
 @pytest.mark.parametrize(
     "changed",
     [key("a", "one", "f" * 16), Key({"policy": "a", "budget": 5}, "one", "0" * 16), key("c", "one")],
