@@ -115,7 +115,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command(cls=Command, help=__doc__)
 @plain_errors
 def main(
-    checkpoint: Annotated[str, typer.Argument(metavar="CKPT")],
+    checkpoint: Annotated[str, typer.Argument(help="Folder made by `msrnn convert`.", metavar="CKPT")],
     prompt: Annotated[str, typer.Option(help="What is asked.")] = "What is the sea?",
     policy: Annotated[str, typer.Option(help="As in msrnn generate.")] = "tova",
     budget: Annotated[int, typer.Option(help="As in msrnn generate.")] = 256,

@@ -95,7 +95,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command(cls=Command, help=__doc__)
 @plain_errors
 def main(
-    checkpoint: Annotated[str | None, typer.Argument(metavar="[CKPT]")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Argument(help="Folder made by `msrnn convert`; or --shape.", metavar="CKPT")
+    ] = None,
     shape: Annotated[str | None, typer.Option(help=f"Instead of a checkpoint: {', '.join(SHAPES)}.")] = None,
     random: Annotated[bool, typer.Option("--random", help="Draw the weights of the shape.")] = False,
     section: Annotated[
@@ -105,7 +107,7 @@ def main(
         Names, typer.Option(help="Dtype of weights; repeat it. Default: float32 and bfloat16, a shape's own.")
     ] = None,
     policy: Annotated[
-        str, typer.Option(help="Budget of all states but the variations of extend and policies.")
+        str, typer.Option(help="Policy of all states but the variations of extend and policies.")
     ] = Settings.policy,
     text: Annotated[Names, typer.Option(help="UTF-8 file; repeat it. Default: Python's help.")] = None,
     turns: Annotated[int, typer.Option(help="Turns of roofline and decode.")] = Settings.turns,
