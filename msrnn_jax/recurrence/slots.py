@@ -46,9 +46,9 @@ def init_state(
         One number, which a policy with a pyramid shares out over layers, or one per layer, or with the scope "head"
         [L, K], one for every KV head; may be traced.
       slots: S, static, one number or one per layer; at least budget + `policy.every`, since a query also sees the token
-        just written. By default what each layer needs for its own budget (all its heads have as many slots as the one
-        with the largest, and where they share, `slots_for`); must be given where the budget is traced, and serves
-        every budget below it.
+        just written. By default what each layer needs for its own budget: all its heads have as many slots as the one
+        with the largest, and where they share, as one needs that takes all it can. Must be given where the budget is
+        traced, and serves every budget below it.
       positions: how positions are rotated. "absolute": at each token's place in the text. "cache": at its
         place among the tokens its row holds now, as StreamingLLM does. "gap": as "cache", but neighbours
         keep their true distance where it is at most 10, and count as far apart as its logarithm's logarithm
